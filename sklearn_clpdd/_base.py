@@ -12,12 +12,13 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import assert_all_finite, check_consistent_length, check_is_fitted, column_or_1d, validate_data
 from torch import Tensor, nn
 
+from ._core.calibration import minimal_temperature
 from ._core.devices import resolve_device
 from ._core.objectives import anchors, inner_weights
 from ._core.ridge import relative_penalty
 from ._encoder import FrozenEncoder
 from ._images import as_images
-from ._probe import ClosedFormProbe, best_temperature
+from ._probe import ClosedFormProbe
 from ._spaces import ImageSpace, PointSpace, Space
 
 # Real samples on which the probe's temperature is calibrated, at most.
@@ -97,7 +98,12 @@ class BaseDistiller(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Classifie
         Z = space.features(self.X_synthetic_)
         probe = self._fit_probe(Z, self.y_synthetic_)
         some = np.unique(np.linspace(0, len(R) - 1, _CALIBRATION_ROWS).astype(int))
-        probe.set_params(temperature=best_temperature(probe.decision_function(R[some]), codes[some]))
+        scores = torch.from_numpy(probe.decision_function(R[some]))
+        if scores.ndim == 1:
+            scores = torch.stack([-scores, scores], 1)
+        chunk = scores, torch.from_numpy(codes[some]), torch.ones(len(some), dtype=torch.float64)
+        probe.temperature_ = minimal_temperature(lambda: [chunk])
+        probe.set_params(temperature=probe.temperature_)
         Y = F.one_hot(torch.from_numpy(y), len(self.classes_))
         self.anchors_ = anchors(inner_weights(torch.from_numpy(Z), Y, self.alpha_)).T.contiguous().numpy()
         # From the space's units to the user's.
@@ -108,7 +114,7 @@ class BaseDistiller(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Classifie
     def _fit_probe(self, Z: np.ndarray, labels: np.ndarray) -> ClosedFormProbe:
         """The inner problem once more: no intercept, λ relative to the norms of ``Z``, which is in the space's units."""
         penalty = relative_penalty(torch.from_numpy(Z).double(), self.alpha_).item()
-        return ClosedFormProbe(penalty, fit_intercept=False, device="cpu").fit(Z, labels)
+        return ClosedFormProbe(penalty, fit_intercept=False, temperature=1.0, device="cpu").fit(Z, labels)
 
     def __sklearn_is_fitted__(self):
         return hasattr(self, "probe_")

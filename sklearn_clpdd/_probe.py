@@ -1,55 +1,123 @@
-"""ClosedFormProbe: a ridge classifier on features."""
+"""ClosedFormProbe: ridge classification of features, linear or by kernels, with everything chosen by leave-one-out."""
 
+import warnings
+from collections.abc import Sequence
 from numbers import Real
 
 import numpy as np
 import torch
-from scipy.optimize import minimize_scalar
-from scipy.special import expit, log_softmax, softmax
+from scipy.special import expit, softmax
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import compute_class_weight
 from sklearn.utils._param_validation import Interval, StrOptions
-from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+from sklearn.utils.metaestimators import available_if
+from sklearn.utils.multiclass import _check_partial_fit_first_call, check_classification_targets
+from sklearn.utils.validation import (
+    _check_sample_weight,
+    assert_all_finite,
+    check_is_fitted,
+    column_or_1d,
+    validate_data,
+)
 from torch import Tensor
 
-from ._core.devices import resolve_device
-from ._core.ridge import SOLVERS, in_double, ridge
+from ._core.calibration import best_temperature, score_candidates
+from ._core.devices import available_memory, resolve_device
+from ._core.kernels import KERNELS, kernel_matrix
+from ._core.leave_one_out import FeatureSpace, SampleSpace
+from ._core.moments import Moments
+from ._core.reservoir import Reservoir
+from ._core.ridge import SOLVERS, add_gram_, in_double, symmetric
+from ._core.rows import CHUNK, Rows, shared, without_copies
 
+# What `alpha="loo"` tries, times the power of ten next to the mean squared norm of the centred features.
+_CANDIDATES = np.logspace(-3, 3, 13)
+# Taken where leave-one-out says nothing, because no class has two samples.
+_DEFAULT_TEMPERATURE = 0.2
+# Rows of a stream on which `partial_fit` chooses alpha and the temperature.
+_RESERVOIR = 4096
 # Above this ratio of the Gram matrix's trace to the penalty, a bound on the condition number, float32 is not trusted.
 _FLOAT32_CONDITION = 1e4
+# Square matrices in float64 that a factorisation in sample space has in memory at once.
+_MATRICES = 4
+
+_SCORINGS = ("accuracy", "neg_log_loss", "neg_mean_squared_error")
+_SOLVED = ("coef_", "intercept_", "alpha_", "alphas_", "temperature_", "loo_score_", "loo_scores_")
+
+
+def _is_linear(probe) -> bool:
+    if isinstance(probe.kernel, str) and probe.kernel in ("linear", "cosine"):
+        return True
+    raise AttributeError(f"partial_fit and merge work in feature space: kernel='linear' or 'cosine', not {probe.kernel!r}")
 
 
 class ClosedFormProbe(ClassifierMixin, BaseEstimator):
-    """Ridge classifier in closed form: the linear probe of a frozen encoder's features, without a training loop.
+    """Ridge classifier in closed form: the probe of a frozen encoder's features, without a training loop.
 
-    Fits one ridge regression of ±1 class indicators on the features by Cholesky, in feature space or in sample space,
-    whichever is smaller. Equal to :class:`sklearn.linear_model.RidgeClassifier`, with probabilities.
+    Fits one ridge regression of ±1 class indicators on the features, as :class:`sklearn.linear_model.RidgeClassifier` does. The
+    ridge strength is chosen, and the probabilities are calibrated, by exact leave-one-out predictions, all from one
+    factorisation in feature space or in sample space, whichever is smaller.
 
     Parameters
     ----------
-    alpha : float, default=1.0
-        Ridge strength, ≥ 0: the penalty ``alpha · ‖coef‖²`` beside the summed squared errors. 1 suits features of unit norm.
+    alpha : "loo", float, or array-like of shape (n_candidates,), default="loo"
+        Ridge strength, ≥ 0: the penalty ``alpha · ‖coef‖²`` beside the summed squared errors. Of candidates the first with the
+        best leave-one-out score is taken. ``"loo"`` tries two per decade, from 0.001 to 1000 times the mean squared norm of
+        the centred features (rounded to a power of ten).
+    kernel : {"linear", "cosine", "rbf", "poly"} or callable, default="linear"
+        ``"cosine"`` is linear in features that are scaled to unit norm. The others are solved in sample space: memory grows
+        with ``n_samples²``. A callable takes two matrices, as those of :class:`sklearn.svm.SVC` do, and gives the matrix of
+        their rows' kernels.
+    gamma : float, default=None
+        Of the kernels ``exp(−gamma · ‖a − b‖²)`` and ``(gamma · aᵀb + coef0) ** degree``. ``None`` is
+        ``1 / (n_features · X.var())``, what :class:`sklearn.svm.SVC` calls "scale".
+    degree : float, default=3
+        Of the polynomial kernel, > 0.
+    coef0 : float, default=1
+        Of the polynomial kernel.
     fit_intercept : bool, default=True
         Whether to fit an unpenalised intercept.
     class_weight : dict or "balanced", default=None
         Weights of the classes; ``"balanced"`` is ``n_samples / (n_classes · bincount(y))``.
-    temperature : float, default=0.2
-        ``predict_proba`` is the softmax of the scores divided by it, > 0.
+    temperature : "loo" or float, default="loo"
+        ``predict_proba`` is the softmax of the scores divided by it, > 0. ``"loo"`` is the one, from 0.001 to 1000, with the
+        least log-loss of the leave-one-out predictions.
+    scoring : {"accuracy", "neg_log_loss", "neg_mean_squared_error"}, default="accuracy"
+        Leave-one-out score by which candidates for `alpha` are judged. Sample and class weights enter it.
     solver : {"auto", "primal", "dual"}, default="auto"
         ``"primal"`` solves an ``(n_features, n_features)`` system, ``"dual"`` an ``(n_samples, n_samples)`` one; the
-        result is the same.
+        result is the same. Kernels other than ``"linear"`` and ``"cosine"`` are always solved in the latter form.
+    dtype : {"float32", "float64"}, default=None
+        Of the attributes, and of what is not kept in float64 for its accuracy. ``None`` is float64 for float64 features and
+        float32 for float32 and float16 ones.
     device : str or torch.device, default="auto"
-        Where the system is solved. Fitted attributes are numpy arrays whatever it is.
+        Where the systems are solved. Fitted attributes are numpy arrays whatever it is.
 
     Attributes
     ----------
     classes_ : ndarray of shape (n_classes,)
         Class labels.
-    coef_ : ndarray of shape (1, n_features) or (n_classes, n_features), dtype of X
-        Weights; one row for two classes.
-    intercept_ : ndarray of shape (1,) or (n_classes,), dtype of X
+    coef_ : ndarray of shape (1, n_features) or (n_classes, n_features)
+        Weights of the features, for the kernels ``"linear"`` and ``"cosine"``; one row for two classes.
+    intercept_ : ndarray of shape (1,) or (n_classes,)
         Intercepts.
+    alpha_ : float
+        Ridge strength.
+    temperature_ : float
+        Temperature of `predict_proba`.
+    alphas_ : ndarray of shape (n_candidates,)
+        Ridge strengths that were scored.
+    loo_scores_ : ndarray of shape (n_candidates,)
+        Their leave-one-out scores, higher is better; NaN for strengths with which the system is singular. Only set, as
+        `alphas_` and `loo_score_`, where leave-one-out was asked for.
+    loo_score_ : float
+        The score of `alpha_`. NaN where no class has two samples.
+    gamma_ : float
+        The kernel's `gamma`; for ``"rbf"`` and ``"poly"``.
+    dual_coef_ : ndarray of shape (n_kept, 1) or (n_kept, n_classes)
+        Weights of the training samples, for kernels in sample space.
+    X_fit_ : ndarray of shape (n_kept, n_features)
+        The training samples that they belong to: those of positive weight, copies once.
     n_features_in_ : int
         Number of features seen in `fit`.
     feature_names_in_ : ndarray of shape (n_features,)
@@ -59,35 +127,72 @@ class ClosedFormProbe(ClassifierMixin, BaseEstimator):
     ------
     ValueError
         In `fit`: fewer than two classes, non-finite features, a singular system (``alpha=0`` on collinear features).
+    MemoryError
+        In `fit`: a kernel matrix that does not fit, before it is allocated.
+
+    Notes
+    -----
+    Leave-one-out predictions are those of refits without the sample, at the same `alpha`, with the intercept and the weights of
+    the others. Identical rows of one class leave together: a sample of weight 2 is one that is there twice, and oversampling
+    deceives no score. A sample that is alone in its class enters no score.
 
     References
     ----------
-    CLP-DD, arXiv 2605.07194: the closed-form inner problem.
+    CLP-DD, arXiv 2605.07194: the closed-form inner problem. Rifkin and Lippert, *Notes on Regularized Least Squares*, 2007:
+    leave-one-out from one eigendecomposition.
 
     Examples
     --------
-    >>> from sklearn.datasets import load_iris
+    >>> from sklearn.datasets import load_digits
     >>> from sklearn_clpdd import ClosedFormProbe
-    >>> X, y = load_iris(return_X_y=True)
-    >>> round(ClosedFormProbe().fit(X, y).score(X, y), 2)
-    0.85
+    >>> X, y = load_digits(return_X_y=True)
+    >>> probe = ClosedFormProbe(kernel="rbf").fit(X[::2], y[::2])
+    >>> round(probe.loo_score_, 2), round(probe.score(X[1::2], y[1::2]), 2)
+    (0.99, 0.99)
     """
 
     _parameter_constraints = {
-        "alpha": [Interval(Real, 0, None, closed="left")],
+        "alpha": [StrOptions({"loo"}), Interval(Real, 0, None, closed="left"), "array-like"],
+        "kernel": [StrOptions({"linear", "cosine", *KERNELS}), callable],
+        "gamma": [Interval(Real, 0, None, closed="neither"), None],
+        "degree": [Interval(Real, 0, None, closed="neither")],
+        "coef0": [Real],
         "fit_intercept": ["boolean"],
         "class_weight": [dict, StrOptions({"balanced"}), None],
-        "temperature": [Interval(Real, 0, None, closed="neither")],
+        "temperature": [StrOptions({"loo"}), Interval(Real, 0, None, closed="neither")],
+        "scoring": [StrOptions(set(_SCORINGS))],
         "solver": [StrOptions(set(SOLVERS))],
+        "dtype": [StrOptions({"float32", "float64"}), None],
         "device": [str, torch.device],
     }
 
-    def __init__(self, alpha=1.0, *, fit_intercept=True, class_weight=None, temperature=0.2, solver="auto", device="auto"):
+    def __init__(
+        self,
+        alpha="loo",
+        *,
+        kernel="linear",
+        gamma=None,
+        degree=3,
+        coef0=1,
+        fit_intercept=True,
+        class_weight=None,
+        temperature="loo",
+        scoring="accuracy",
+        solver="auto",
+        dtype=None,
+        device="auto",
+    ):
         self.alpha = alpha
+        self.kernel = kernel
+        self.gamma = gamma
+        self.degree = degree
+        self.coef0 = coef0
         self.fit_intercept = fit_intercept
         self.class_weight = class_weight
         self.temperature = temperature
+        self.scoring = scoring
         self.solver = solver
+        self.dtype = dtype
         self.device = device
 
     def fit(self, X, y, sample_weight=None):
@@ -95,9 +200,10 @@ class ClosedFormProbe(ClassifierMixin, BaseEstimator):
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
-            Features; float32 is kept, all else becomes float64.
-        y : array-like of shape (n_samples,)
+        X : array-like or Tensor of shape (n_samples, n_features)
+            Features. float16 and float32 are kept, all else becomes float64; a memmap is read in chunks and never copied whole
+            where there are more samples than features.
+        y : array-like or Tensor of shape (n_samples,)
             Class labels.
         sample_weight : array-like of shape (n_samples,), default=None
             Weights of the squared errors, ≥ 0.
@@ -107,27 +213,118 @@ class ClosedFormProbe(ClassifierMixin, BaseEstimator):
         ClosedFormProbe
             Itself.
         """
-        self._validate_params()
-        X, y = validate_data(self, X, y, dtype=[np.float64, np.float32])
-        check_classification_targets(y)
+        self._check_params()
+        X, y = self._check(X, y, reset=True)
         classes, codes = np.unique(y, return_inverse=True)
         if len(classes) < 2:
             raise ValueError(f"a classifier needs samples of at least two classes; y holds one class, {classes.tolist()[0]!r}")
-        weight = None
-        if sample_weight is not None or self.class_weight is not None:
-            weight = _check_sample_weight(sample_weight, X, dtype=X.dtype, ensure_non_negative=True)
-            if self.class_weight is not None:
-                weight = weight * compute_class_weight(self.class_weight, classes=classes, y=y)[codes]
-        device = resolve_device(self.device)
-        positive = np.arange(len(classes)) if len(classes) > 2 else np.array([1])
-        Y = np.where(codes[:, None] == positive, 1, -1).astype(X.dtype)
-        w = None if weight is None else _tensor(weight.astype(X.dtype), device)
-        coef, intercept = _fit_linear(
-            _tensor(X, device), _tensor(Y, device), w, float(self.alpha), self.fit_intercept, self.solver
+        weight = self._weights(sample_weight, X, y, classes, codes)
+        rows = self._rows(X, codes, weight)
+        in_features = self.kernel in ("linear", "cosine") and (
+            self.solver == "primal" or (self.solver == "auto" and len(rows) >= X.shape[1])
         )
-        if not np.isfinite(coef).all():
-            raise ValueError(f"the system is singular with alpha={self.alpha}: the features are collinear; give a larger alpha")
-        self.classes_, self.coef_, self.intercept_ = classes, coef, intercept
+        if not in_features:
+            self._check_memory(len(rows), rows.device)
+        self._forget()
+        self.classes_ = classes
+        if in_features:
+            moments = Moments(len(classes), X.shape[1], rows.device).add(rows)
+            self._solve_in_feature_space(moments, rows)
+        else:
+            self._solve_in_sample_space(rows)
+        return self
+
+    @available_if(_is_linear)
+    def partial_fit(self, X, y, classes=None, sample_weight=None):
+        """Take a batch of samples in: after the last one the coefficients are those of one `fit` on all of them.
+
+        Keeps weighted Gram matrix, means and counts in float64, about the size of ``n_features · (n_features + n_classes)``
+        numbers however many samples there are; the system is solved when a result is asked for. `alpha` and the temperature,
+        where they are ``"loo"``, are chosen by the leave-one-out predictions of a uniform sample of up to 4096 rows.
+
+        Parameters
+        ----------
+        X : array-like or Tensor of shape (n_samples, n_features)
+            Features.
+        y : array-like or Tensor of shape (n_samples,)
+            Class labels.
+        classes : array-like of shape (n_classes,), default=None
+            All labels there will be; needed in the first call.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Weights of the squared errors, ≥ 0.
+
+        Returns
+        -------
+        ClosedFormProbe
+            Itself.
+
+        Raises
+        ------
+        ValueError
+            If the probe was fitted by `fit`, a label is not in `classes`, or ``class_weight="balanced"``, which needs all labels.
+        """
+        self._check_params()
+        if self.class_weight == "balanced":
+            raise ValueError(
+                "class_weight='balanced' needs the labels of all batches; give a dict of class weights, for instance "
+                "compute_class_weight('balanced', classes=classes, y=all_labels) by class"
+            )
+        if hasattr(self, "classes_") and "_moments" not in self.__dict__:
+            raise ValueError("this probe was fitted by `fit`, which keeps no statistics to add to; begin with `partial_fit`")
+        first = _check_partial_fit_first_call(self, classes)
+        try:
+            X, y = self._check(X, y, reset=first)
+            codes = np.searchsorted(self.classes_, y).clip(max=len(self.classes_) - 1)
+            unknown = self.classes_[codes] != y
+            if unknown.any():
+                raise ValueError(f"y holds {np.unique(y[unknown]).tolist()}, not among the classes {self.classes_.tolist()}")
+            weight = self._weights(sample_weight, X, y, self.classes_, codes)
+        except Exception:
+            if first:
+                del self.classes_
+            raise
+        device = resolve_device(self.device)
+        if first:
+            self._moments = Moments(len(self.classes_), X.shape[1], device)
+            self._reservoir = Reservoir(_RESERVOIR)
+            self._stream_dtype = self._dtype_for(X)
+        self._moments.to(device).add(self._rows(X, codes, weight, copies=True))
+        if self._leaves_one_out:
+            kept = np.flatnonzero(weight)
+            self._reservoir.add(*(array[kept] if len(kept) < len(X) else array for array in (X, codes, weight)))
+        self._forget(keep_stream=True)
+        return self
+
+    @available_if(_is_linear)
+    def merge(self, other):
+        """Take in what another probe has seen: two probes of parts become the probe of the whole.
+
+        Parameters
+        ----------
+        other : ClosedFormProbe
+            Fitted by `partial_fit` with the same classes. It stays as it is.
+
+        Returns
+        -------
+        ClosedFormProbe
+            Itself.
+
+        Raises
+        ------
+        ValueError
+            If one of them was not fitted by `partial_fit`, or classes, numbers of features or kernels differ.
+        """
+        for probe in (self, other):
+            if "_moments" not in probe.__dict__:
+                raise ValueError("merge takes probes that were fitted by `partial_fit`; `fit` keeps no statistics to merge")
+        for name in ("n_features_in_", "kernel", "class_weight"):
+            if getattr(self, name) != getattr(other, name):
+                raise ValueError(f"the probes differ in {name}: {getattr(self, name)!r} and {getattr(other, name)!r}")
+        if not np.array_equal(self.classes_, other.classes_):
+            raise ValueError(f"the probes have different classes: {self.classes_.tolist()} and {other.classes_.tolist()}")
+        self._moments.merge(other._moments)
+        self._reservoir.merge(other._reservoir)
+        self._forget(keep_stream=True)
         return self
 
     def decision_function(self, X):
@@ -135,7 +332,7 @@ class ClosedFormProbe(ClassifierMixin, BaseEstimator):
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
+        X : array-like or Tensor of shape (n_samples, n_features)
             Features.
 
         Returns
@@ -144,8 +341,21 @@ class ClosedFormProbe(ClassifierMixin, BaseEstimator):
             Predicted class indicators, about −1 to 1; for two classes those of ``classes_[1]``.
         """
         check_is_fitted(self)
-        X = validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
-        scores = X @ self.coef_.T + self.intercept_
+        X = self._check(X)
+        in_features = self.kernel in ("linear", "cosine")
+        weights = self.coef_.T if in_features else self.dual_coef_
+        dtype = np.result_type(X.dtype, weights.dtype)
+        if in_features and self.kernel == "linear" and X.dtype == dtype:
+            scores = X @ weights + self.intercept_
+        else:
+            device = torch.device("cpu") if in_features else resolve_device(self.device)
+            rows = Rows.plain(X, device, unit=self.kernel == "cosine")
+            scores = np.empty((len(X), weights.shape[1]), dtype)
+            W, b = (shared(array).to(device, _torch_dtype(dtype)) for array in (weights, self.intercept_))
+            known = None if in_features else shared(self.X_fit_).to(device, _torch_dtype(dtype))
+            for positions, chunk in rows.chunks(_torch_dtype(dtype), width=len(W)):
+                Z = chunk if known is None else kernel_matrix(self.kernel, chunk, known, **self._kernel_parameters())
+                scores[positions] = torch.addmm(b, Z, W).cpu().numpy()
         return scores.ravel() if len(self.classes_) == 2 else scores
 
     def predict(self, X):
@@ -153,7 +363,7 @@ class ClosedFormProbe(ClassifierMixin, BaseEstimator):
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
+        X : array-like or Tensor of shape (n_samples, n_features)
             Features.
 
         Returns
@@ -169,7 +379,7 @@ class ClosedFormProbe(ClassifierMixin, BaseEstimator):
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
+        X : array-like or Tensor of shape (n_samples, n_features)
             Features.
 
         Returns
@@ -179,55 +389,208 @@ class ClosedFormProbe(ClassifierMixin, BaseEstimator):
         """
         scores = self.decision_function(X)
         if scores.ndim == 2:
-            return softmax(scores / self.temperature, axis=1)
-        positive = expit(2 * scores / self.temperature)
+            return softmax(scores / self.temperature_, axis=1)
+        positive = expit(2 * scores / self.temperature_)
         return np.stack([1 - positive, positive], axis=1)
 
+    def __getattr__(self, name):
+        # Reached only by names that are not there: after `partial_fit`, what is solved for when it is first asked.
+        if name in _SOLVED and "_moments" in self.__dict__ and "temperature_" not in self.__dict__:
+            device = resolve_device(self.device)
+            rows = None
+            if self._leaves_one_out:
+                X, codes, weight = self._reservoir.rows
+                rows = self._rows(X, codes, weight)
+            self._solve_in_feature_space(self._moments.to(device), rows)
+            if name in self.__dict__:
+                return self.__dict__[name]
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
-def best_temperature(scores: np.ndarray, codes: np.ndarray) -> float:
-    """The temperature that minimises the log-loss of scores.
+    # What comes before the solving.
 
-    Parameters
-    ----------
-    scores : ndarray of shape (n_samples,) or (n_samples, n_classes)
-        What `ClosedFormProbe.decision_function` gives for samples that it was not fitted on.
-    codes : ndarray of shape (n_samples,), int
-        Indices of their classes.
+    def _check_params(self):
+        self._validate_params()
+        if not isinstance(self.alpha, str | Real):
+            alphas = np.asarray(self.alpha)
+            if alphas.ndim != 1 or not len(alphas) or alphas.dtype.kind not in "iuf" or not (alphas >= 0).all():
+                raise ValueError(f"candidates for alpha are a non-empty list of numbers ≥ 0; got {self.alpha!r}")
+        if not np.isfinite(self.alpha if not isinstance(self.alpha, str) else 0).all():
+            raise ValueError(f"alpha has to be finite; got {self.alpha!r}")
 
-    Returns
-    -------
-    float
-        Between 1e-3 and 1e3.
-    """
-    if scores.ndim == 1:
-        scores = np.stack([-scores, scores], axis=1)
-    rows = np.arange(len(codes))
+    def _check(self, X, y=None, *, reset=False):
+        """Features as an array that is kept where it lies, and labels, both without anything that is not finite."""
+        X, y = (_from_tensor(array) for array in (X, y))
+        half = getattr(X, "dtype", None) == np.float16
+        checks = {"dtype": [np.float64, np.float32, np.float16], "reset": reset, "ensure_all_finite": not half}
+        if y is None:
+            X = validate_data(self, X, **checks)
+        else:
+            X, y = validate_data(self, X, column_or_1d(y, warn=True) if isinstance(y, np.ndarray) else y, **checks)
+            check_classification_targets(y)
+        if half:
+            step = max(1, CHUNK // X.shape[1])
+            for start in range(0, len(X), step):
+                part = X[start : start + step]
+                if not shared(part).isfinite().all():
+                    assert_all_finite(part.astype(np.float32), input_name="X")
+        return X if y is None else (X, y)
 
-    def log_loss(log_temperature):
-        return -log_softmax(scores / np.exp(log_temperature), axis=1)[rows, codes].mean()
+    def _weights(self, sample_weight, X, y, classes, codes) -> np.ndarray:
+        weight = _check_sample_weight(_from_tensor(sample_weight), X, dtype=np.float64, ensure_non_negative=True)
+        if self.class_weight is not None:
+            missing = {} if self.class_weight == "balanced" else dict.fromkeys(classes.tolist(), 1.0)
+            given = self.class_weight if self.class_weight == "balanced" else {**missing, **self.class_weight}
+            weight = weight * compute_class_weight(given, classes=classes, y=y if not missing else classes)[codes]
+        if not weight.any():
+            raise ValueError("all sample weights are zero; give a positive one to some samples")
+        return weight
 
-    return float(np.exp(minimize_scalar(log_loss, bounds=(np.log(1e-3), np.log(1e3)), method="bounded").x))
+    def _rows(self, X: np.ndarray, codes: np.ndarray, weight: np.ndarray, *, copies: bool | None = None) -> Rows:
+        """Samples of positive weight; without copies of one another where leave-one-out is asked for."""
+        device = resolve_device(self.device)
+        index = None if weight.all() else np.flatnonzero(weight)
+        if index is not None:
+            codes, weight = codes[index], weight[index]
+        if copies is None and self._leaves_one_out:
+            kept, weight = without_copies(X, codes, weight, index)
+            if kept is not None:
+                codes, index = codes[kept], kept if index is None else index[kept]
+        w = torch.from_numpy(weight)
+        w = w.to(device, torch.float32 if device.type == "mps" else torch.float64)
+        return Rows(X, index, torch.from_numpy(codes).to(device), w, self.kernel == "cosine", device)
+
+    @property
+    def _leaves_one_out(self) -> bool:
+        return not isinstance(self.alpha, Real) or self.temperature == "loo"
+
+    def _dtype_for(self, X: np.ndarray) -> torch.dtype:
+        return _torch_dtype(self.dtype or ("float64" if X.dtype == np.float64 else "float32"))
+
+    def _check_memory(self, n: int, device: torch.device):
+        needed, available = 8 * _MATRICES * n**2, available_memory(device)
+        if available is not None and needed > available:
+            raise MemoryError(
+                f"kernel={self.kernel!r} in sample space needs {_MATRICES} float64 matrices of {n} × {n}, {needed / 2**30:.1f} GiB, "
+                f"and {available / 2**30:.1f} GiB are free; take fewer samples, kernel='linear' with solver='auto', or the "
+                "approximate kernel of make_pipeline(Nystroem(...), ClosedFormProbe())"
+            )
+
+    def _forget(self, *, keep_stream: bool = False):
+        """Drop what an earlier fit has left."""
+        stream = () if keep_stream else ("_moments", "_reservoir", "_stream_dtype", "classes_")
+        for name in (*_SOLVED, "gamma_", "dual_coef_", "X_fit_", *stream):
+            self.__dict__.pop(name, None)
+
+    # The solving.
+
+    def _penalties(self, mean_square: float) -> Sequence[float]:
+        if isinstance(self.alpha, Real):
+            return [float(self.alpha)]
+        if isinstance(self.alpha, str):
+            scale = 10.0 ** round(np.log10(mean_square)) if mean_square > 0 else 1.0
+            return (scale * _CANDIDATES).tolist()
+        return np.asarray(self.alpha, dtype=float).tolist()
+
+    def _solve_in_feature_space(self, moments: Moments, rows: Rows | None):
+        empty = Rows.plain(np.empty((0, moments.class_means.shape[1]), np.float32), moments.class_means.device)
+        dtype = self._dtype_for(rows.X) if rows is not None else self._stream_dtype
+        space = FeatureSpace(moments, rows if rows is not None else empty, self._penalties, self.fit_intercept, dtype)
+        chosen = self._choose(space)
+        W = space.coefficients(chosen)
+        self._keep_linear(W, space.intercept(W), dtype)
+
+    def _solve_in_sample_space(self, rows: Rows):
+        dtype = self._dtype_for(rows.X)
+        kernel = None if self.kernel in ("linear", "cosine") else self.kernel
+        share = rows.weight / rows.weight.sum()
+        prior = 2 * share.new_zeros(len(self.classes_)).index_add_(0, rows.codes, share) - 1
+        if not self.fit_intercept:
+            prior.zero_()
+        Z = rows.whole(dtype if kernel is None else in_double(rows.weight).dtype)
+        if kernel is None:
+            mean = share.to(Z) @ Z if self.fit_intercept else torch.zeros_like(Z[0])
+            Z -= mean
+            weighted = (Z.square().sum(1) @ rows.weight.to(Z)).item()
+            if not isinstance(self.alpha, Real) or weighted > _FLOAT32_CONDITION * float(self.alpha):
+                Z = in_double(Z)
+            K = Z.new_zeros(len(Z), len(Z))
+            add_gram_(K, Z.T)
+            K = symmetric(K)
+        else:
+            self._set_gamma(Z, rows.weight)
+            K = kernel_matrix(kernel, Z, Z, **self._kernel_parameters())
+            center = K @ share.to(K)
+        space = SampleSpace(K, rows.codes, rows.weight, len(self.classes_), self._penalties, self.fit_intercept)
+        chosen = self._choose(space)
+        a = space.coefficients(chosen)
+        prior = prior.to(a)
+        if kernel is None:
+            W = Z.T @ a
+            self._keep_linear(W, prior - mean.to(W) @ W, dtype)
+        else:
+            intercept = prior - center @ a if self.fit_intercept else prior
+            self.dual_coef_, self.intercept_ = self._outputs(a, dtype), self._outputs(intercept, dtype)
+            self.X_fit_ = rows.X.copy() if rows.index is None else rows.X[rows.index]
+
+    def _choose(self, space) -> int:
+        """Index of the best penalty; sets all that leave-one-out has to say."""
+        self.alphas_ = np.asarray(space.penalties)
+        chosen = 0
+        temperature = None if self.temperature == "loo" else float(self.temperature)
+        if self._leaves_one_out:
+            # The refit without a sample that is alone in its class has never seen the class.
+            alone = torch.bincount(space.codes, minlength=space.n_classes)[space.codes] == 1
+            weight = in_double(torch.where(alone, 0, space.weight))
+            if alone.all():
+                warnings.warn(
+                    "no class has two samples: leave-one-out can choose neither alpha nor the temperature", stacklevel=4
+                )
+                scores = np.full(len(self.alphas_), np.nan)
+                chosen = (len(self.alphas_) - 1) // 2
+                temperature = temperature or _DEFAULT_TEMPERATURE
+            else:
+                scores = score_candidates(space, weight, self.scoring, temperature).cpu().numpy()
+                if np.isnan(scores).all():
+                    self._raise_singular()
+                chosen = int(np.nanargmax(scores))
+                temperature = temperature or best_temperature(space, weight, chosen)
+            self.loo_scores_, self.loo_score_ = scores, float(scores[chosen])
+        else:
+            del self.alphas_
+        self.alpha_, self.temperature_ = float(space.penalties[chosen]), temperature
+        return chosen
+
+    def _keep_linear(self, W: Tensor, intercept: Tensor, dtype: torch.dtype):
+        self.coef_ = np.ascontiguousarray(self._outputs(W, dtype).T)
+        self.intercept_ = self._outputs(intercept, dtype)
+
+    def _outputs(self, values: Tensor, dtype: torch.dtype) -> np.ndarray:
+        """As arrays, for two classes those of the second one."""
+        if not values.isfinite().all():
+            self._raise_singular()
+        if values.shape[-1] == 2:
+            values = values[..., 1:]
+        return values.to(dtype).cpu().numpy()
+
+    def _raise_singular(self):
+        raise ValueError(f"the system is singular with alpha={self.alpha}: the features are collinear; give a larger alpha")
+
+    def _set_gamma(self, Z: Tensor, weight: Tensor):
+        if self.kernel in KERNELS:
+            share = (weight / weight.sum()).to(Z)
+            variance = (share @ Z.square().mean(1) - (share @ Z.mean(1)) ** 2).item()
+            self.gamma_ = self.gamma if self.gamma is not None else 1 / (Z.shape[1] * variance) if variance > 0 else 1.0
+
+    def _kernel_parameters(self):
+        return {"gamma": self.gamma_, "degree": self.degree, "coef0": self.coef0} if self.kernel in KERNELS else {}
 
 
-def _fit_linear(X: Tensor, Y: Tensor, weight: Tensor | None, alpha: float, fit_intercept: bool, solver: str):
-    """Coefficients ``(C, d)`` and intercepts ``(C,)`` of a weighted ridge regression, as numpy arrays."""
-    dtype = X.dtype
-    x_mean, y_mean = torch.zeros_like(X[0]), torch.zeros_like(Y[0])
-    if fit_intercept:
-        share = torch.full_like(X[:, 0], 1 / len(X)) if weight is None else weight / weight.sum()
-        x_mean, y_mean = share @ X, share @ Y
-        X, Y = X - x_mean, Y - y_mean
-    if weight is not None:
-        root = weight.sqrt()[:, None]
-        X, Y = root * X, root * Y
-    if dtype == torch.float32 and X.square().sum().item() > _FLOAT32_CONDITION * alpha:
-        X, Y, x_mean, y_mean = map(in_double, (X, Y, x_mean, y_mean))
-    W = ridge(X, Y, alpha, solver=solver)
-    intercept = y_mean - x_mean @ W
-    return W.T.to(dtype).cpu().numpy(), intercept.to(dtype).cpu().numpy()
+def _from_tensor(array):
+    if not isinstance(array, Tensor):
+        return array
+    array = array.detach().cpu()
+    return (array.float() if array.dtype == torch.bfloat16 else array).numpy()
 
 
-def _tensor(array: np.ndarray, device: torch.device) -> Tensor:
-    """The array on the device, copied where torch could not share it (read-only memmaps, negative strides)."""
-    shareable = array.flags.writeable and all(stride >= 0 for stride in array.strides)
-    return torch.from_numpy(array if shareable else array.copy()).to(device)
+def _torch_dtype(dtype) -> torch.dtype:
+    return getattr(torch, np.dtype(dtype).name)

@@ -16,8 +16,19 @@ from sklearn_clpdd import CLPDistiller, FrozenEncoder
 ROOT = Path(sklearn_clpdd.__file__).parent
 # From the bottom up: a module imports from the lines above its own, and from no other.
 LAYERS = [
-    {"_core.ridge", "_core.augmentations", "_core.parametrizations", "_core.devices", "_core.checkpoints", "_core.folding"},
-    {"_core.objectives", "_core.backbones"},
+    {
+        "_core.ridge",
+        "_core.rows",
+        "_core.reservoir",
+        "_core.augmentations",
+        "_core.parametrizations",
+        "_core.devices",
+        "_core.checkpoints",
+        "_core.folding",
+    },
+    {"_core.objectives", "_core.backbones", "_core.moments", "_core.kernels"},
+    {"_core.leave_one_out"},
+    {"_core.calibration"},
     {"_core.loop"},
     {"_images", "_probe"},
     {"_encoder"},

@@ -27,3 +27,15 @@ def resolve_device(device) -> torch.device:
     if resolved is None or str(resolved) not in present:
         raise ValueError(f"device={device!r} is not on this machine; choose 'auto' or one of {present}")
     return resolved
+
+
+def available_memory(device: torch.device) -> int | None:
+    """Bytes that can still be allocated on a device; ``None`` where nothing says so."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        with open("/proc/meminfo") as lines:
+            (line,) = (line for line in lines if line.startswith("MemAvailable:"))
+        return 1024 * int(line.split()[1])
+    except (OSError, ValueError):
+        return None

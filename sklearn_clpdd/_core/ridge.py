@@ -11,6 +11,10 @@ from torch import Tensor
 
 SOLVERS = ("auto", "primal", "dual")
 
+# Blocks of a Gram matrix, and the least number of columns of one.
+_BLOCKS = 8
+_MIN_BLOCK = 96
+
 
 def solve_ridged(A: Tensor, B: Tensor, penalty: Tensor | float) -> Tensor:
     """Solve ``(A + penalty·I) X = B`` for a positive semi-definite ``A`` by Cholesky."""
@@ -64,3 +68,15 @@ def relative_penalty(Z: Tensor, alpha: float) -> Tensor:
 def in_double(Z: Tensor) -> Tensor:
     """``Z`` in float64, or as it is on a device that has no float64 (Apple's MPS)."""
     return Z if Z.device.type == "mps" else Z.double()
+
+
+def add_gram_(out: Tensor, X: Tensor) -> None:
+    """Add ``XᵀX`` to ``out`` ``(d, d)``: only its blocks on and above the diagonal, for little more than half the work."""
+    block = max(_MIN_BLOCK, -(-X.shape[1] // _BLOCKS))
+    for start in range(0, X.shape[1], block):
+        out[start : start + block, start:].addmm_(X[:, start : start + block].T, X[:, start:])
+
+
+def symmetric(upper: Tensor) -> Tensor:
+    """The symmetric matrix whose upper triangle is given."""
+    return upper.triu() + upper.triu(1).T

@@ -1,0 +1,43 @@
+"""Kernel matrices."""
+
+from collections.abc import Callable
+
+import numpy as np
+from torch import Tensor
+
+from .rows import shared
+
+
+def rbf(A: Tensor, B: Tensor, *, gamma: float, **_) -> Tensor:
+    """``exp(−gamma · ‖a − b‖²)``."""
+    squares = A.square().sum(1)[:, None] + B.square().sum(1)
+    return squares.addmm_(A, B.T, alpha=-2).clamp_min_(0).mul_(-gamma).exp_()
+
+
+def poly(A: Tensor, B: Tensor, *, gamma: float, degree: float, coef0: float) -> Tensor:
+    """``(gamma · aᵀb + coef0) ** degree``."""
+    return (A @ B.T).mul_(gamma).add_(coef0).pow_(degree)
+
+
+KERNELS: dict[str, Callable[..., Tensor]] = {"rbf": rbf, "poly": poly}
+
+
+def kernel_matrix(kernel: str | Callable, A: Tensor, B: Tensor, **parameters) -> Tensor:
+    """Kernel of every row of ``A`` ``(n, d)`` with every row of ``B`` ``(m, d)``, ``(n, m)``.
+
+    Raises
+    ------
+    ValueError
+        If a callable gives another shape, or numbers that are not finite.
+    """
+    if isinstance(kernel, str):
+        return KERNELS[kernel](A, B, **parameters)
+    K = np.asarray(kernel(A.cpu().numpy(), B.cpu().numpy()), dtype=str(A.dtype).removeprefix("torch."))
+    if K.shape != (len(A), len(B)):
+        raise ValueError(
+            f"the kernel gave an array of shape {K.shape} for {len(A)} and {len(B)} samples; "
+            f"it has to take two matrices and give one of shape {(len(A), len(B))}, as SVC's kernels do"
+        )
+    if not np.isfinite(K).all():
+        raise ValueError(f"the kernel gave {np.count_nonzero(~np.isfinite(K))} numbers that are not finite")
+    return shared(K).to(A.device, copy=True)

@@ -1,0 +1,225 @@
+"""Leave-one-out predictions of ridge regression for many penalties, from one factorisation.
+
+The prediction for a sample is linear in the targets; ``h``, its leverage, is the weight of its own. Refitting without it gives
+
+    ``(prediction − h·y) / (1 − h)``
+
+exactly, with the intercept and the sample weights in ``h``. In sample space the same number is ``y − a/(w·g)``, for the
+coefficients ``a`` of the samples, their weights ``w`` and the diagonal ``g`` of the inverse; it does not cancel where ``h`` is
+close to one, which is the rule when there are fewer samples than features.
+
+Targets are ±1 class indicators, one column a class, also for two classes. Notation beyond that of the package: ``A`` is the
+matrix that is factorised, ``P`` counts the penalties.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .moments import Moments
+from .rows import Rows
+
+# Leverage pass and predictions run in float32 where no squared norm exceeds the smallest eigenvalue, penalty included, by more.
+_FLOAT32_RANGE = 1e4
+# Below this share of other samples in its prediction, a sample is computed in float64.
+_FLOAT32_SHARE = 0.05
+
+Candidates = Sequence[int]
+# Penalties for a mean squared norm of the rows.
+Penalties = Callable[[float], Sequence[float]]
+
+
+@dataclass(frozen=True)
+class RidgedInverse:
+    """``(A + penalty·I)⁻¹ = basis · diag(gains[:, j]) · basisᵀ`` for the penalty number ``j``.
+
+    ``gains`` are NaN for penalties that leave the matrix singular to working precision.
+    """
+
+    basis: Tensor  # (k, k)
+    gains: Tensor  # (k, P)
+    smallest: float  # at most the smallest eigenvalue of A + penalty·I, over the penalties
+
+
+def ridged_inverse(A: Tensor, penalties: Sequence[float]) -> RidgedInverse:
+    """Cholesky for one penalty, eigenvalues for several."""
+    resolution = len(A) * torch.finfo(A.dtype).eps * A.diagonal().max()
+    p = torch.tensor(penalties, dtype=A.dtype, device=A.device)
+    if len(penalties) == 1:
+        eye = torch.eye(len(A), dtype=A.dtype, device=A.device)
+        L, info = torch.linalg.cholesky_ex(A + p * eye)
+        basis = torch.linalg.solve_triangular(L, eye, upper=False).T
+        pivot = torch.where(info == 0, L.diagonal().square().min(), 0).reshape(1)
+        gains, smallest = torch.ones_like(A[:, :1]), p
+    else:
+        eigenvalues, basis = torch.linalg.eigh(A)
+        eigenvalues.clamp_min_(0)
+        pivot = smallest = eigenvalues[0] + p
+        gains = 1 / (eigenvalues[:, None] + p)
+    gains = torch.where(pivot > resolution, gains, torch.nan)
+    return RidgedInverse(basis, gains, smallest.min().item())
+
+
+class SampleSpace:
+    """Ridge regression on an ``(n, n)`` kernel matrix.
+
+    Parameters
+    ----------
+    K : Tensor of shape (n, n)
+        Kernel of the samples with one another; overwritten. Its precision is that of every result.
+    codes : Tensor of shape (n,), int64
+        Indices of the classes.
+    weight : Tensor of shape (n,)
+        Sample weights, > 0.
+    n_classes : int
+    penalties : callable
+        Gives the penalties to consider for the mean of the rows' weighted squared norms.
+    fit_intercept : bool
+    """
+
+    def __init__(self, K: Tensor, codes: Tensor, weight: Tensor, n_classes: int, penalties: Penalties, fit_intercept: bool):
+        self.codes, self.weight, self.n_classes = codes, weight.to(K.dtype), n_classes
+        self.Y = torch.full((len(K), n_classes), -1, dtype=K.dtype, device=K.device)
+        self.Y.scatter_(1, codes[:, None], 1)
+        root = self.weight.sqrt()
+        K.mul_(root).mul_(root[:, None])
+        if fit_intercept:
+            # The direction that an intercept takes leaves the kernel; put back with a plain eigenvalue, it leaves the inverse.
+            u = root / torch.linalg.vector_norm(root)
+            Ku = K @ u
+            K.addr_(u, Ku, alpha=-1).addr_(Ku, u, alpha=-1)
+            K.addr_(u * (u @ Ku), u)
+        scale = K.diagonal().mean().item()
+        self.penalties = penalties(scale)
+        if fit_intercept:
+            K.addr_(scale * u, u)
+        self._inverse = ridged_inverse(K, self.penalties)
+        basis = self._inverse.basis
+        if fit_intercept:
+            basis = basis - torch.outer(u, u @ basis)
+        self._weighted_basis = basis * root[:, None]
+        self._targets = self._weighted_basis.T @ self.Y
+        self._diagonal = self._weighted_basis.square() @ self._inverse.gains
+
+    def coefficients(self, candidate: int) -> Tensor:
+        """Coefficients of the samples, ``(n, C)``; those of the features are ``Zᵀ`` times them."""
+        return self._weighted_basis @ (self._inverse.gains[:, candidate, None] * self._targets)
+
+    def leave_one_out(
+        self, candidates: Candidates, positions: Tensor | None = None
+    ) -> Iterator[tuple[slice, Candidates, Tensor]]:
+        """Predictions ``(n, 1, C)`` for one candidate after the other, each without the sample itself.
+
+        ``positions`` are of the samples that are asked for.
+        """
+        chosen = slice(None) if positions is None else positions
+        for candidate in candidates:
+            residuals = self.coefficients(candidate)[chosen] / self._diagonal[chosen, candidate, None]
+            yield slice(0, len(residuals)), [candidate], (self.Y[chosen] - residuals)[:, None]
+
+
+class FeatureSpace:
+    """Ridge regression on the ``(d, d)`` moments of rows that are read again for their leave-one-out predictions.
+
+    Parameters
+    ----------
+    moments : Moments
+        Of all training rows.
+    rows : Rows
+        Training rows, all or some.
+    penalties : callable
+        Gives the penalties to consider for the mean of the rows' weighted squared norms.
+    fit_intercept : bool
+    dtype : torch.dtype
+        In which rows are read; float32 is used where it is safe.
+    """
+
+    def __init__(self, moments: Moments, rows: Rows, penalties: Penalties, fit_intercept: bool, dtype: torch.dtype):
+        self.codes, self.weight, self.n_classes = rows.codes, rows.weight, len(moments.class_weights)
+        self._rows = rows
+        gram = moments.gram(centered=fit_intercept)
+        trace = gram.diagonal().sum()
+        self.penalties = penalties((trace / moments.n_rows).item())
+        self._inverse = ridged_inverse(gram, self.penalties)
+        self._targets = self._inverse.basis.T @ moments.cross(centered=fit_intercept)
+        self._mean = moments.mean if fit_intercept else torch.zeros_like(moments.mean)
+        shares = moments.class_weights / moments.weight
+        self._prior = 2 * shares - 1 if fit_intercept else torch.zeros_like(shares)
+        self._intercept_leverage = 1 / moments.weight if fit_intercept else torch.zeros_like(moments.weight)
+        mean_square = (trace / moments.weight + moments.mean.square().sum()).item()
+        safe = mean_square <= _FLOAT32_RANGE * self._inverse.smallest
+        self.dtype = dtype if safe else gram.dtype
+        self._leverages: Tensor | None = None
+
+    def coefficients(self, candidate: int) -> Tensor:
+        """Coefficients of the features, ``(d, C)``."""
+        return self._inverse.basis @ (self._inverse.gains[:, candidate, None] * self._targets)
+
+    def intercept(self, coefficients: Tensor) -> Tensor:
+        """Intercepts that belong to coefficients of the features, ``(C,)``."""
+        return self._prior - self._mean @ coefficients
+
+    @property
+    def leverages(self) -> Tensor:
+        """Leverage of every row under every penalty, ``(n, P)``."""
+        if self._leverages is None:
+            self._leverages = self._leverages_of(self._rows, self.dtype)
+            if self.dtype == torch.float32:
+                high = (1 - self._leverages).amin(1) < _FLOAT32_SHARE
+                if high.any():
+                    positions = high.nonzero()[:, 0]
+                    self._leverages[positions] = self._leverages_of(self._rows.take(positions), self._mean.dtype).float()
+        return self._leverages
+
+    def _leverages_of(self, rows: Rows, dtype: torch.dtype) -> Tensor:
+        basis, gains, mean = (value.to(dtype) for value in (self._inverse.basis, self._inverse.gains, self._mean))
+        leverages = torch.empty(len(rows), len(self.penalties), dtype=dtype, device=basis.device)
+        projected = None
+        for positions, chunk in rows.chunks(dtype):
+            if projected is None:
+                projected = torch.empty_like(chunk)
+            out = torch.mm(chunk.sub_(mean), basis, out=projected[: len(chunk)])
+            torch.mm(out.square_(), gains, out=leverages[positions])
+        leverages += self._intercept_leverage.to(dtype)
+        return leverages.mul_(rows.weight[:, None].to(dtype))
+
+    def leave_one_out(
+        self, candidates: Candidates, positions: Tensor | None = None
+    ) -> Iterator[tuple[slice, Candidates, Tensor]]:
+        """Predictions ``(n', P', C)`` of chunks of rows for candidates, each without the sample itself.
+
+        ``positions`` are of the rows that are asked for, in float64; ``None`` is all, in `dtype`. Results are overwritten by
+        the next ones.
+        """
+        if positions is None:
+            rows, dtype, leverages = self._rows, self.dtype, self.leverages[:, candidates]
+        else:
+            rows, dtype = self._rows.take(positions), self._mean.dtype
+            leverages = self._leverages_of(rows, dtype)[:, candidates]
+        C = len(self._prior)
+        together = max(1, 4 * self._mean.numel() // C)  # candidates whose predictions are one matrix product
+        groups = [slice(start, start + together) for start in range(0, len(candidates), together)]
+        mean, prior = self._mean.to(dtype), self._prior.to(dtype)
+        W = [torch.cat([self.coefficients(j).to(dtype) for j in candidates[group]], 1) for group in groups]
+        scores = None
+        for chunk_positions, chunk in rows.chunks(dtype, width=W[0].shape[1]):
+            chunk -= mean
+            for group, weights in zip(groups, W, strict=True):
+                if scores is None:
+                    scores = torch.empty(len(chunk), weights.shape[1], dtype=dtype, device=chunk.device)
+                out = scores[: len(chunk), : weights.shape[1]] if weights.shape[1] == scores.shape[1] else None
+                predictions = torch.mm(chunk, weights, out=out).view(len(chunk), -1, C)
+                predictions += prior
+                h = leverages[chunk_positions, group]
+                withdraw_(predictions, rows.codes[chunk_positions], h)
+                yield chunk_positions, candidates[group], predictions
+
+
+def withdraw_(predictions: Tensor, codes: Tensor, h: Tensor) -> None:
+    """Take from predictions ``(n, P, C)`` what the samples' own ±1 targets gave to them, in place; ``h`` is ``(n, P)``."""
+    rest = 1 / (1 - h).clamp_min(torch.finfo(h.dtype).eps)
+    torch.addcmul((h * rest)[..., None], predictions, rest[..., None], out=predictions)
+    own = codes[:, None, None].expand(-1, predictions.shape[1], 1)
+    predictions.scatter_add_(2, own, (-2 * h * rest)[..., None])

@@ -1,0 +1,96 @@
+"""What a linear classifier in feature space has to know of its training set: O(d² + dC) numbers, whatever n is."""
+
+import torch
+from torch import Tensor
+
+from .ridge import add_gram_, in_double, symmetric
+from .rows import Rows
+
+
+class Moments:
+    """Weighted Gram matrix about the mean, and weights and means of the classes, in float64.
+
+    Updated by chunks about their own means (Chan, Golub and LeVeque, 1983), so that an offset of the features costs no digits.
+    Attributes are on one device; pickled, they are on the CPU.
+    """
+
+    def __init__(self, n_classes: int, n_features: int, device: torch.device):
+        zeros = in_double(torch.zeros(1, device=device)).new_zeros
+        self.n_rows = 0
+        self.class_weights = zeros(n_classes)
+        self.class_means = zeros(n_classes, n_features)
+        self._gram = zeros(n_features, n_features)  # right on and above the diagonal
+
+    def add(self, rows: Rows) -> "Moments":
+        """Take rows in."""
+        for positions, chunk in rows.chunks(self._gram.dtype):
+            self._add(chunk, rows.codes[positions], rows.weight[positions].to(chunk.dtype))
+        self.n_rows += len(rows)
+        return self
+
+    def _add(self, X: Tensor, codes: Tensor, weight: Tensor) -> None:
+        total, mean, weights = self.weight, self.mean, weight.sum()
+        chunk_mean = weight @ X / weights
+        X -= chunk_mean
+        present, inverse = codes.unique(return_inverse=True)
+        class_weights = X.new_zeros(len(present)).index_add_(0, inverse, weight)
+        if (weight != 1).any():
+            X *= weight.sqrt()[:, None]
+            sums = X.new_zeros(len(present), X.shape[1]).index_add_(0, inverse, X * weight.sqrt()[:, None])
+        else:
+            sums = X.new_zeros(len(present), X.shape[1]).index_add_(0, inverse, X)
+        means = chunk_mean + sums / class_weights[:, None]
+        self._add_means(present, class_weights, means)
+        add_gram_(self._gram, X)
+        self._add_offset(mean, total, chunk_mean, weights)
+
+    def _add_means(self, classes: Tensor, weights: Tensor, means: Tensor) -> None:
+        self.class_weights[classes] += weights
+        share = weights / self.class_weights[classes].clamp_min(torch.finfo(weights.dtype).tiny)
+        self.class_means[classes] += share[:, None] * (means - self.class_means[classes])
+
+    def _add_offset(self, mean: Tensor, weight: Tensor, other_mean: Tensor, other_weight: Tensor) -> None:
+        offset = other_mean - mean
+        self._gram.addr_(offset * (weight * other_weight / (weight + other_weight)), offset)
+
+    def merge(self, other: "Moments") -> "Moments":
+        """Take in what another has seen."""
+        if other.n_rows:
+            other_weights, other_means = (own.to(self._gram.device) for own in (other.class_weights, other.class_means))
+            other_mean, mean, weight = other.mean.to(self._gram.device), self.mean, self.weight
+            self._gram += other._gram.to(self._gram.device)
+            self._add_offset(mean, weight, other_mean, other_weights.sum())
+            self._add_means(torch.arange(len(other_weights), device=self._gram.device), other_weights, other_means)
+            self.n_rows += other.n_rows
+        return self
+
+    @property
+    def weight(self) -> Tensor:
+        """Sum of the sample weights."""
+        return self.class_weights.sum()
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean of the rows, ``(d,)``."""
+        return self.class_weights @ self.class_means / self.weight.clamp_min(torch.finfo(self.class_weights.dtype).tiny)
+
+    def gram(self, *, centered: bool) -> Tensor:
+        """``XᵀX`` of the weighted rows, about their mean or about zero, ``(d, d)``."""
+        gram = symmetric(self._gram)
+        return gram if centered else gram.addr_(self.mean * self.weight, self.mean)
+
+    def cross(self, *, centered: bool) -> Tensor:
+        """``XᵀY`` of the weighted rows and their ±1 class indicators, about their means or about zero, ``(d, C)``."""
+        if centered:
+            return (2 * self.class_weights[:, None] * (self.class_means - self.mean)).T
+        return (2 * self.class_weights[:, None] * self.class_means - self.weight * self.mean).T
+
+    def __getstate__(self):
+        return {name: value.cpu() if isinstance(value, Tensor) else value for name, value in self.__dict__.items()}
+
+    def to(self, device: torch.device) -> "Moments":
+        """Itself, moved."""
+        for name, value in self.__dict__.items():
+            if isinstance(value, Tensor):
+                setattr(self, name, value.to(device))
+        return self

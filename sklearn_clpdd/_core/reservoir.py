@@ -1,0 +1,43 @@
+"""A uniform sample of a stream of rows, of bounded size."""
+
+import numpy as np
+
+
+class Reservoir:
+    """Up to `size` rows of a stream, each row of it equally likely to be among them; all of them until it is full.
+
+    Every row draws a key, and the smallest keys stay: two reservoirs merge into the one of both streams.
+    """
+
+    def __init__(self, size: int):
+        self.size = size
+        self.n_seen = 0
+        self._parts: tuple[np.ndarray, ...] = ()  # keys, rows, codes, weights
+
+    @property
+    def rows(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Rows, class indices and weights that were kept."""
+        return self._parts[1:]  # type: ignore[return-value]
+
+    def add(self, X: np.ndarray, codes: np.ndarray, weight: np.ndarray) -> None:
+        """Let rows pass; those that stay are copied."""
+        # A generator for each batch: the same rows in the same batches are the same sample.
+        keys = np.random.default_rng(self.n_seen).random(len(X))
+        self.n_seen += len(X)
+        chosen = np.arange(len(keys))
+        if len(self._parts) and len(self._parts[0]) == self.size:
+            chosen = np.flatnonzero(keys < self._parts[0][-1])
+        chosen = chosen[np.argsort(keys[chosen], kind="stable")[: self.size]]
+        self._take(keys[chosen], X[chosen], codes[chosen], weight[chosen])
+
+    def merge(self, other: "Reservoir") -> None:
+        """Take in what another has seen."""
+        self.n_seen += other.n_seen
+        if other._parts:
+            self._take(*other._parts)
+
+    def _take(self, *parts: np.ndarray) -> None:
+        if self._parts:
+            parts = tuple(np.concatenate(pair) for pair in zip(self._parts, parts, strict=True))
+        kept = np.argsort(parts[0], kind="stable")[: self.size]
+        self._parts = tuple(part[kept] for part in parts)
