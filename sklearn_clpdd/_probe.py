@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Sequence
 from numbers import Real
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -16,18 +17,17 @@ from sklearn.utils.validation import (
     _check_sample_weight,
     assert_all_finite,
     check_is_fitted,
-    column_or_1d,
     validate_data,
 )
 from torch import Tensor
 
-from ._core.calibration import best_temperature, score_candidates
+from ._core.calibration import best_temperatures, choose_penalty
 from ._core.devices import available_memory, resolve_device
 from ._core.kernels import KERNELS, kernel_matrix
 from ._core.leave_one_out import FeatureSpace, SampleSpace
 from ._core.moments import Moments
 from ._core.reservoir import Reservoir
-from ._core.ridge import SOLVERS, add_gram_, in_double, symmetric
+from ._core.ridge import SOLVERS, add_gram_, in_double, solve_ridged, symmetric
 from ._core.rows import CHUNK, Rows, shared, without_copies
 
 # What `alpha="loo"` tries, times the power of ten next to the mean squared norm of the centred features.
@@ -39,7 +39,9 @@ _RESERVOIR = 4096
 # Above this ratio of the Gram matrix's trace to the penalty, a bound on the condition number, float32 is not trusted.
 _FLOAT32_CONDITION = 1e4
 # Square matrices in float64 that a factorisation in sample space has in memory at once.
-_MATRICES = 4
+_MATRICES = 5
+# Bytes that nobody has to ask for.
+_SURELY_FREE = 2**28
 
 _SCORINGS = ("accuracy", "neg_log_loss", "neg_mean_squared_error")
 _SOLVED = ("coef_", "intercept_", "alpha_", "alphas_", "temperature_", "loo_score_", "loo_scores_")
@@ -80,7 +82,7 @@ class ClosedFormProbe(ClassifierMixin, BaseEstimator):
     class_weight : dict or "balanced", default=None
         Weights of the classes; ``"balanced"`` is ``n_samples / (n_classes · bincount(y))``.
     temperature : "loo" or float, default="loo"
-        ``predict_proba`` is the softmax of the scores divided by it, > 0. ``"loo"`` is the one, from 0.001 to 1000, with the
+        ``predict_proba`` is the softmax of the scores divided by it, > 0. ``"loo"`` is the one, from 0.0001 to 100, with the
         least log-loss of the leave-one-out predictions.
     scoring : {"accuracy", "neg_log_loss", "neg_mean_squared_error"}, default="accuracy"
         Leave-one-out score by which candidates for `alpha` are judged. Sample and class weights enter it.
@@ -417,23 +419,24 @@ class ClosedFormProbe(ClassifierMixin, BaseEstimator):
         if not np.isfinite(self.alpha if not isinstance(self.alpha, str) else 0).all():
             raise ValueError(f"alpha has to be finite; got {self.alpha!r}")
 
-    def _check(self, X, y=None, *, reset=False):
+    def _check(self, X, y="no_validation", *, reset=False):
         """Features as an array that is kept where it lies, and labels, both without anything that is not finite."""
         X, y = (_from_tensor(array) for array in (X, y))
         half = getattr(X, "dtype", None) == np.float16
         checks = {"dtype": [np.float64, np.float32, np.float16], "reset": reset, "ensure_all_finite": not half}
-        if y is None:
+        if isinstance(y, str) and y == "no_validation":
             X = validate_data(self, X, **checks)
         else:
-            X, y = validate_data(self, X, column_or_1d(y, warn=True) if isinstance(y, np.ndarray) else y, **checks)
-            check_classification_targets(y)
+            X, y = validate_data(self, X, y, **checks)
+            if y.dtype.kind not in "biuU":  # others need a look at every label
+                check_classification_targets(y)
         if half:
             step = max(1, CHUNK // X.shape[1])
             for start in range(0, len(X), step):
                 part = X[start : start + step]
                 if not shared(part).isfinite().all():
                     assert_all_finite(part.astype(np.float32), input_name="X")
-        return X if y is None else (X, y)
+        return X if isinstance(y, str) else (X, y)
 
     def _weights(self, sample_weight, X, y, classes, codes) -> np.ndarray:
         weight = _check_sample_weight(_from_tensor(sample_weight), X, dtype=np.float64, ensure_non_negative=True)
@@ -467,12 +470,13 @@ class ClosedFormProbe(ClassifierMixin, BaseEstimator):
         return _torch_dtype(self.dtype or ("float64" if X.dtype == np.float64 else "float32"))
 
     def _check_memory(self, n: int, device: torch.device):
-        needed, available = 8 * _MATRICES * n**2, available_memory(device)
+        needed = 8 * _MATRICES * n**2
+        available = available_memory(device) if needed > _SURELY_FREE else None
         if available is not None and needed > available:
             raise MemoryError(
-                f"kernel={self.kernel!r} in sample space needs {_MATRICES} float64 matrices of {n} × {n}, {needed / 2**30:.1f} GiB, "
-                f"and {available / 2**30:.1f} GiB are free; take fewer samples, kernel='linear' with solver='auto', or the "
-                "approximate kernel of make_pipeline(Nystroem(...), ClosedFormProbe())"
+                f"kernel={self.kernel!r} in sample space needs {_MATRICES} float64 matrices of {n} × {n}, "
+                f"{needed / 2**30:.1f} GiB, and {available / 2**30:.1f} GiB are free; take fewer samples, kernel='linear' with "
+                "solver='auto', or the approximate kernel of make_pipeline(Nystroem(...), ClosedFormProbe())"
             )
 
     def _forget(self, *, keep_stream: bool = False):
@@ -500,44 +504,59 @@ class ClosedFormProbe(ClassifierMixin, BaseEstimator):
         self._keep_linear(W, space.intercept(W), dtype)
 
     def _solve_in_sample_space(self, rows: Rows):
-        dtype = self._dtype_for(rows.X)
-        kernel = None if self.kernel in ("linear", "cosine") else self.kernel
-        share = rows.weight / rows.weight.sum()
-        prior = 2 * share.new_zeros(len(self.classes_)).index_add_(0, rows.codes, share) - 1
-        if not self.fit_intercept:
-            prior.zero_()
-        Z = rows.whole(dtype if kernel is None else in_double(rows.weight).dtype)
-        if kernel is None:
-            mean = share.to(Z) @ Z if self.fit_intercept else torch.zeros_like(Z[0])
-            Z -= mean
-            weighted = (Z.square().sum(1) @ rows.weight.to(Z)).item()
-            if not isinstance(self.alpha, Real) or weighted > _FLOAT32_CONDITION * float(self.alpha):
-                Z = in_double(Z)
-            K = Z.new_zeros(len(Z), len(Z))
-            add_gram_(K, Z.T)
-            K = symmetric(K)
-        else:
-            self._set_gamma(Z, rows.weight)
-            K = kernel_matrix(kernel, Z, Z, **self._kernel_parameters())
-            center = K @ share.to(K)
+        if self.kernel in ("linear", "cosine"):
+            self._solve_in_sample_space_for_features(rows)
+            return
+        Z = rows.whole(in_double(rows.weight).dtype)
+        self._set_gamma(Z, rows.weight)
+        K = kernel_matrix(self.kernel, Z, Z, **self._kernel_parameters())
+        share, prior = self._shares(rows, K)
+        center = K @ share if self.fit_intercept else torch.zeros_like(share)
         space = SampleSpace(K, rows.codes, rows.weight, len(self.classes_), self._penalties, self.fit_intercept)
-        chosen = self._choose(space)
-        a = space.coefficients(chosen)
-        prior = prior.to(a)
-        if kernel is None:
-            W = Z.T @ a
-            self._keep_linear(W, prior - mean.to(W) @ W, dtype)
+        a = space.coefficients(self._choose(space))
+        dtype = self._dtype_for(rows.X)
+        self.dual_coef_, self.intercept_ = self._outputs(a, dtype), self._outputs(prior - center @ a, dtype)
+        self.X_fit_ = rows.X.copy() if rows.index is None else rows.X[rows.index]
+
+    def _solve_in_sample_space_for_features(self, rows: Rows):
+        dtype = self._dtype_for(rows.X)
+        Z = rows.whole(dtype)
+        share, prior = self._shares(rows, Z)
+        mean = share @ Z if self.fit_intercept else torch.zeros_like(Z[0])
+        Z -= mean
+        root = rows.weight.sqrt().to(Z)[:, None]
+        if not isinstance(self.alpha, Real) or (root * Z).square().sum().item() > _FLOAT32_CONDITION * float(self.alpha):
+            Z, root, share, prior, mean = map(in_double, (Z, root, share, prior, mean))
+        K = Z.new_zeros(len(Z), len(Z))
+        add_gram_(K, Z.T)
+        K = symmetric(K)
+        if self._leaves_one_out:
+            space = SampleSpace(K, rows.codes, rows.weight, len(prior), self._penalties, self.fit_intercept)
+            a = space.coefficients(self._choose(space))
         else:
-            intercept = prior - center @ a if self.fit_intercept else prior
-            self.dual_coef_, self.intercept_ = self._outputs(a, dtype), self._outputs(intercept, dtype)
-            self.X_fit_ = rows.X.copy() if rows.index is None else rows.X[rows.index]
+            self.alpha_, self.temperature_ = float(self.alpha), float(self.temperature)
+            Y = torch.full((len(Z), len(prior)), -1, dtype=Z.dtype, device=Z.device).scatter_(1, rows.codes[:, None], 1)
+            K.mul_(root).mul_(root.T)
+            if self.fit_intercept:  # the direction that centring took; the targets are orthogonal to it
+                K.addr_(share.sqrt(), share.sqrt(), alpha=K.diagonal().mean().item())
+            a = root * solve_ridged(K, root * (Y - prior), self.alpha_)
+        W = Z.T @ a
+        self._keep_linear(W, prior - mean @ W, dtype)
+
+    def _shares(self, rows: Rows, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Shares of the samples in the sum of weights, and the intercepts of centred features: mean ±1 class indicators."""
+        share = rows.weight / rows.weight.sum()
+        prior = share.new_zeros(len(self.classes_))
+        if self.fit_intercept:
+            prior = prior.index_add_(0, rows.codes, share).mul_(2).sub_(1)
+        return share.to(like), prior.to(like)
 
     def _choose(self, space) -> int:
-        """Index of the best penalty; sets all that leave-one-out has to say."""
-        self.alphas_ = np.asarray(space.penalties)
-        chosen = 0
+        """Index of the penalty to take; sets all that leave-one-out has to say."""
         temperature = None if self.temperature == "loo" else float(self.temperature)
+        chosen = 0
         if self._leaves_one_out:
+            self.alphas_ = np.asarray(space.penalties)
             # The refit without a sample that is alone in its class has never seen the class.
             alone = torch.bincount(space.codes, minlength=space.n_classes)[space.codes] == 1
             weight = in_double(torch.where(alone, 0, space.weight))
@@ -545,18 +564,19 @@ class ClosedFormProbe(ClassifierMixin, BaseEstimator):
                 warnings.warn(
                     "no class has two samples: leave-one-out can choose neither alpha nor the temperature", stacklevel=4
                 )
-                scores = np.full(len(self.alphas_), np.nan)
-                chosen = (len(self.alphas_) - 1) // 2
+                self.loo_scores_ = np.full(len(self.alphas_), np.nan)
+                chosen = len(self.alphas_) // 3
                 temperature = temperature or _DEFAULT_TEMPERATURE
             else:
-                scores = score_candidates(space, weight, self.scoring, temperature).cpu().numpy()
-                if np.isnan(scores).all():
+                simpler = isinstance(self.alpha, str)
+                scores, best = choose_penalty(space, weight, self.scoring, temperature, within_error=simpler)
+                if best is None:
                     self._raise_singular()
-                chosen = int(np.nanargmax(scores))
-                temperature = temperature or best_temperature(space, weight, chosen)
-            self.loo_scores_, self.loo_score_ = scores, float(scores[chosen])
-        else:
-            del self.alphas_
+                chosen = best
+                self.loo_scores_ = scores.cpu().numpy()
+                temperature = temperature or best_temperatures(space, weight, [chosen])[0]
+            self.loo_score_ = float(self.loo_scores_[chosen])
+        assert temperature is not None  # "loo" is one of the two things that ask for leave-one-out
         self.alpha_, self.temperature_ = float(space.penalties[chosen]), temperature
         return chosen
 
@@ -572,7 +592,7 @@ class ClosedFormProbe(ClassifierMixin, BaseEstimator):
             values = values[..., 1:]
         return values.to(dtype).cpu().numpy()
 
-    def _raise_singular(self):
+    def _raise_singular(self) -> NoReturn:
         raise ValueError(f"the system is singular with alpha={self.alpha}: the features are collinear; give a larger alpha")
 
     def _set_gamma(self, Z: Tensor, weight: Tensor):

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -10,9 +11,9 @@ from .leave_one_out import Candidates
 from .rows import CHUNK
 
 # Temperatures are looked for between these.
-TEMPERATURES = (1e-3, 1e3)
+TEMPERATURES = (1e-4, 1e2)
 # Newton's method stops at steps below this share; the error that they leave is its square.
-_TOLERANCE = 1e-4
+_TOLERANCE = 1e-3
 # A margin in float32 below this is computed again in float64.
 _FLOAT32_MARGIN = 1e-4
 
@@ -21,50 +22,86 @@ class Predictions(Protocol):
     """What `SampleSpace` and `FeatureSpace` have in common."""
 
     codes: Tensor
+    dtype: torch.dtype
     penalties: Sequence[float]
     n_classes: int
 
     def leave_one_out(self, candidates: Candidates, positions: Tensor | None = None) -> Iterable[tuple]: ...
 
 
-Chunks = Iterable[tuple[Tensor, Tensor, Tensor]]
-
-
-def score_candidates(space: Predictions, weight: Tensor, scoring: str, temperature: float | None) -> Tensor:
-    """Weighted mean of a leave-one-out score for every penalty, ``(P,)``; higher is better.
+def choose_penalty(
+    space: Predictions, weight: Tensor, scoring: str, temperature: float | None, *, within_error: bool
+) -> tuple[Tensor, int | None]:
+    """Leave-one-out scores of the penalties, and which one is best.
 
     Parameters
     ----------
     space : SampleSpace or FeatureSpace
     weight : Tensor of shape (n,), float64
-        Of each sample in the mean.
+        Of each sample in the scores, ≥ 0.
     scoring : {"accuracy", "neg_log_loss", "neg_mean_squared_error"}
     temperature : float or None
         Of the log-loss; ``None`` is the best one of each penalty.
+    within_error : bool
+        Whether, of penalties whose accuracy is within one standard error of the best, the one with the least log-loss is taken.
+        The error is that of the difference, sample by sample. Otherwise the first with the best score is.
+
+    Returns
+    -------
+    scores : Tensor of shape (P,), float64
+        Weighted means, higher is better; NaN where the system is singular.
+    chosen : int or None
+        ``None`` where all are singular.
     """
-    everything = range(len(space.penalties))
+    total = weight.sum()
     if scoring == "neg_log_loss":
-        losses = []
-        for candidate in everything:
-            tau = best_temperature(space, weight, candidate) if temperature is None else temperature
-            losses.append(_log_loss(_chunks(space, weight, candidate), 1 / tau)[0])
-        return -torch.tensor(losses, dtype=weight.dtype) / weight.sum().cpu()
-    evaluate = _margins if scoring == "accuracy" else _squared_errors
-    values = weight.new_empty(len(space.codes), len(everything))
-    in_float32 = False
-    for positions, candidates, scores in space.leave_one_out(everything):
-        in_float32 |= scores.dtype == torch.float32
-        values[positions, candidates[0] : candidates[-1] + 1] = evaluate(scores, space.codes[positions]).to(values.dtype)
-    if scoring == "neg_mean_squared_error":
-        return -(weight @ values) / weight.sum()
-    unsure = (values.abs() < _FLOAT32_MARGIN).any(1)
-    if in_float32 and unsure.any():
-        chosen = unsure.nonzero()[:, 0]
-        for positions, candidates, scores in space.leave_one_out(everything, chosen):
-            some = chosen[positions]
-            values[some, candidates[0] : candidates[-1] + 1] = evaluate(scores, space.codes[some])
-    failed = torch.where(values.isnan().any(0), torch.nan, 0)
-    return weight @ (values > 0).to(weight.dtype) / weight.sum() + failed
+        scores = -_log_losses(space, weight, temperature, range(len(space.penalties))) / total
+    elif scoring == "neg_mean_squared_error":
+        scores = weight @ _values(space, _squared_errors) / -total
+    else:
+        hits = _hits(space)
+        scores = weight @ hits / total
+    if scores.isnan().all():
+        return scores, None
+    chosen = int(np.nanargmax(scores.cpu().numpy()))
+    if scoring == "accuracy" and within_error:
+        behind = hits[:, chosen, None] - hits
+        gap = scores[chosen] - scores
+        error = (weight.square() @ (behind - gap).square()).sqrt() / total
+        rivals = (gap <= error).nonzero()[:, 0].tolist()
+        if len(rivals) > 1:
+            chosen = rivals[int(_log_losses(space, weight, temperature, rivals).argmin())]
+    return scores, chosen
+
+
+def _values(space: Predictions, evaluate: Callable[[Tensor, Tensor], Tensor], positions: Tensor | None = None) -> Tensor:
+    """What ``evaluate`` makes of the leave-one-out predictions, ``(n', P)`` in float64."""
+    codes = space.codes if positions is None else space.codes[positions]
+    values = torch.empty(len(codes), len(space.penalties), dtype=torch.float64, device=codes.device)
+    for part, candidates, scores in space.leave_one_out(range(len(space.penalties)), positions):
+        values[part, candidates[0] : candidates[-1] + 1] = evaluate(scores, codes[part]).to(values.dtype)
+    return values
+
+
+def _hits(space: Predictions) -> Tensor:
+    """Whether the samples' own classes have the highest scores, ``(n, P)``; NaN where there are none."""
+    margins = _values(space, _margins)
+    unsure = (margins.abs() < _FLOAT32_MARGIN).any(1).nonzero()[:, 0]
+    if space.dtype == torch.float32 and len(unsure):
+        margins[unsure] = _values(space, _margins, unsure)
+    return torch.where(margins.isnan(), torch.nan, (margins > 0).to(margins.dtype))
+
+
+def _log_losses(space: Predictions, weight: Tensor, temperature: float | None, candidates: Candidates) -> Tensor:
+    """Summed log-loss for some candidates, each at its best temperature where none is given."""
+    temperatures = [temperature] * len(candidates) if temperature else best_temperatures(space, weight, candidates)
+    losses = weight.new_zeros(len(candidates))
+    column = {candidate: i for i, candidate in enumerate(candidates)}
+    for leads, own, group in _leads(space, weight, candidates):
+        columns = [column[candidate] for candidate in group]
+        tau = torch.tensor([temperatures[i] for i in columns], dtype=leads.dtype, device=leads.device)
+        losses[columns] += own @ torch.logsumexp(leads / tau[:, None], 2).to(own.dtype)
+    return losses
 
 
 def _margins(scores: Tensor, codes: Tensor) -> Tensor:
@@ -81,64 +118,69 @@ def _squared_errors(scores: Tensor, codes: Tensor) -> Tensor:
     return torch.linalg.vector_norm(errors, dim=2).square() / scores.shape[2]
 
 
-def best_temperature(space: Predictions, weight: Tensor, candidate: int) -> float:
-    """The temperature of a softmax over leave-one-out predictions with the least log-loss.
+def best_temperatures(space: Predictions, weight: Tensor, candidates: Candidates) -> list[float]:
+    """The temperatures of a softmax over leave-one-out predictions with the least log-loss, one for each candidate.
 
     Large problems start from a part of the samples, so that hardly more than one pass over all of them is needed.
     """
     n, some = len(space.codes), max(1, CHUNK // space.n_classes)
-    if n <= some:
-        cached = [(scores.clone(), codes, own) for scores, codes, own in _chunks(space, weight, candidate)]
-        return minimal_temperature(lambda: cached)
-    positions = torch.linspace(0, n - 1, some, dtype=torch.float64).long().unique().to(space.codes.device)
-    cached = [(scores.clone(), codes, own) for scores, codes, own in _chunks(space, weight, candidate, positions)]
-    return minimal_temperature(lambda: _chunks(space, weight, candidate), minimal_temperature(lambda: cached))
+    together = max(1, some // n)
+    temperatures: list[float] = []
+    for start in range(0, len(candidates), together):
+        group = candidates[start : start + together]
+        positions = None
+        if n > some:
+            positions = torch.linspace(0, n - 1, some, dtype=torch.float64).long().unique().to(space.codes.device)
+        cached = list(_leads(space, weight, group, positions))
+        best = minimal_temperatures(lambda: cached)  # noqa: B023
+        if n > some:
+            best = minimal_temperatures(lambda: _leads(space, weight, group), best)  # noqa: B023
+        temperatures += best
+    return temperatures
 
 
-def _chunks(space: Predictions, weight: Tensor, candidate: int, positions: Tensor | None = None) -> Chunks:
-    chosen = torch.arange(len(weight), device=weight.device) if positions is None else positions
-    for part, _, scores in space.leave_one_out([candidate], positions):
-        yield scores[:, 0], space.codes[chosen[part]], weight[chosen[part]]
+def _leads(space: Predictions, weight: Tensor, candidates: Candidates, positions: Tensor | None = None) -> Iterable[tuple]:
+    """`leads` of leave-one-out predictions, weights, and which candidates they are of."""
+    codes, own = (space.codes, weight) if positions is None else (space.codes[positions], weight[positions])
+    for part, group, scores in space.leave_one_out(candidates, positions):
+        yield leads(scores, codes[part]), own[part], group
 
 
-def minimal_temperature(chunks: Callable[[], Chunks], start: float = 0.2) -> float:
-    """The temperature that minimises the weighted log-loss of scores, by Newton's method on its inverse, in which it is convex.
+def leads(scores: Tensor, codes: Tensor) -> Tensor:
+    """By how much the score of each class is above that of the sample's own class, of the shape of ``scores``, ``(n, P, C)``."""
+    return scores - scores.gather(2, codes[:, None, None].expand(-1, scores.shape[1], 1))
+
+
+def minimal_temperatures(chunks: Callable[[], Iterable[tuple]], start: Sequence[float] = (0.2,)) -> list[float]:
+    """The temperatures that minimise the weighted log-loss of scores: Newton's method on the inverse, in which it is convex.
 
     Parameters
     ----------
     chunks : callable
-        Gives scores ``(n', C)``, class indices ``(n',)`` and weights ``(n',)``, chunk by chunk, as often as it is called.
-    start : float
-        First guess.
+        Gives `leads` ``(n', P, C)`` and weights ``(n',)``, chunk by chunk, as often as it is called.
+    start : sequence of float
+        First guesses, one for all or ``P``.
 
     Returns
     -------
-    float
+    list of P floats
         Within `TEMPERATURES`.
     """
     lowest, highest = 1 / TEMPERATURES[1], 1 / TEMPERATURES[0]
-    beta = 1 / start
+    beta = 1 / np.asarray(start, dtype=float)
     for _ in range(50):
-        _, slope, curvature = _log_loss(chunks(), beta)
-        step = beta - slope / curvature if curvature > 0 else (lowest if slope > 0 else highest)
-        step = min(max(step, beta / 4, lowest), 4 * beta, highest)
-        done = abs(step - beta) <= _TOLERANCE * beta
-        beta = step
-        if done:
+        parts = [_derivatives(leads, weight, beta) for leads, weight, *_ in chunks()]
+        slope, curvature = torch.stack(parts).sum(0).cpu().numpy()
+        newton = beta - slope / np.maximum(curvature, np.finfo(float).tiny)
+        before, beta = beta, np.clip(newton, np.maximum(beta / 16, lowest), np.minimum(16 * beta, highest))
+        if (np.abs(beta - before) <= _TOLERANCE * before).all():
             break
-    return 1 / beta
+    return (1 / beta).tolist()
 
 
-def _log_loss(chunks: Chunks, beta: float) -> list[float]:
-    """Weighted log-loss of the softmax of ``beta`` times the scores, and its two derivatives."""
-    sums = []
-    for scores, codes, weight in chunks:
-        scores = scores - scores.amax(1, keepdim=True)
-        probabilities = torch.exp(scores * beta)
-        total = probabilities.sum(1)
-        first = (probabilities * scores).sum(1) / total
-        second = (probabilities * scores.square()).sum(1) / total
-        own = scores.gather(1, codes[:, None])[:, 0]
-        values = torch.stack([total.log() - beta * own, first - own, second - first.square()], 1)
-        sums.append(weight @ values.to(weight.dtype))
-    return torch.stack(sums).sum(0).tolist()
+def _derivatives(leads: Tensor, weight: Tensor, beta: np.ndarray) -> Tensor:
+    """First and second derivative of the summed log-loss by the inverse temperatures, ``(2, P)``."""
+    probabilities = torch.softmax(leads * torch.as_tensor(beta, dtype=leads.dtype, device=leads.device)[:, None], 2)
+    first = probabilities.mul_(leads).sum(2)
+    second = probabilities.mul_(leads).sum(2) - first.square()
+    return torch.stack([weight @ first.to(weight.dtype), weight @ second.to(weight.dtype)])

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from .moments import Moments
-from .rows import Rows
+from .rows import CHUNK, Rows
 
 # Leverage pass and predictions run in float32 where no squared norm exceeds the smallest eigenvalue, penalty included, by more.
 _FLOAT32_RANGE = 1e4
@@ -80,7 +80,7 @@ class SampleSpace:
     """
 
     def __init__(self, K: Tensor, codes: Tensor, weight: Tensor, n_classes: int, penalties: Penalties, fit_intercept: bool):
-        self.codes, self.weight, self.n_classes = codes, weight.to(K.dtype), n_classes
+        self.codes, self.weight, self.n_classes, self.dtype = codes, weight.to(K.dtype), n_classes, K.dtype
         self.Y = torch.full((len(K), n_classes), -1, dtype=K.dtype, device=K.device)
         self.Y.scatter_(1, codes[:, None], 1)
         root = self.weight.sqrt()
@@ -95,29 +95,33 @@ class SampleSpace:
         self.penalties = penalties(scale)
         if fit_intercept:
             K.addr_(scale * u, u)
-        self._inverse = ridged_inverse(K, self.penalties)
-        basis = self._inverse.basis
+        inverse = ridged_inverse(K, self.penalties)
+        self._gains, basis = inverse.gains, inverse.basis
         if fit_intercept:
-            basis = basis - torch.outer(u, u @ basis)
-        self._weighted_basis = basis * root[:, None]
+            basis.addr_(u, u @ basis, alpha=-1)
+        self._weighted_basis = basis.mul_(root[:, None])
         self._targets = self._weighted_basis.T @ self.Y
-        self._diagonal = self._weighted_basis.square() @ self._inverse.gains
+        self._diagonal = self._weighted_basis.square() @ self._gains
 
     def coefficients(self, candidate: int) -> Tensor:
         """Coefficients of the samples, ``(n, C)``; those of the features are ``Zᵀ`` times them."""
-        return self._weighted_basis @ (self._inverse.gains[:, candidate, None] * self._targets)
+        return self._weighted_basis @ (self._gains[:, candidate, None] * self._targets)
 
     def leave_one_out(
         self, candidates: Candidates, positions: Tensor | None = None
     ) -> Iterator[tuple[slice, Candidates, Tensor]]:
-        """Predictions ``(n, 1, C)`` for one candidate after the other, each without the sample itself.
+        """Predictions ``(n', P', C)`` for some candidates after the others, each without the sample itself.
 
         ``positions`` are of the samples that are asked for.
         """
         chosen = slice(None) if positions is None else positions
-        for candidate in candidates:
-            residuals = self.coefficients(candidate)[chosen] / self._diagonal[chosen, candidate, None]
-            yield slice(0, len(residuals)), [candidate], (self.Y[chosen] - residuals)[:, None]
+        basis, Y, diagonal = self._weighted_basis[chosen], self.Y[chosen], self._diagonal[chosen]
+        together = max(1, CHUNK // max(Y.numel(), 1))
+        for start in range(0, len(candidates), together):
+            group = candidates[start : start + together]
+            targets = self._gains[:, group, None] * self._targets[:, None]
+            residuals = (basis @ targets.flatten(1)).view(len(Y), len(group), -1).div_(diagonal[:, group, None])
+            yield slice(0, len(Y)), group, residuals.neg_().add_(Y[:, None])
 
 
 class FeatureSpace:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 # Numbers of a chunk: 16 MB in float32. Larger chunks page-fault more than they gain in the matrix products.
-CHUNK = 2**22
+CHUNK = 2**20
 
 # Most rows differ from all others in a few of their numbers; the bytes of those that do not are compared in full.
 _KEY_COLUMNS = 16
@@ -116,9 +116,11 @@ def without_copies(
         Their weights.
     """
     columns = np.linspace(0, X.shape[1] - 1, min(_KEY_COLUMNS, X.shape[1])).astype(int)
-    some = X[:, columns] if index is None else X[np.ix_(index, columns)]
-    keys = np.ascontiguousarray(some).view(f"u{X.dtype.itemsize}").astype(np.uint64) @ _ODD[: len(columns)]
-    keys += codes.astype(np.uint64) * _ODD[-1]
+    keys = codes.astype(np.uint64) * _ODD[-1]
+    for start in range(0, len(codes), CHUNK // _KEY_COLUMNS):
+        part = slice(start, start + CHUNK // _KEY_COLUMNS)
+        some = X[part][:, columns] if index is None else X[np.ix_(index[part], columns)]
+        keys[part] += np.ascontiguousarray(some).view(f"u{X.dtype.itemsize}").astype(np.uint64) @ _ODD[: len(columns)]
     order = np.argsort(keys, kind="stable")
     same = np.diff(keys[order]) == 0
     if not same.any():

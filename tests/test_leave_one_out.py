@@ -1,0 +1,165 @@
+"""Leave-one-out from one factorisation: the same as refitting without every sample in turn."""
+
+import numpy as np
+import pytest
+from sklearn.linear_model import RidgeClassifierCV
+from sklearn.metrics import log_loss
+
+from sklearn_clpdd import ClosedFormProbe
+from sklearn_clpdd._core import calibration, rows
+
+ALPHAS = [0.1, 1.0, 5.0]
+
+
+def _data(n, d, n_classes, dtype=np.float64):
+    rng = np.random.default_rng(n * d)
+    y = np.arange(n) % n_classes
+    return (rng.standard_normal((n, d)) + 0.5 + np.eye(n_classes, d)[y]).astype(dtype), y, 0.1 + rng.random(n)
+
+
+def _two_columns(scores):
+    return np.stack([-scores, scores], axis=1) if scores.ndim == 1 else scores
+
+
+def _refits(X, y, weight, **parameters):
+    """Scores of every sample by the probe that is fitted without it, ``(n, C)``."""
+    scores = []
+    for i in range(len(X)):
+        others = np.arange(len(X)) != i
+        probe = ClosedFormProbe(temperature=1.0, **parameters)
+        probe.fit(X[others], y[others], None if weight is None else weight[others])
+        scores.append(_two_columns(probe.decision_function(X[i : i + 1]))[0])
+    return np.array(scores)
+
+
+@pytest.mark.parametrize(("n", "d"), [(18, 7), (12, 40)])
+@pytest.mark.parametrize("n_classes", [2, 3])
+@pytest.mark.parametrize("fit_intercept", [True, False])
+@pytest.mark.parametrize("weighted", [True, False])
+@pytest.mark.parametrize("kernel", ["linear", "cosine", "rbf", "poly", "callable"])
+@pytest.mark.parametrize("solver", ["primal", "dual"])
+def test_equals_refits(n, d, n_classes, fit_intercept, weighted, kernel, solver):
+    X, y, weight = _data(n, d, n_classes)
+    weight = weight if weighted else None
+    w = np.ones(n) if weight is None else weight
+    kernel = (lambda A, B: 1 / (1 + np.square(A[:, None] - B).sum(2))) if kernel == "callable" else kernel
+    parameters = {"kernel": kernel, "solver": solver, "fit_intercept": fit_intercept, "gamma": 0.05}
+    refits = {alpha: _refits(X, y, weight, alpha=alpha, **parameters) for alpha in ALPHAS}
+    wanted = {
+        "accuracy": [np.average(refits[alpha].argmax(1) == y, weights=w) for alpha in ALPHAS],
+        "neg_mean_squared_error": [
+            -np.average(((refits[alpha] - 2 * np.eye(n_classes)[y] + 1) ** 2).mean(1), weights=w) for alpha in ALPHAS
+        ],
+        "neg_log_loss": [-log_loss(y, _softmax(refits[alpha] / 0.3), sample_weight=w) for alpha in ALPHAS],
+    }
+    for scoring, scores in wanted.items():
+        probe = ClosedFormProbe(ALPHAS, scoring=scoring, temperature=0.3, **parameters).fit(X, y, weight)
+        np.testing.assert_allclose(probe.loo_scores_, scores, rtol=1e-8)
+        assert probe.alpha_ == ALPHAS[np.argmax(probe.loo_scores_)]
+        assert probe.loo_score_ == probe.loo_scores_.max()
+
+
+def _softmax(scores):
+    exponentials = np.exp(scores - scores.max(1, keepdims=True))
+    return exponentials / exponentials.sum(1, keepdims=True)
+
+
+@pytest.mark.parametrize("n_classes", [2, 3])
+@pytest.mark.parametrize("solver", ["primal", "dual"])
+@pytest.mark.parametrize("chunk", [2**20, 64])
+def test_temperature_has_the_least_log_loss_of_the_refits(n_classes, solver, chunk, monkeypatch):
+    monkeypatch.setattr(calibration, "CHUNK", chunk)  # the small one: more samples than are looked at first
+    monkeypatch.setattr(rows, "CHUNK", chunk)
+    X, y, weight = _data(60, 5, n_classes)
+    refits = _refits(X, y, weight, alpha=1.0)
+    probe = ClosedFormProbe(1.0, solver=solver).fit(X, y, weight)
+    tried = probe.temperature_ * np.array([0.98, 1.0, 1.02])
+    losses = [log_loss(y, _softmax(refits / temperature), sample_weight=weight) for temperature in tried]
+    assert losses[1] < min(losses[0], losses[2])
+
+
+@pytest.mark.parametrize(("n", "d"), [(400, 30), (60, 200)])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("scoring", ["accuracy", "neg_mean_squared_error"])
+@pytest.mark.parametrize("n_classes", [3, 12])
+def test_chooses_what_ridge_classifier_cv_chooses(n, d, dtype, scoring, n_classes):
+    X, y, _ = _data(n, d, n_classes, dtype)
+    alphas = np.logspace(-2, 4, 25)
+    ours = ClosedFormProbe(alphas, scoring=scoring).fit(X, y)
+    theirs = RidgeClassifierCV(alphas, scoring="accuracy" if scoring == "accuracy" else None).fit(X, y)
+    assert ours.alpha_ == theirs.alpha_
+    np.testing.assert_allclose(ours.loo_score_, theirs.best_score_, rtol=1e-5)
+    assert (ours.predict(X) == theirs.predict(X)).all()
+    np.testing.assert_allclose(ours.coef_, theirs.coef_, atol=1e-5 * np.abs(theirs.coef_).max())
+
+
+def test_chunks_change_nothing(monkeypatch):
+    X, y, weight = _data(300, 20, 5, np.float32)
+    whole = ClosedFormProbe(ALPHAS, scoring="neg_mean_squared_error").fit(X, y, weight)
+    monkeypatch.setattr(rows, "CHUNK", 256)
+    parts = ClosedFormProbe(ALPHAS, scoring="neg_mean_squared_error").fit(X, y, weight)
+    np.testing.assert_allclose(parts.coef_, whole.coef_, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(parts.loo_scores_, whole.loo_scores_, rtol=1e-5)
+    np.testing.assert_allclose(parts.temperature_, whole.temperature_, rtol=1e-4)
+
+
+@pytest.mark.parametrize("alpha", [1e-9, 1e-3, 1.0])
+def test_float32_rows_are_as_exact_as_float64_ones(alpha):
+    """Nearly collinear features, leverages close to one: what float32 cannot do is done in float64."""
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((120, 4)) @ rng.standard_normal((4, 100)) + 1e-3 * rng.standard_normal((120, 100))
+    X = X.astype(np.float32)
+    y = rng.integers(0, 3, 120)
+    scores = [
+        ClosedFormProbe([alpha, 2 * alpha], scoring="neg_mean_squared_error", dtype=dtype).fit(X, y).loo_scores_
+        for dtype in ("float32", "float64")
+    ]
+    np.testing.assert_allclose(scores[0], scores[1], rtol=1e-4)
+
+
+def test_loo_mode_prefers_the_least_log_loss_among_equal_accuracies():
+    X, y, _ = _data(60, 40, 3)
+    X += 5 * np.eye(3, 40)[y]  # every candidate is right everywhere
+    probe = ClosedFormProbe().fit(X, y)
+    flat = probe.loo_scores_ == probe.loo_scores_.max()
+    assert flat.sum() > 3
+    losses = ClosedFormProbe(probe.alphas_, scoring="neg_log_loss").fit(X, y).loo_scores_
+    assert probe.alpha_ == probe.alphas_[flat][np.argmax(losses[flat])]
+
+
+def test_copies_of_a_sample_leave_together():
+    X, y, _ = _data(20, 6, 2)
+    counts = np.arange(20) % 3
+    weighted = ClosedFormProbe().fit(X, y, counts)
+    repeated = ClosedFormProbe().fit(X.repeat(counts, axis=0), y.repeat(counts))
+    np.testing.assert_allclose(weighted.loo_scores_, repeated.loo_scores_)
+    np.testing.assert_allclose(weighted.temperature_, repeated.temperature_)
+    np.testing.assert_allclose(weighted.coef_, repeated.coef_)
+
+
+def test_copies_that_only_nearly_are_stay_apart():
+    X = np.tile(np.arange(64.0), (4, 1))
+    X[1, 7] = np.nextafter(7.0, 8)  # none of the numbers that the first look takes
+    kept, weight = rows.without_copies(X, np.array([0, 0, 0, 1]), np.array([1.0, 2.0, 4.0, 8.0]))
+    assert kept.tolist() == [0, 1, 3]  # the last one is of another class
+    assert weight.tolist() == [5.0, 2.0, 8.0]
+
+
+def test_one_sample_per_class_is_told_and_fitted():
+    with pytest.warns(UserWarning, match="no class has two samples"):
+        probe = ClosedFormProbe().fit(np.eye(5), np.arange(5))
+    assert np.isnan(probe.loo_score_)
+    assert probe.score(np.eye(5), np.arange(5)) == 1
+    assert (probe.predict_proba(np.eye(5)).argmax(1) == np.arange(5)).all()
+
+
+def test_a_lone_sample_enters_no_score():
+    X, y, _ = _data(30, 7, 3)
+    y[y == 2] = 1
+    y[0] = 2
+    probe = ClosedFormProbe([1.0, 2.0], solver="primal").fit(X, y)
+    hits = []
+    for i in range(1, 30):
+        others = np.arange(30) != i
+        hits.append(ClosedFormProbe(1.0).fit(X[others], y[others]).predict(X[i : i + 1])[0] == y[i])
+    assert probe.loo_scores_[0] == np.mean(hits)

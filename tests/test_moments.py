@@ -1,0 +1,189 @@
+"""Training in batches: the same as one fit on everything, in any order and in any split."""
+
+import pickle
+import tracemalloc
+from functools import reduce
+
+import numpy as np
+import pytest
+from sklearn.base import clone
+
+from sklearn_clpdd import ClosedFormProbe
+from sklearn_clpdd._core import reservoir
+
+CLASSES = np.array(["a", "b", "c", "d"])
+PARAMETERS = [{}, {"alpha": 0.5, "temperature": 0.3}, {"kernel": "cosine"}, {"fit_intercept": False}, {"class_weight": {"b": 3}}]
+
+
+@pytest.fixture
+def data():
+    rng = np.random.default_rng(0)
+    codes = rng.integers(0, 4, 300)
+    X = rng.standard_normal((300, 25)) + 2 * np.eye(4, 25)[codes] + 100
+    return X, CLASSES[codes], rng.random(300)
+
+
+def _assert_same(probe, other):
+    np.testing.assert_allclose(probe.coef_, other.coef_, rtol=1e-9, atol=1e-9 * np.abs(other.coef_).max())
+    np.testing.assert_allclose(probe.intercept_, other.intercept_, rtol=1e-9)
+    assert probe.alpha_ == other.alpha_
+    np.testing.assert_allclose(probe.temperature_, other.temperature_, rtol=1e-5)
+
+
+@pytest.mark.parametrize("parameters", PARAMETERS)
+@pytest.mark.parametrize("order", ["as given", "by class", "shuffled"])
+@pytest.mark.parametrize("n_batches", [1, 7, 300])
+def test_partial_fit_is_fit(data, parameters, order, n_batches):
+    X, y, weight = data
+    rows = {
+        "as given": np.arange(300),
+        "by class": np.argsort(y, kind="stable"),
+        "shuffled": np.random.default_rng(1).permutation(300),
+    }[order]
+    probe = ClosedFormProbe(**parameters)
+    for batch in np.array_split(rows, n_batches):
+        probe.partial_fit(X[batch], y[batch], classes=CLASSES, sample_weight=weight[batch])
+    _assert_same(probe, ClosedFormProbe(**parameters).fit(X, y, weight))
+
+
+@pytest.mark.parametrize("parameters", PARAMETERS)
+def test_merge_is_fit(data, parameters):
+    X, y, weight = data
+    parts = [
+        ClosedFormProbe(**parameters).partial_fit(X[rows], y[rows], classes=CLASSES, sample_weight=weight[rows])
+        for rows in np.array_split(np.argsort(y), 5)
+    ]
+    parts = pickle.loads(pickle.dumps(parts))  # as joblib would send them
+    whole = reduce(lambda one, other: one.merge(other), parts)
+    _assert_same(whole, ClosedFormProbe(**parameters).fit(X, y, weight))
+    assert parts[1].score(X, y) <= 1  # an operand stays a probe of its own part
+
+
+def test_training_goes_on_after_a_result_was_asked_for(data):
+    X, y, _ = data
+    probe = ClosedFormProbe().partial_fit(X[:150], y[:150], classes=CLASSES)
+    early = probe.coef_
+    probe.partial_fit(X[150:], y[150:])
+    assert not np.allclose(early, probe.coef_)
+    _assert_same(probe, ClosedFormProbe().fit(X, y))
+
+
+def test_a_large_offset_costs_no_digits(data):
+    X, y, _ = data
+    probe = ClosedFormProbe(1.0)
+    for batch in np.array_split(np.arange(300), 6):
+        probe.partial_fit(X[batch] + 1e6, y[batch], classes=CLASSES)
+    np.testing.assert_allclose(probe.coef_, ClosedFormProbe(1.0).fit(X, y).coef_, rtol=1e-6, atol=1e-9)
+
+
+def test_state_does_not_grow(data):
+    X, y, _ = data
+    probe = ClosedFormProbe(1.0, temperature=1.0).partial_fit(X, y, classes=CLASSES)
+    size = len(pickle.dumps(probe))
+    for _ in range(20):
+        probe.partial_fit(X, y)
+    assert len(pickle.dumps(probe)) < size + 100
+
+
+def test_reservoir_is_a_uniform_sample_of_bounded_size(monkeypatch):
+    kept = np.zeros(1000)
+    for repetition in range(200):
+        sample = reservoir.Reservoir(100)
+        sample.n_seen = repetition  # other keys
+        for batch in np.array_split(np.arange(1000), 1 + repetition % 9):
+            sample.add(batch[:, None], batch, batch)
+        rows, codes, weight = sample.rows
+        assert len(rows) == 100
+        assert (rows[:, 0] == codes).all()
+        assert (weight == codes).all()
+        kept[codes] += 1
+    halves = kept.reshape(2, 500).sum(1)
+    np.testing.assert_allclose(halves, 10_000, rtol=0.05)
+
+
+def test_a_long_stream_chooses_nearly_what_fit_chooses(data, monkeypatch):
+    X, y, _ = data
+    monkeypatch.setattr("sklearn_clpdd._probe._RESERVOIR", 150)
+    probe = ClosedFormProbe()
+    for batch in np.array_split(np.arange(300), 6):
+        probe.partial_fit(X[batch], y[batch], classes=CLASSES)
+    whole = ClosedFormProbe().fit(X, y)
+    assert abs(probe.loo_score_ - whole.loo_score_) < 0.1
+    assert abs(np.log(probe.temperature_ / whole.temperature_)) < 0.5
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_memmap_on_disk(data, dtype, tmp_path):
+    X, y, _ = data
+    X = ((X - 100) / 8).astype(dtype)
+    np.save(tmp_path / "X.npy", X)
+    mapped = np.load(tmp_path / "X.npy", mmap_mode="r")
+    assert isinstance(mapped, np.memmap)
+    probe = ClosedFormProbe().fit(mapped, y)
+    assert probe.coef_.dtype == (np.float64 if dtype == np.float64 else np.float32)
+    _assert_close = np.testing.assert_allclose
+    _assert_close(probe.coef_, ClosedFormProbe().fit(X.astype(np.float64), y).coef_, rtol=1e-4, atol=1e-5)
+    _assert_close(probe.decision_function(mapped), probe.decision_function(X.astype(probe.coef_.dtype)), atol=1e-5)
+
+
+def test_memmap_is_not_copied_whole(tmp_path):
+    """Nothing of the size of the features is allocated: neither the array in another precision nor a mask of it."""
+    rng = np.random.default_rng(0)
+    y = np.arange(60_000) % 3
+    X = np.lib.format.open_memmap(tmp_path / "X.npy", mode="w+", dtype=np.float16, shape=(60_000, 400))
+    X[:] = 0.1 * rng.standard_normal(X.shape, dtype=np.float32) + np.eye(3, 400, dtype=np.float32)[y]
+    mapped = np.load(tmp_path / "X.npy", mmap_mode="r")
+    tracemalloc.start()
+    probe = ClosedFormProbe([1.0, 10.0], temperature=0.2).fit(mapped, y)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert probe.score(mapped, y) == 1
+    assert peak < mapped.nbytes / 4
+
+
+def test_errors_leave_what_was_learned(data):
+    X, y, _ = data
+    probe = ClosedFormProbe(1.0).partial_fit(X, y, classes=CLASSES)
+    before = probe.coef_
+    with pytest.raises(ValueError, match=r"\['e'\].*not among the classes"):
+        probe.partial_fit(X[:2], ["a", "e"])
+    broken = X[:2].astype(np.float16)
+    broken[1, 3] = np.nan
+    with pytest.raises(ValueError, match="NaN"):
+        probe.partial_fit(broken, y[:2])
+    with pytest.raises(ValueError, match="25 features"):
+        probe.partial_fit(X[:2, :5], y[:2])
+    np.testing.assert_array_equal(probe.coef_, before)
+
+
+def test_first_call_that_fails_leaves_nothing(data):
+    X, y, _ = data
+    probe = ClosedFormProbe(1.0)
+    with pytest.raises(ValueError, match="not among"):
+        probe.partial_fit(X, y, classes=["a", "b"])
+    probe.partial_fit(X, y, classes=CLASSES)
+    assert probe.classes_.tolist() == CLASSES.tolist()
+
+
+def test_what_cannot_be_done_in_batches_is_told(data):
+    X, y, _ = data
+    with pytest.raises(ValueError, match="fitted by `fit`"):
+        ClosedFormProbe().fit(X, y).partial_fit(X, y)
+    with pytest.raises(ValueError, match=r"balanced.*dict"):
+        ClosedFormProbe(class_weight="balanced").partial_fit(X, y, classes=CLASSES)
+    assert not hasattr(ClosedFormProbe(kernel="rbf"), "partial_fit")
+    with pytest.raises(AttributeError, match="partial_fit"):
+        ClosedFormProbe(kernel="rbf").partial_fit(X, y, classes=CLASSES)
+    one = ClosedFormProbe().partial_fit(X, y, classes=CLASSES)
+    with pytest.raises(ValueError, match="`partial_fit`"):
+        one.merge(ClosedFormProbe().fit(X, y))
+    with pytest.raises(ValueError, match="n_features_in_: 25 and 5"):
+        one.merge(ClosedFormProbe().partial_fit(X[:, :5], y, classes=CLASSES))
+    with pytest.raises(ValueError, match="different classes"):
+        one.merge(ClosedFormProbe().partial_fit(X, y, classes=[*CLASSES, "e"]))
+
+
+def test_fit_begins_anew(data):
+    X, y, _ = data
+    probe = ClosedFormProbe(1.0).partial_fit(X + 5, y, classes=CLASSES).fit(X, y)
+    _assert_same(probe, clone(probe).fit(X, y))
