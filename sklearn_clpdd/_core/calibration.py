@@ -26,7 +26,9 @@ class Predictions(Protocol):
     penalties: Sequence[float]
     n_classes: int
 
-    def leave_one_out(self, candidates: Candidates, positions: Tensor | None = None) -> Iterable[tuple]: ...
+    def leave_one_out(
+        self, candidates: Candidates, positions: Tensor | None = None, *, exact: bool = False
+    ) -> Iterable[tuple]: ...
 
 
 def choose_penalty(
@@ -75,10 +77,10 @@ def choose_penalty(
 
 
 def _values(space: Predictions, evaluate: Callable[[Tensor, Tensor], Tensor], positions: Tensor | None = None) -> Tensor:
-    """What ``evaluate`` makes of the leave-one-out predictions, ``(n', P)`` in float64."""
+    """What ``evaluate`` makes of the leave-one-out predictions, ``(n', P)``; with positions, of those computed in float64."""
     codes = space.codes if positions is None else space.codes[positions]
     values = torch.empty(len(codes), len(space.penalties), dtype=torch.float64, device=codes.device)
-    for part, candidates, scores in space.leave_one_out(range(len(space.penalties)), positions):
+    for part, candidates, scores in space.leave_one_out(range(len(space.penalties)), positions, exact=positions is not None):
         values[part, candidates[0] : candidates[-1] + 1] = evaluate(scores, codes[part]).to(values.dtype)
     return values
 

@@ -25,6 +25,9 @@ from .rows import CHUNK, Rows
 _FLOAT32_RANGE = 1e4
 # Below this share of other samples in its prediction, a sample is computed in float64.
 _FLOAT32_SHARE = 0.05
+# Columns of one matrix product of predictions, in multiples of the number of features; bytes of weights at once.
+_COLUMNS = 2
+_WEIGHT_BYTES = 2**24
 
 Candidates = Sequence[int]
 # Penalties for a mean squared norm of the rows.
@@ -108,11 +111,11 @@ class SampleSpace:
         return self._weighted_basis @ (self._gains[:, candidate, None] * self._targets)
 
     def leave_one_out(
-        self, candidates: Candidates, positions: Tensor | None = None
+        self, candidates: Candidates, positions: Tensor | None = None, *, exact: bool = False
     ) -> Iterator[tuple[slice, Candidates, Tensor]]:
         """Predictions ``(n', P', C)`` for some candidates after the others, each without the sample itself.
 
-        ``positions`` are of the samples that are asked for.
+        ``positions`` are of the samples that are asked for; ``exact`` is for `FeatureSpace`.
         """
         chosen = slice(None) if positions is None else positions
         basis, Y, diagonal = self._weighted_basis[chosen], self.Y[chosen], self._diagonal[chosen]
@@ -159,7 +162,12 @@ class FeatureSpace:
 
     def coefficients(self, candidate: int) -> Tensor:
         """Coefficients of the features, ``(d, C)``."""
-        return self._inverse.basis @ (self._inverse.gains[:, candidate, None] * self._targets)
+        return self._coefficients([candidate])[:, 0]
+
+    def _coefficients(self, candidates: Candidates) -> Tensor:
+        """Coefficients of the features for some candidates, ``(d, P', C)``."""
+        targets = self._inverse.gains[:, candidates, None] * self._targets[:, None]
+        return (self._inverse.basis @ targets.flatten(1)).view(len(targets), len(candidates), -1)
 
     def intercept(self, coefficients: Tensor) -> Tensor:
         """Intercepts that belong to coefficients of the features, ``(C,)``."""
@@ -190,35 +198,37 @@ class FeatureSpace:
         return leverages.mul_(rows.weight[:, None].to(dtype))
 
     def leave_one_out(
-        self, candidates: Candidates, positions: Tensor | None = None
+        self, candidates: Candidates, positions: Tensor | None = None, *, exact: bool = False
     ) -> Iterator[tuple[slice, Candidates, Tensor]]:
         """Predictions ``(n', P', C)`` of chunks of rows for candidates, each without the sample itself.
 
-        ``positions`` are of the rows that are asked for, in float64; ``None`` is all, in `dtype`. Results are overwritten by
-        the next ones.
+        ``positions`` are of the rows that are asked for, ``exact`` computes in float64 whatever `dtype` is. Results are
+        overwritten by the next ones.
         """
-        if positions is None:
-            rows, dtype, leverages = self._rows, self.dtype, self.leverages[:, candidates]
+        rows = self._rows if positions is None else self._rows.take(positions)
+        if exact:
+            dtype, leverages = self._mean.dtype, self._leverages_of(rows, self._mean.dtype)
         else:
-            rows, dtype = self._rows.take(positions), self._mean.dtype
-            leverages = self._leverages_of(rows, dtype)[:, candidates]
-        C = len(self._prior)
-        together = max(1, 4 * self._mean.numel() // C)  # candidates whose predictions are one matrix product
-        groups = [slice(start, start + together) for start in range(0, len(candidates), together)]
+            dtype, leverages = self.dtype, self.leverages if positions is None else self.leverages[positions]
         mean, prior = self._mean.to(dtype), self._prior.to(dtype)
-        W = [torch.cat([self.coefficients(j).to(dtype) for j in candidates[group]], 1) for group in groups]
-        scores = None
-        for chunk_positions, chunk in rows.chunks(dtype, width=W[0].shape[1]):
-            chunk -= mean
-            for group, weights in zip(groups, W, strict=True):
-                if scores is None:
-                    scores = torch.empty(len(chunk), weights.shape[1], dtype=dtype, device=chunk.device)
-                out = scores[: len(chunk), : weights.shape[1]] if weights.shape[1] == scores.shape[1] else None
-                predictions = torch.mm(chunk, weights, out=out).view(len(chunk), -1, C)
-                predictions += prior
-                h = leverages[chunk_positions, group]
-                withdraw_(predictions, rows.codes[chunk_positions], h)
-                yield chunk_positions, candidates[group], predictions
+        d, C = len(mean), len(prior)
+        together = max(1, _COLUMNS * d // C)  # candidates whose predictions are one matrix product
+        block = together * max(1, _WEIGHT_BYTES // (dtype.itemsize * d * C * together))  # those whose weights are there at once
+        for first in range(0, len(candidates), block):
+            last = min(first + block, len(candidates))
+            groups = [candidates[start : min(start + together, last)] for start in range(first, last, together)]
+            weights = [self._coefficients(group).flatten(1).to(dtype) for group in groups]
+            scores: dict[int, Tensor] = {}
+            for part, chunk in rows.chunks(dtype, width=weights[0].shape[1]):
+                chunk -= mean
+                for group, W in zip(groups, weights, strict=True):
+                    width = W.shape[1]
+                    if width not in scores:
+                        scores[width] = torch.empty(len(chunk), width, dtype=dtype, device=chunk.device)
+                    predictions = torch.mm(chunk, W, out=scores[width][: len(chunk)]).view(len(chunk), -1, C)
+                    predictions += prior
+                    withdraw_(predictions, rows.codes[part], leverages[part][:, group])
+                    yield part, group, predictions
 
 
 def withdraw_(predictions: Tensor, codes: Tensor, h: Tensor) -> None:

@@ -1,0 +1,420 @@
+"""`ClosedFormProbe` beside scikit-learn's classifiers on the same features.
+
+    python benchmarks/probe.py [SECTION ...] [--data DIR] [--output benchmarks/results]
+
+Sections, each one table in a file of its own: ``speed`` (generated features: time, memory, the same choice and predictions as
+`RidgeClassifierCV`), ``real`` (Imagenette and CIFAR-10: accuracy, log-loss, calibration), ``few`` (1 to 50 images a class),
+``small`` (what a distilled set asks), ``stream`` (1,281,167 rows of 768 numbers in half precision, from disk). DIR holds the image
+folders of ``real`` and ``few``; the default is ``$SKLEARN_CLPDD_DATA``.
+
+Every estimator of ``speed``, ``real`` and ``stream`` runs in a process of its own, one after the other, with ``OPENBLAS_CORETYPE`` and
+``OPENBLAS_L2_SIZE`` unset, so that numpy's BLAS is at its best. Memory is the peak of the process during ``fit`` less what it held before.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import sklearn
+import torch
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.calibration import CalibratedClassifierCV
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.kernel_ridge import KernelRidge
+from sklearn.linear_model import LogisticRegression, RidgeClassifier, RidgeClassifierCV
+from sklearn.metrics import log_loss
+from sklearn.model_selection import GridSearchCV
+from sklearn.neighbors import NearestCentroid
+
+from sklearn_clpdd import ClosedFormProbe, FrozenEncoder
+from sklearn_clpdd.datasets import load_image_folder
+
+ALPHAS = np.logspace(-3, 3, 13)
+IMAGENET = 1_281_167, 768, 1000
+
+
+class KernelRidgeClassifier(ClassifierMixin, BaseEstimator):
+    """`KernelRidge` on ±1 indicators, for it is a regressor."""
+
+    def __init__(self, alpha=1.0, gamma=None):
+        self.alpha = alpha
+        self.gamma = gamma
+
+    def fit(self, X, y):
+        self.classes_ = np.unique(y)
+        self.ridge_ = KernelRidge(alpha=self.alpha, kernel="rbf", gamma=self.gamma).fit(
+            X, 2.0 * (y[:, None] == self.classes_) - 1
+        )
+        return self
+
+    def predict(self, X):
+        return self.classes_[self.ridge_.predict(X).argmax(axis=1)]
+
+
+# (n, d, C, number of candidates)
+SPEED = [(2_000, 1280, 10, 20), (10_000, 1280, 10, 20), (20_000, 768, 200, 10), (50_000, 768, 1000, 10)]
+
+REAL = {
+    "ClosedFormProbe()": lambda: ClosedFormProbe(),
+    'ClosedFormProbe(kernel="rbf")': lambda: ClosedFormProbe(kernel="rbf"),
+    "RidgeClassifierCV, 13 alphas": lambda: RidgeClassifierCV(ALPHAS),
+    "RidgeClassifier, 5-fold search": lambda: GridSearchCV(RidgeClassifier(), {"alpha": ALPHAS}, cv=5),
+    "CalibratedClassifierCV(RidgeClassifier)": lambda: CalibratedClassifierCV(RidgeClassifier(), cv=5),
+    "LogisticRegression, 5-fold search": lambda: GridSearchCV(
+        LogisticRegression(max_iter=200), {"C": np.logspace(-1, 3, 5)}, cv=5
+    ),
+    "LDA, shrinkage": lambda: LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto"),
+    'KernelRidge("rbf"), 5-fold search': lambda: GridSearchCV(KernelRidgeClassifier(gamma=1.0), {"alpha": ALPHAS[::3]}, cv=5),
+}
+
+FEW = {
+    "ClosedFormProbe()": lambda: ClosedFormProbe(),
+    "RidgeClassifierCV": lambda: RidgeClassifierCV(ALPHAS),
+    "LogisticRegression": lambda: LogisticRegression(max_iter=300),
+    "LDA, shrinkage": lambda: LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto"),
+    "nearest class mean": lambda: NearestCentroid(),
+}
+
+
+def resident():
+    """Bytes in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+class Measured:
+    """Seconds, and bytes at the peak above the beginning, of a block."""
+
+    def __enter__(self):
+        self._done, self._before, self._peak = False, resident(), 0
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+        self._start = time.perf_counter()
+        return self
+
+    def _watch(self):
+        while not self._done:
+            self._peak = max(self._peak, resident())
+            time.sleep(0.002)
+
+    def __exit__(self, *error):
+        self.seconds = time.perf_counter() - self._start
+        self._done = True
+        self._thread.join()
+        self.megabytes = (self._peak - self._before) / 1e6
+
+
+def in_process(task, **parameters):
+    """The result of a task of this file, in a fresh process."""
+    environment = {k: v for k, v in os.environ.items() if k not in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")}
+    command = [sys.executable, __file__, "--task", json.dumps([task, parameters])]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(done.stderr)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def generated(n, d, n_classes):
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, n_classes, n)
+    means = 0.15 * rng.standard_normal((n_classes, d), dtype=np.float32)
+    X = rng.standard_normal((n, d), dtype=np.float32)
+    X += means[y]
+    return X, y
+
+
+def task_speed(name, shape, scoring):
+    n, d, n_classes, n_alphas = shape
+    X, y = generated(n, d, n_classes)
+    alphas = np.logspace(-1, 5, n_alphas)
+    if name == "ours":
+        probe = ClosedFormProbe(alphas, scoring=scoring)
+    else:
+        probe = RidgeClassifierCV(alphas, scoring="accuracy" if scoring == "accuracy" else None)
+    type(probe)(alphas).fit(X[:200], y[:200] % 3)  # threads and libraries are up
+    with Measured() as cost:
+        probe.fit(X, y)
+    predictions = probe.predict(X[:10_000])
+    return (
+        cost.seconds,
+        cost.megabytes,
+        float(probe.alpha_),
+        int(np.dot(predictions, np.arange(len(predictions)))),
+        X.nbytes / 1e6,
+    )
+
+
+def speed():
+    lines = [
+        "| n, d, C, candidates | scoring | `ClosedFormProbe` | `RidgeClassifierCV` | ratio | same alpha, same predictions | "
+        "memory above the features | the features |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for shape in SPEED:
+        for scoring in ("accuracy", "neg_mean_squared_error"):
+            if shape[2] == 1000 and scoring != "accuracy":
+                continue
+            ours, theirs = (in_process("speed", name=name, shape=shape, scoring=scoring) for name in ("ours", "theirs"))
+            same = " and ".join(("no", "yes")[ours[i] == theirs[i]] for i in (2, 3))
+            lines.append(
+                f"| {', '.join(f'{number:,}' for number in shape)} | {scoring} | {ours[0]:.2f} s | {theirs[0]:.2f} s | "
+                f"{theirs[0] / ours[0]:.1f} | {same} | {ours[1]:.0f} MB, {theirs[1]:.0f} MB | {ours[4]:.0f} MB |"
+            )
+            progress(lines[-1])
+    return lines
+
+
+def features(data, name, cache):
+    """Features and labels of the training and the validation images, kept in a file."""
+    path = Path(cache, f"{name}.npz")
+    if not path.exists():
+        encoder = FrozenEncoder(n_jobs=-1)
+        parts = {}
+        for part in ("train", "val"):
+            X, y = load_image_folder(Path(data, name, part))
+            parts |= {f"X_{part}": encoder.transform(X), f"y_{part}": np.unique(y, return_inverse=True)[1]}
+        np.savez(path, **parts)
+    with np.load(path) as arrays:
+        return [arrays[key] for key in ("X_train", "y_train", "X_val", "y_val")]
+
+
+def calibration_error(probabilities, y, n_bins=15):
+    """Expected calibration error of the most likely class, bins of equal width."""
+    confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == y
+    bins = np.minimum((confidence * n_bins).astype(int), n_bins - 1)
+    gaps = [abs(right[bins == i].mean() - confidence[bins == i].mean()) * np.mean(bins == i) for i in np.unique(bins)]
+    return float(np.sum(gaps))
+
+
+def task_real(name, path):
+    with np.load(path) as arrays:
+        X, y, X_test, y_test = (arrays[key] for key in ("X_train", "y_train", "X_val", "y_val"))
+    warnings.simplefilter("ignore")
+    estimator = REAL[name]()
+    ClosedFormProbe().fit(X[:50], np.arange(50) % 2)
+    with Measured() as cost:
+        estimator.fit(X, y)
+    result = [cost.seconds, cost.megabytes, float(np.mean(estimator.predict(X_test) == y_test))]
+    if hasattr(estimator, "predict_proba"):
+        probabilities = estimator.predict_proba(X_test)
+        result += [log_loss(y_test, probabilities), calibration_error(probabilities, y_test)]
+    return result
+
+
+def real(data, cache):
+    lines = [
+        "| features | classifier | fit | memory | accuracy | log-loss | calibration error |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for name in ("imagenette", "cifar10"):
+        n, d = features(data, name, cache)[0].shape
+        for classifier in REAL:
+            seconds, megabytes, *scores = in_process("real", name=classifier, path=str(Path(cache, f"{name}.npz")))
+            cells = [f"{score:.3f}" for score in scores] + ["", ""]
+            lines.append(
+                f"| {name}, {n:,} × {d:,} | `{classifier}` | {seconds:.1f} s | {megabytes:.0f} MB | {' | '.join(cells[:3])} |"
+            )
+            progress(lines[-1])
+    return lines
+
+
+def few(data, cache):
+    lines = [
+        f"| features | images a class (draws) | {' | '.join(FEW)} | ours less the best peer |",
+        "| --- | --- | " + "--- | " * (len(FEW) + 1),
+    ]
+    warnings.simplefilter("ignore")
+    for name in ("imagenette", "cifar10", "tiny-imagenet-200"):
+        X, y, X_test, y_test = features(data, name, cache)
+        classes = np.unique(y)
+        for shots in (1, 5, 10, 50):
+            n_draws = 10 if np.bincount(y).max() > shots else 1  # all there are
+            scores = {classifier: [] for classifier in FEW}
+            for seed in range(n_draws):
+                rng = np.random.default_rng(seed)
+                rows = np.concatenate([rng.choice(np.flatnonzero(y == label), shots, replace=False) for label in classes])
+                for classifier, make in FEW.items():
+                    if shots == 1 and classifier.startswith("LDA"):
+                        continue  # no covariance within classes
+                    scores[classifier].append(100 * np.mean(make().fit(X[rows], y[rows]).predict(X_test) == y_test))
+            means = {classifier: np.mean(values) for classifier, values in scores.items() if values}
+            ours = means["ClosedFormProbe()"]
+            best = max(value for classifier, value in means.items() if classifier != "ClosedFormProbe()")
+            cells = [f"{means[classifier]:.1f}" if classifier in means else "" for classifier in FEW]
+            lines.append(f"| {name} | {shots} ({n_draws}) | {' | '.join(cells)} | {ours - best:+.2f} |")
+            progress(lines[-1])
+    return lines
+
+
+def median_milliseconds(function, n_repeats):
+    function()
+    seconds = []
+    for _ in range(n_repeats):
+        start = time.perf_counter()
+        function()
+        seconds.append(time.perf_counter() - start)
+    return 1e3 * float(np.median(seconds))
+
+
+def task_small(n):
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((n, 1280), dtype=np.float32)
+    X /= np.linalg.norm(X, axis=1, keepdims=True)
+    y = np.arange(n) % min(10, n // 2)
+    Z, Y = torch.from_numpy(X), torch.from_numpy(np.eye(10, dtype=np.float32)[y])
+
+    def bare():
+        centred = Z - Z.mean(0)
+        K = centred @ centred.T
+        K.diagonal().add_(1.0)
+        return centred.T @ torch.cholesky_solve(Y, torch.linalg.cholesky(K))
+
+    fits = {
+        "bare": bare,
+        "given": lambda: ClosedFormProbe(1.0, temperature=0.2).fit(X, y),
+        "calibrated": lambda: ClosedFormProbe(1.0).fit(X, y),
+        "chosen": lambda: ClosedFormProbe().fit(X, y),
+        "theirs": lambda: RidgeClassifier(1.0).fit(X, y),
+    }
+    n_repeats = 20 if n > 300 else 200
+    return {name: median_milliseconds(fit, n_repeats) for name, fit in fits.items()}
+
+
+def small():
+    lines = [
+        "| n, d = 1,280, float32 | torch's solve alone | `alpha=1, temperature=0.2` | `alpha=1` | defaults | `RidgeClassifier` |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for n in (10, 30, 100, 300, 1000):
+        cells = in_process("small", n=n)
+        order = ("bare", "given", "calibrated", "chosen", "theirs")
+        lines.append(f"| {n:,} | " + " | ".join(f"{cells[name]:.2f} ms" for name in order) + " |")
+        progress(lines[-1])
+    return lines
+
+
+def task_stream(path):
+    n, d, n_classes = IMAGENET
+    X = np.load(path, mmap_mode="r")
+    y = np.random.default_rng(0).integers(0, n_classes, n)
+    batch, classes = 65_536, np.arange(n_classes)
+    A = torch.from_numpy(X[:8192].astype(np.float64))
+    rates = {}
+    for name, dtype in (("float64", torch.float64), ("float32", torch.float32)):
+        B = A.to(dtype)
+        rates[name] = 2 * len(B) * d * d / (median_milliseconds(lambda: B.T @ B, 9) / 1e3)  # noqa: B023
+    probe = ClosedFormProbe(10.0, temperature=0.2)
+    probe.partial_fit(X[:batch], y[:batch], classes=classes)
+    held = resident()
+    with Measured() as cost:
+        for start in range(batch, n, batch):
+            probe.partial_fit(X[start : start + batch], y[start : start + batch])
+            if start == batch:
+                first = resident()
+    growth = (resident() - max(first, held)) / 1e6
+    with Measured() as solve:
+        coef = probe.coef_
+    return {
+        "seconds": cost.seconds,
+        "rate": 2 * (n - batch) * d * d / cost.seconds,
+        **rates,
+        "peak": cost.megabytes,
+        "growth": growth,
+        "solve": solve.seconds,
+        "norm": float(np.linalg.norm(coef)),
+    }
+
+
+def task_exact(path):
+    """Coefficients from batches of float16 beside those of a float64 reference, on the first rows."""
+    _, _, n_classes = IMAGENET
+    X = np.load(path, mmap_mode="r")[:40_000]
+    y = np.random.default_rng(0).integers(0, n_classes, IMAGENET[0])[:40_000]
+    probe = ClosedFormProbe(10.0, temperature=0.2, dtype="float64")
+    for start in range(0, len(X), 7_000):
+        probe.partial_fit(X[start : start + 7_000], y[start : start + 7_000], classes=np.arange(n_classes))
+    Z, Y = X.astype(np.float64), 2.0 * (y[:, None] == np.arange(n_classes)) - 1
+    Z -= Z.mean(axis=0)
+    W = np.linalg.solve(Z.T @ Z + 10.0 * np.eye(Z.shape[1]), Z.T @ (Y - Y.mean(axis=0)))
+    return float(np.abs(probe.coef_ - W.T).max() / np.abs(W).max())
+
+
+def stream():
+    n, d, n_classes = IMAGENET
+    with tempfile.TemporaryDirectory() as folder:
+        path = str(Path(folder, "X.npy"))
+        X = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=(n, d))
+        rng = np.random.default_rng(1)
+        means = 0.15 * rng.standard_normal((n_classes, d), dtype=np.float32)
+        y = np.random.default_rng(0).integers(0, n_classes, n)
+        for start in range(0, n, 65_536):
+            part = X[start : start + 65_536]
+            part[:] = rng.standard_normal(part.shape, dtype=np.float32) + means[y[start : start + 65_536]]
+        X.flush()
+        del X
+        error = in_process("exact", path=path)
+        seen = in_process("stream", path=path)
+    return [
+        f"| `partial_fit` over {n:,} × {d} float16 from a memmap, {n_classes:,} classes | |",
+        "| --- | --- |",
+        f"| seconds, {(n - 65_536) / seen['seconds']:,.0f} rows a second | {seen['seconds']:.1f} |",
+        f"| Gram update, 2·n·d² per second (GFLOP/s) | {seen['rate'] / 1e9:.0f} |",
+        f"| torch's matrix product of 8,192 rows in float64 (GFLOP/s) | {seen['float64'] / 1e9:.0f} |",
+        f"| the same in float32 (GFLOP/s) | {seen['float32'] / 1e9:.0f} |",
+        f"| share of the float64 rate | {seen['rate'] / seen['float64']:.2f} |",
+        f"| memory, peak above the first batch, pages of the file included (MB) | {seen['peak']:.0f} |",
+        f"| memory, growth from the second batch to the last, pages of the file included (MB) | {seen['growth']:.0f} |",
+        f"| solving for the coefficients (s) | {seen['solve']:.2f} |",
+        f"| largest difference to a float64 reference, 40,000 rows, relative to the largest coefficient | {error:.0e} |",
+    ]
+
+
+def progress(line):
+    print(line, file=sys.stderr, flush=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    sections = ("speed", "real", "few", "small", "stream")
+    parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"of {', '.join(sections)}; all by default")
+    parser.add_argument("--data", default=os.environ.get("SKLEARN_CLPDD_DATA"))
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--cache", help="folder that keeps the features of the image folders")
+    parser.add_argument("--task", type=json.loads, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.task:
+        name, parameters = arguments.task
+        print(json.dumps(globals()[f"task_{name}"](**parameters)))
+        return
+    chosen = arguments.sections or sections
+    if unknown := set(chosen) - set(sections):
+        parser.error(f"no such section: {', '.join(sorted(unknown))}")
+    if not arguments.data and {"real", "few"} & set(chosen):
+        parser.error("give --data, or set SKLEARN_CLPDD_DATA, to the folder that holds imagenette/ and cifar10/")
+    header = (
+        f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, scikit-learn {sklearn.__version__}, numpy "
+        f"{np.__version__}; OPENBLAS_CORETYPE and OPENBLAS_L2_SIZE unset; `python benchmarks/probe.py"
+    )
+    with tempfile.TemporaryDirectory() as temporary:
+        cache = arguments.cache or temporary
+        for section in chosen:
+            lines = real(arguments.data, cache) if section == "real" else None
+            lines = few(arguments.data, cache) if section == "few" else lines
+            lines = lines or {"speed": speed, "small": small, "stream": stream}[section]()
+            text = "\n".join([f"{header} {section}`", "", *lines, ""])
+            print(text, flush=True)
+            if arguments.output:
+                arguments.output.mkdir(parents=True, exist_ok=True)
+                (arguments.output / f"probe-{section}.md").write_text(text)
+
+
+if __name__ == "__main__":
+    main()
