@@ -4,11 +4,12 @@
 
 Sections, each one table in a file of its own: ``speed`` (generated features: time, memory, the same choice and predictions as
 `RidgeClassifierCV`), ``real`` (Imagenette and CIFAR-10: accuracy, log-loss, calibration), ``few`` (1 to 50 images a class),
-``small`` (what a distilled set asks), ``stream`` (1,281,167 rows of 768 numbers in half precision, from disk). DIR holds the image
-folders of ``real`` and ``few``; the default is ``$SKLEARN_CLPDD_DATA``.
+``small`` (what a distilled set asks), ``stream`` (1,281,167 rows of 768 numbers in half precision, from disk). DIR holds the
+image folders of ``real`` and ``few``; the default is ``$SKLEARN_CLPDD_DATA``.
 
-Every estimator of ``speed``, ``real`` and ``stream`` runs in a process of its own, one after the other, with ``OPENBLAS_CORETYPE`` and
-``OPENBLAS_L2_SIZE`` unset, so that numpy's BLAS is at its best. Memory is the peak of the process during ``fit`` less what it held before.
+Every estimator of ``speed``, ``real`` and ``stream`` runs in a process of its own, one after the other, with
+``OPENBLAS_CORETYPE`` and ``OPENBLAS_L2_SIZE`` unset, so that numpy's BLAS is at its best. Memory is the peak of the process
+during ``fit`` less what it held before.
 """
 
 import argparse
@@ -49,14 +50,14 @@ class KernelRidgeClassifier(ClassifierMixin, BaseEstimator):
         self.alpha = alpha
         self.gamma = gamma
 
-    def fit(self, X, y):
+    def fit(self, X, y):  # noqa: D102
         self.classes_ = np.unique(y)
         self.ridge_ = KernelRidge(alpha=self.alpha, kernel="rbf", gamma=self.gamma).fit(
             X, 2.0 * (y[:, None] == self.classes_) - 1
         )
         return self
 
-    def predict(self, X):
+    def predict(self, X):  # noqa: D102
         return self.classes_[self.ridge_.predict(X).argmax(axis=1)]
 
 

@@ -101,7 +101,7 @@ class BaseDistiller(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Classifie
         scores = torch.from_numpy(probe.decision_function(R[some]))
         if scores.ndim == 1:
             scores = torch.stack([-scores, scores], 1)
-        chunk = leads(scores[:, None], torch.from_numpy(codes[some])), torch.ones(len(some), dtype=torch.float64)
+        chunk = leads(scores[:, None], torch.from_numpy(codes[some])), torch.ones(len(some), dtype=torch.float64), slice(0, 1)
         (probe.temperature_,) = minimal_temperatures(lambda: [chunk])
         probe.set_params(temperature=probe.temperature_)
         Y = F.one_hot(torch.from_numpy(y), len(self.classes_))

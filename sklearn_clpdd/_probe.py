@@ -35,7 +35,7 @@ _CANDIDATES = np.logspace(-3, 3, 13)
 # Taken where leave-one-out says nothing, because no class has two samples.
 _DEFAULT_TEMPERATURE = 0.2
 # Rows of a stream on which `partial_fit` chooses alpha and the temperature.
-_RESERVOIR = 4096
+_RESERVOIR = 2048
 # Above this ratio of the Gram matrix's trace to the penalty, a bound on the condition number, float32 is not trusted.
 _FLOAT32_CONDITION = 1e4
 # Square matrices in float64 that a factorisation in sample space has in memory at once.
@@ -150,7 +150,7 @@ class ClosedFormProbe(ClassifierMixin, BaseEstimator):
     >>> X, y = load_digits(return_X_y=True)
     >>> probe = ClosedFormProbe(kernel="rbf").fit(X[::2], y[::2])
     >>> round(probe.loo_score_, 2), round(probe.score(X[1::2], y[1::2]), 2)
-    (0.99, 0.99)
+    (0.99, 0.98)
     """
 
     _parameter_constraints = {
@@ -227,13 +227,26 @@ class ClosedFormProbe(ClassifierMixin, BaseEstimator):
         )
         if not in_features:
             self._check_memory(len(rows), rows.device)
-        self._forget()
-        self.classes_ = classes
-        if in_features:
-            moments = Moments(len(classes), X.shape[1], rows.device).add(rows)
-            self._solve_in_feature_space(moments, rows)
-        else:
-            self._solve_in_sample_space(rows)
+        before = dict(self.__dict__)
+        try:
+            self._forget()
+            self.classes_ = classes
+            self._stream_dtype = self._dtype_for(X)
+            if in_features:
+                self._moments = Moments(len(classes), X.shape[1], rows.device).add(rows)
+                self._reservoir = Reservoir(_RESERVOIR)
+                if self._leaves_one_out:
+                    self._reservoir.add(X, codes, weight)
+                self._solve_in_feature_space(self._moments, rows)
+            else:
+                if self.kernel in ("linear", "cosine"):
+                    self._samples = X.copy(), codes, weight
+                self._solve_in_sample_space(rows)
+        except Exception:
+            self.__dict__.clear()
+            self.__dict__.update(before)
+            raise
+        self._is_stream = False
         return self
 
     @available_if(_is_linear)
@@ -242,7 +255,8 @@ class ClosedFormProbe(ClassifierMixin, BaseEstimator):
 
         Keeps weighted Gram matrix, means and counts in float64, about the size of ``n_features · (n_features + n_classes)``
         numbers however many samples there are; the system is solved when a result is asked for. `alpha` and the temperature,
-        where they are ``"loo"``, are chosen by the leave-one-out predictions of a uniform sample of up to 4096 rows.
+        where they are ``"loo"``, are chosen by the leave-one-out predictions of a uniform sample of up to 2048 rows. A probe that
+        was fitted by `fit` can go on, but not once it was pickled: it leaves behind what that takes.
 
         Parameters
         ----------
@@ -263,7 +277,8 @@ class ClosedFormProbe(ClassifierMixin, BaseEstimator):
         Raises
         ------
         ValueError
-            If the probe was fitted by `fit`, a label is not in `classes`, or ``class_weight="balanced"``, which needs all labels.
+            If a label is not in `classes`, the probe was fitted by `fit` and pickled, or ``class_weight="balanced"``, which needs
+            all labels.
         """
         self._check_params()
         if self.class_weight == "balanced":
@@ -271,8 +286,7 @@ class ClosedFormProbe(ClassifierMixin, BaseEstimator):
                 "class_weight='balanced' needs the labels of all batches; give a dict of class weights, for instance "
                 "compute_class_weight('balanced', classes=classes, y=all_labels) by class"
             )
-        if hasattr(self, "classes_") and "_moments" not in self.__dict__:
-            raise ValueError("this probe was fitted by `fit`, which keeps no statistics to add to; begin with `partial_fit`")
+        self._go_on()
         first = _check_partial_fit_first_call(self, classes)
         try:
             X, y = self._check(X, y, reset=first)
@@ -289,13 +303,35 @@ class ClosedFormProbe(ClassifierMixin, BaseEstimator):
         if first:
             self._moments = Moments(len(self.classes_), X.shape[1], device)
             self._reservoir = Reservoir(_RESERVOIR)
-            self._stream_dtype = self._dtype_for(X)
+        self._stream_dtype = self._dtype_for(X)
         self._moments.to(device).add(self._rows(X, codes, weight, copies=True))
         if self._leaves_one_out:
             kept = np.flatnonzero(weight)
             self._reservoir.add(*(array[kept] if len(kept) < len(X) else array for array in (X, codes, weight)))
         self._forget(keep_stream=True)
+        self._is_stream = True
         return self
+
+    def _go_on(self):
+        """Make what `fit` has left the beginning of a stream."""
+        if "_samples" in self.__dict__:
+            X, codes, weight = self._samples
+            rows = self._rows(X, codes, weight, copies=True)
+            self._moments = Moments(len(self.classes_), X.shape[1], rows.device).add(rows)
+            self._reservoir = Reservoir(_RESERVOIR)
+            self._reservoir.add(X, codes, weight)
+            del self._samples
+        if hasattr(self, "classes_") and "_moments" not in self.__dict__:
+            raise ValueError(
+                "this probe was fitted by `fit` and then pickled or copied, which leaves behind what more samples would be added "
+                "to; fit it by `partial_fit` from the first batch on"
+            )
+
+    def __getstate__(self):
+        state = super().__getstate__()
+        if not state.get("_is_stream", True):
+            state = {name: value for name, value in state.items() if name not in ("_moments", "_reservoir", "_samples")}
+        return state
 
     @available_if(_is_linear)
     def merge(self, other):
@@ -304,7 +340,7 @@ class ClosedFormProbe(ClassifierMixin, BaseEstimator):
         Parameters
         ----------
         other : ClosedFormProbe
-            Fitted by `partial_fit` with the same classes. It stays as it is.
+            Fitted with the same classes, by `partial_fit` if it was pickled since. It stays as it is.
 
         Returns
         -------
@@ -314,11 +350,11 @@ class ClosedFormProbe(ClassifierMixin, BaseEstimator):
         Raises
         ------
         ValueError
-            If one of them was not fitted by `partial_fit`, or classes, numbers of features or kernels differ.
+            If one of them was fitted by `fit` and pickled, or classes, numbers of features or kernels differ.
         """
         for probe in (self, other):
-            if "_moments" not in probe.__dict__:
-                raise ValueError("merge takes probes that were fitted by `partial_fit`; `fit` keeps no statistics to merge")
+            check_is_fitted(probe)
+            probe._go_on()
         for name in ("n_features_in_", "kernel", "class_weight"):
             if getattr(self, name) != getattr(other, name):
                 raise ValueError(f"the probes differ in {name}: {getattr(self, name)!r} and {getattr(other, name)!r}")
@@ -327,6 +363,7 @@ class ClosedFormProbe(ClassifierMixin, BaseEstimator):
         self._moments.merge(other._moments)
         self._reservoir.merge(other._reservoir)
         self._forget(keep_stream=True)
+        self._is_stream = True
         return self
 
     def decision_function(self, X):
@@ -444,8 +481,8 @@ class ClosedFormProbe(ClassifierMixin, BaseEstimator):
             missing = {} if self.class_weight == "balanced" else dict.fromkeys(classes.tolist(), 1.0)
             given = self.class_weight if self.class_weight == "balanced" else {**missing, **self.class_weight}
             weight = weight * compute_class_weight(given, classes=classes, y=y if not missing else classes)[codes]
-        if not weight.any():
-            raise ValueError("all sample weights are zero; give a positive one to some samples")
+        if not weight.any():  # scikit-learn looks at the sample weights alone
+            raise ValueError("all weights are zero; give a positive one to some samples")
         return weight
 
     def _rows(self, X: np.ndarray, codes: np.ndarray, weight: np.ndarray, *, copies: bool | None = None) -> Rows:
@@ -481,7 +518,7 @@ class ClosedFormProbe(ClassifierMixin, BaseEstimator):
 
     def _forget(self, *, keep_stream: bool = False):
         """Drop what an earlier fit has left."""
-        stream = () if keep_stream else ("_moments", "_reservoir", "_stream_dtype", "classes_")
+        stream = () if keep_stream else ("_moments", "_reservoir", "_samples", "_stream_dtype", "classes_")
         for name in (*_SOLVED, "gamma_", "dual_coef_", "X_fit_", *stream):
             self.__dict__.pop(name, None)
 
@@ -524,6 +561,8 @@ class ClosedFormProbe(ClassifierMixin, BaseEstimator):
         share, prior = self._shares(rows, Z)
         mean = share @ Z if self.fit_intercept else torch.zeros_like(Z[0])
         Z -= mean
+        rounding = 64 * torch.finfo(Z.dtype).eps * torch.linalg.vector_norm(mean, torch.inf)
+        Z *= torch.linalg.vector_norm(Z, torch.inf) > rounding  # else the features are constant
         root = rows.weight.sqrt().to(Z)[:, None]
         if not isinstance(self.alpha, Real) or (root * Z).square().sum().item() > _FLOAT32_CONDITION * float(self.alpha):
             Z, root, share, prior, mean = map(in_double, (Z, root, share, prior, mean))
@@ -596,13 +635,13 @@ class ClosedFormProbe(ClassifierMixin, BaseEstimator):
         raise ValueError(f"the system is singular with alpha={self.alpha}: the features are collinear; give a larger alpha")
 
     def _set_gamma(self, Z: Tensor, weight: Tensor):
-        if self.kernel in KERNELS:
+        if isinstance(self.kernel, str):
             share = (weight / weight.sum()).to(Z)
             variance = (share @ Z.square().mean(1) - (share @ Z.mean(1)) ** 2).item()
             self.gamma_ = self.gamma if self.gamma is not None else 1 / (Z.shape[1] * variance) if variance > 0 else 1.0
 
     def _kernel_parameters(self):
-        return {"gamma": self.gamma_, "degree": self.degree, "coef0": self.coef0} if self.kernel in KERNELS else {}
+        return {"gamma": self.gamma_, "degree": self.degree, "coef0": self.coef0} if isinstance(self.kernel, str) else {}
 
 
 def _from_tensor(array):

@@ -1,6 +1,7 @@
 """scikit-learn's own battery of estimator checks, and the assertion that it is not an empty one."""
 
 import pytest
+from sklearn.metrics.pairwise import laplacian_kernel
 from sklearn.utils.estimator_checks import check_estimator, parametrize_with_checks
 
 from sklearn_clpdd import ClosedFormProbe, CLPDistiller
@@ -9,6 +10,10 @@ ESTIMATORS = [
     ClosedFormProbe(),
     ClosedFormProbe(solver="primal"),
     ClosedFormProbe(solver="dual"),
+    *(ClosedFormProbe(kernel=kernel) for kernel in ("cosine", "rbf", "poly")),
+    ClosedFormProbe(kernel=laplacian_kernel),
+    ClosedFormProbe(1.0, temperature=0.2),
+    ClosedFormProbe([0.1, 1.0], scoring="neg_log_loss"),
     CLPDistiller(encoder=None, max_iter=100, random_state=0),
 ]
 

@@ -167,16 +167,14 @@ def test_first_call_that_fails_leaves_nothing(data):
 
 def test_what_cannot_be_done_in_batches_is_told(data):
     X, y, _ = data
-    with pytest.raises(ValueError, match="fitted by `fit`"):
-        ClosedFormProbe().fit(X, y).partial_fit(X, y)
+    with pytest.raises(ValueError, match="fitted by `fit` and then pickled"):
+        pickle.loads(pickle.dumps(ClosedFormProbe().fit(X, y))).partial_fit(X, y)
     with pytest.raises(ValueError, match=r"balanced.*dict"):
         ClosedFormProbe(class_weight="balanced").partial_fit(X, y, classes=CLASSES)
     assert not hasattr(ClosedFormProbe(kernel="rbf"), "partial_fit")
     with pytest.raises(AttributeError, match="partial_fit"):
         ClosedFormProbe(kernel="rbf").partial_fit(X, y, classes=CLASSES)
     one = ClosedFormProbe().partial_fit(X, y, classes=CLASSES)
-    with pytest.raises(ValueError, match="`partial_fit`"):
-        one.merge(ClosedFormProbe().fit(X, y))
     with pytest.raises(ValueError, match="n_features_in_: 25 and 5"):
         one.merge(ClosedFormProbe().partial_fit(X[:, :5], y, classes=CLASSES))
     with pytest.raises(ValueError, match="different classes"):
@@ -187,3 +185,26 @@ def test_fit_begins_anew(data):
     X, y, _ = data
     probe = ClosedFormProbe(1.0).partial_fit(X + 5, y, classes=CLASSES).fit(X, y)
     _assert_same(probe, clone(probe).fit(X, y))
+
+
+@pytest.mark.parametrize("parameters", PARAMETERS)
+@pytest.mark.parametrize("n", [12, 150])  # fewer and more samples than features
+def test_after_fit_comes_more(data, parameters, n):
+    X, y, weight = data
+    rows = np.argsort(np.arange(300) % 75, kind="stable")  # all classes at the beginning
+    X, y, weight = X[rows], y[rows], weight[rows]
+    probe = ClosedFormProbe(**parameters).fit(X[:n], y[:n], weight[:n])
+    probe.partial_fit(X[n:200], y[n:200], sample_weight=weight[n:200])
+    probe.merge(ClosedFormProbe(**parameters).fit(X[200:], y[200:], weight[200:]))
+    _assert_same(probe, ClosedFormProbe(**parameters).fit(X, y, weight))
+    merged = ClosedFormProbe(**parameters).fit(X[:n], y[:n], weight[:n])
+    merged.merge(ClosedFormProbe(**parameters).fit(X[n:], y[n:], weight[n:]))
+    _assert_same(merged, ClosedFormProbe(**parameters).fit(X, y, weight))
+
+
+def test_what_fit_keeps_for_more_is_not_pickled(data):
+    X, y, _ = data
+    probe = ClosedFormProbe().fit(np.tile(X, 8), y)
+    loaded = pickle.dumps(probe)
+    assert len(loaded) < 3 * probe.coef_.nbytes
+    np.testing.assert_array_equal(pickle.loads(loaded).predict_proba(np.tile(X, 8)), probe.predict_proba(np.tile(X, 8)))

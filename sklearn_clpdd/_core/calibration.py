@@ -12,6 +12,7 @@ from .rows import CHUNK
 
 # Temperatures are looked for between these.
 TEMPERATURES = (1e-4, 1e2)
+_FIRST_GUESS = 0.2
 # Newton's method stops at steps below this share; the error that they leave is its square.
 _TOLERANCE = 1e-3
 # A margin in float32 below this is computed again in float64.
@@ -80,8 +81,8 @@ def _values(space: Predictions, evaluate: Callable[[Tensor, Tensor], Tensor], po
     """What ``evaluate`` makes of the leave-one-out predictions, ``(n', P)``; with positions, of those computed in float64."""
     codes = space.codes if positions is None else space.codes[positions]
     values = torch.empty(len(codes), len(space.penalties), dtype=torch.float64, device=codes.device)
-    for part, candidates, scores in space.leave_one_out(range(len(space.penalties)), positions, exact=positions is not None):
-        values[part, candidates[0] : candidates[-1] + 1] = evaluate(scores, codes[part]).to(values.dtype)
+    for part, columns, scores in space.leave_one_out(range(len(space.penalties)), positions, exact=positions is not None):
+        values[part, columns] = evaluate(scores, codes[part]).to(values.dtype)
     return values
 
 
@@ -98,11 +99,9 @@ def _log_losses(space: Predictions, weight: Tensor, temperature: float | None, c
     """Summed log-loss for some candidates, each at its best temperature where none is given."""
     temperatures = [temperature] * len(candidates) if temperature else best_temperatures(space, weight, candidates)
     losses = weight.new_zeros(len(candidates))
-    column = {candidate: i for i, candidate in enumerate(candidates)}
-    for leads, own, group in _leads(space, weight, candidates):
-        columns = [column[candidate] for candidate in group]
-        tau = torch.tensor([temperatures[i] for i in columns], dtype=leads.dtype, device=leads.device)
-        losses[columns] += own @ torch.logsumexp(leads / tau[:, None], 2).to(own.dtype)
+    for ahead, own, columns in _leads(space, weight, candidates):
+        tau = torch.tensor(temperatures[columns], dtype=ahead.dtype, device=ahead.device)
+        losses[columns] += own @ torch.logsumexp(ahead / tau[:, None], 2).to(own.dtype)
     return losses
 
 
@@ -134,7 +133,7 @@ def best_temperatures(space: Predictions, weight: Tensor, candidates: Candidates
         if n > some:
             positions = torch.linspace(0, n - 1, some, dtype=torch.float64).long().unique().to(space.codes.device)
         cached = list(_leads(space, weight, group, positions))
-        best = minimal_temperatures(lambda: cached)  # noqa: B023
+        best = minimal_temperatures(lambda: cached, [_FIRST_GUESS] * len(group))  # noqa: B023
         if n > some:
             best = minimal_temperatures(lambda: _leads(space, weight, group), best)  # noqa: B023
         temperatures += best
@@ -142,10 +141,10 @@ def best_temperatures(space: Predictions, weight: Tensor, candidates: Candidates
 
 
 def _leads(space: Predictions, weight: Tensor, candidates: Candidates, positions: Tensor | None = None) -> Iterable[tuple]:
-    """`leads` of leave-one-out predictions, weights, and which candidates they are of."""
+    """`leads` of leave-one-out predictions, weights, and columns of ``candidates``."""
     codes, own = (space.codes, weight) if positions is None else (space.codes[positions], weight[positions])
-    for part, group, scores in space.leave_one_out(candidates, positions):
-        yield leads(scores, codes[part]), own[part], group
+    for part, columns, scores in space.leave_one_out(candidates, positions):
+        yield leads(scores, codes[part]), own[part], columns
 
 
 def leads(scores: Tensor, codes: Tensor) -> Tensor:
@@ -153,15 +152,16 @@ def leads(scores: Tensor, codes: Tensor) -> Tensor:
     return scores - scores.gather(2, codes[:, None, None].expand(-1, scores.shape[1], 1))
 
 
-def minimal_temperatures(chunks: Callable[[], Iterable[tuple]], start: Sequence[float] = (0.2,)) -> list[float]:
+def minimal_temperatures(chunks: Callable[[], Iterable[tuple]], start: Sequence[float] = (_FIRST_GUESS,)) -> list[float]:
     """The temperatures that minimise the weighted log-loss of scores: Newton's method on the inverse, in which it is convex.
 
     Parameters
     ----------
     chunks : callable
-        Gives `leads` ``(n', P, C)`` and weights ``(n',)``, chunk by chunk, as often as it is called.
-    start : sequence of float
-        First guesses, one for all or ``P``.
+        Gives `leads` ``(n', P', C)``, weights ``(n',)`` and the slice of the ``P`` temperatures that they are for, chunk by
+        chunk, as often as it is called.
+    start : sequence of P floats
+        First guesses.
 
     Returns
     -------
@@ -171,8 +171,10 @@ def minimal_temperatures(chunks: Callable[[], Iterable[tuple]], start: Sequence[
     lowest, highest = 1 / TEMPERATURES[1], 1 / TEMPERATURES[0]
     beta = 1 / np.asarray(start, dtype=float)
     for _ in range(50):
-        parts = [_derivatives(leads, weight, beta) for leads, weight, *_ in chunks()]
-        slope, curvature = torch.stack(parts).sum(0).cpu().numpy()
+        derivatives = np.zeros((2, len(beta)))
+        for ahead, weight, columns in chunks():
+            derivatives[:, columns] += _derivatives(ahead, weight, beta[columns]).cpu().numpy()
+        slope, curvature = derivatives
         newton = beta - slope / np.maximum(curvature, np.finfo(float).tiny)
         before, beta = beta, np.clip(newton, np.maximum(beta / 16, lowest), np.minimum(16 * beta, highest))
         if (np.abs(beta - before) <= _TOLERANCE * before).all():
@@ -180,9 +182,9 @@ def minimal_temperatures(chunks: Callable[[], Iterable[tuple]], start: Sequence[
     return (1 / beta).tolist()
 
 
-def _derivatives(leads: Tensor, weight: Tensor, beta: np.ndarray) -> Tensor:
+def _derivatives(ahead: Tensor, weight: Tensor, beta: np.ndarray) -> Tensor:
     """First and second derivative of the summed log-loss by the inverse temperatures, ``(2, P)``."""
-    probabilities = torch.softmax(leads * torch.as_tensor(beta, dtype=leads.dtype, device=leads.device)[:, None], 2)
-    first = probabilities.mul_(leads).sum(2)
-    second = probabilities.mul_(leads).sum(2) - first.square()
+    probabilities = torch.softmax(ahead * torch.as_tensor(beta, dtype=ahead.dtype, device=ahead.device)[:, None], 2)
+    first = probabilities.mul_(ahead).sum(2)
+    second = probabilities.mul_(ahead).sum(2) - first.square()
     return torch.stack([weight @ first.to(weight.dtype), weight @ second.to(weight.dtype)])

@@ -25,6 +25,8 @@ from .rows import CHUNK, Rows
 _FLOAT32_RANGE = 1e4
 # Below this share of other samples in its prediction, a sample is computed in float64.
 _FLOAT32_SHARE = 0.05
+# What centring leaves of a constant, in multiples of the precision.
+_ROUNDING = 64
 # Columns of one matrix product of predictions, in multiples of the number of features; bytes of weights at once.
 _COLUMNS = 2
 _WEIGHT_BYTES = 2**24
@@ -48,7 +50,8 @@ class RidgedInverse:
 
 def ridged_inverse(A: Tensor, penalties: Sequence[float]) -> RidgedInverse:
     """Cholesky for one penalty, eigenvalues for several."""
-    resolution = len(A) * torch.finfo(A.dtype).eps * A.diagonal().max()
+    # Errors of the eigenvalues are of the order of k·eps times the largest: a hundredth of the smallest one at most.
+    resolution = 100 * len(A) * torch.finfo(A.dtype).eps * A.diagonal().max()
     p = torch.tensor(penalties, dtype=A.dtype, device=A.device)
     if len(penalties) == 1:
         eye = torch.eye(len(A), dtype=A.dtype, device=A.device)
@@ -92,8 +95,10 @@ class SampleSpace:
             # The direction that an intercept takes leaves the kernel; put back with a plain eigenvalue, it leaves the inverse.
             u = root / torch.linalg.vector_norm(root)
             Ku = K @ u
+            before = K.diagonal().mean()
             K.addr_(u, Ku, alpha=-1).addr_(Ku, u, alpha=-1)
             K.addr_(u * (u @ Ku), u)
+            K *= K.diagonal().mean() > _ROUNDING * torch.finfo(K.dtype).eps * before  # else a constant kernel, and rounding
         scale = K.diagonal().mean().item()
         self.penalties = penalties(scale)
         if fit_intercept:
@@ -112,8 +117,8 @@ class SampleSpace:
 
     def leave_one_out(
         self, candidates: Candidates, positions: Tensor | None = None, *, exact: bool = False
-    ) -> Iterator[tuple[slice, Candidates, Tensor]]:
-        """Predictions ``(n', P', C)`` for some candidates after the others, each without the sample itself.
+    ) -> Iterator[tuple[slice, slice, Tensor]]:
+        """Rows, columns of ``candidates``, and their predictions ``(n', P', C)``, each without the sample itself.
 
         ``positions`` are of the samples that are asked for; ``exact`` is for `FeatureSpace`.
         """
@@ -124,7 +129,7 @@ class SampleSpace:
             group = candidates[start : start + together]
             targets = self._gains[:, group, None] * self._targets[:, None]
             residuals = (basis @ targets.flatten(1)).view(len(Y), len(group), -1).div_(diagonal[:, group, None])
-            yield slice(0, len(Y)), group, residuals.neg_().add_(Y[:, None])
+            yield slice(0, len(Y)), slice(start, start + len(group)), residuals.neg_().add_(Y[:, None])
 
 
 class FeatureSpace:
@@ -146,11 +151,15 @@ class FeatureSpace:
     def __init__(self, moments: Moments, rows: Rows, penalties: Penalties, fit_intercept: bool, dtype: torch.dtype):
         self.codes, self.weight, self.n_classes = rows.codes, rows.weight, len(moments.class_weights)
         self._rows = rows
-        gram = moments.gram(centered=fit_intercept)
+        gram, cross = moments.gram(centered=fit_intercept), moments.cross(centered=fit_intercept)
+        # Constant features are zero after centring, but for rounding.
+        rounding = (_ROUNDING * torch.finfo(gram.dtype).eps) ** 2 * moments.mean.square().sum()
+        varies = gram.diagonal().sum() > moments.weight * rounding
+        gram, cross = gram * varies, cross * varies
         trace = gram.diagonal().sum()
         self.penalties = penalties((trace / moments.n_rows).item())
         self._inverse = ridged_inverse(gram, self.penalties)
-        self._targets = self._inverse.basis.T @ moments.cross(centered=fit_intercept)
+        self._targets = self._inverse.basis.T @ cross
         self._mean = moments.mean if fit_intercept else torch.zeros_like(moments.mean)
         shares = moments.class_weights / moments.weight
         self._prior = 2 * shares - 1 if fit_intercept else torch.zeros_like(shares)
@@ -199,8 +208,8 @@ class FeatureSpace:
 
     def leave_one_out(
         self, candidates: Candidates, positions: Tensor | None = None, *, exact: bool = False
-    ) -> Iterator[tuple[slice, Candidates, Tensor]]:
-        """Predictions ``(n', P', C)`` of chunks of rows for candidates, each without the sample itself.
+    ) -> Iterator[tuple[slice, slice, Tensor]]:
+        """Rows, columns of ``candidates``, and their predictions ``(n', P', C)``, each without the sample itself.
 
         ``positions`` are of the rows that are asked for, ``exact`` computes in float64 whatever `dtype` is. Results are
         overwritten by the next ones.
@@ -210,14 +219,15 @@ class FeatureSpace:
             dtype, leverages = self._mean.dtype, self._leverages_of(rows, self._mean.dtype)
         else:
             dtype, leverages = self.dtype, self.leverages if positions is None else self.leverages[positions]
+        leverages = leverages[:, candidates]
         mean, prior = self._mean.to(dtype), self._prior.to(dtype)
         d, C = len(mean), len(prior)
         together = max(1, _COLUMNS * d // C)  # candidates whose predictions are one matrix product
         block = together * max(1, _WEIGHT_BYTES // (dtype.itemsize * d * C * together))  # those whose weights are there at once
         for first in range(0, len(candidates), block):
             last = min(first + block, len(candidates))
-            groups = [candidates[start : min(start + together, last)] for start in range(first, last, together)]
-            weights = [self._coefficients(group).flatten(1).to(dtype) for group in groups]
+            groups = [slice(start, min(start + together, last)) for start in range(first, last, together)]
+            weights = [self._coefficients(candidates[group]).flatten(1).to(dtype) for group in groups]
             scores: dict[int, Tensor] = {}
             for part, chunk in rows.chunks(dtype, width=weights[0].shape[1]):
                 chunk -= mean
