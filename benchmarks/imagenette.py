@@ -31,7 +31,7 @@ def accuracy_of_png_files(distiller, X_test, y_test):
         for path, image in zip(paths, distiller.transform(), strict=True):
             Image.fromarray(np.rint(255 * image).astype(np.uint8)).save(path)
         features = distiller.features(paths)
-    probe = ClosedFormProbe(distiller.alpha_, fit_intercept=False).fit(features, distiller.y_synthetic_)
+    probe = ClosedFormProbe(distiller.alpha_, fit_intercept=False, temperature=1.0).fit(features, distiller.y_synthetic_)
     return probe.score(distiller.features(X_test), y_test)
 
 

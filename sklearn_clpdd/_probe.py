@@ -24,7 +24,7 @@ from torch import Tensor
 from ._core.calibration import best_temperatures, choose_penalty
 from ._core.devices import available_memory, resolve_device
 from ._core.kernels import KERNELS, kernel_matrix
-from ._core.leave_one_out import FeatureSpace, SampleSpace
+from ._core.leave_one_out import ROUNDING, FeatureSpace, SampleSpace
 from ._core.moments import Moments
 from ._core.reservoir import Reservoir
 from ._core.ridge import SOLVERS, add_gram_, in_double, solve_ridged, symmetric
@@ -242,7 +242,7 @@ class ClosedFormProbe(ClassifierMixin, BaseEstimator):
                 if self.kernel in ("linear", "cosine"):
                     self._samples = X.copy(), codes, weight
                 self._solve_in_sample_space(rows)
-        except Exception:
+        except BaseException:  # Ctrl-C too: what was fitted before stays
             self.__dict__.clear()
             self.__dict__.update(before)
             raise
@@ -438,6 +438,11 @@ class ClosedFormProbe(ClassifierMixin, BaseEstimator):
             device = resolve_device(self.device)
             rows = None
             if self._leaves_one_out:
+                if not len(self._reservoir):
+                    raise ValueError(
+                        "alpha or temperature were set to be chosen by leave-one-out after the samples had passed; set them before "
+                        "the first call of `partial_fit`, or give numbers"
+                    )
                 X, codes, weight = self._reservoir.rows
                 rows = self._rows(X, codes, weight)
             self._solve_in_feature_space(self._moments.to(device), rows)
@@ -471,7 +476,7 @@ class ClosedFormProbe(ClassifierMixin, BaseEstimator):
             step = max(1, CHUNK // X.shape[1])
             for start in range(0, len(X), step):
                 part = X[start : start + step]
-                if not shared(part).isfinite().all():
+                if not shared(part).sum(dtype=torch.float32).isfinite():
                     assert_all_finite(part.astype(np.float32), input_name="X")
         return X if isinstance(y, str) else (X, y)
 
@@ -561,7 +566,7 @@ class ClosedFormProbe(ClassifierMixin, BaseEstimator):
         share, prior = self._shares(rows, Z)
         mean = share @ Z if self.fit_intercept else torch.zeros_like(Z[0])
         Z -= mean
-        rounding = 64 * torch.finfo(Z.dtype).eps * torch.linalg.vector_norm(mean, torch.inf)
+        rounding = ROUNDING * torch.finfo(Z.dtype).eps * torch.linalg.vector_norm(mean, torch.inf)
         Z *= torch.linalg.vector_norm(Z, torch.inf) > rounding  # else the features are constant
         root = rows.weight.sqrt().to(Z)[:, None]
         if not isinstance(self.alpha, Real) or (root * Z).square().sum().item() > _FLOAT32_CONDITION * float(self.alpha):

@@ -40,7 +40,9 @@ def test_learns_images_that_a_probe_can_be_trained_on(encoder, colors, objective
     losses = [record["loss"] for record in fitted.history_]
     assert np.mean(losses[-5:]) < np.mean(losses[:5])
     assert fitted.score(X[40:], y[40:]) >= 0.8
-    probe = ClosedFormProbe(fitted.alpha_, fit_intercept=False).fit(encoder.transform(fitted.X_synthetic_), fitted.y_synthetic_)
+    probe = ClosedFormProbe(fitted.alpha_, fit_intercept=False, temperature=1.0).fit(
+        encoder.transform(fitted.X_synthetic_), fitted.y_synthetic_
+    )
     np.testing.assert_allclose(probe.decision_function(encoder.transform(X)), fitted.decision_function(X), atol=1e-5)
 
 

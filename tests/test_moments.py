@@ -174,6 +174,9 @@ def test_what_cannot_be_done_in_batches_is_told(data):
     assert not hasattr(ClosedFormProbe(kernel="rbf"), "partial_fit")
     with pytest.raises(AttributeError, match="partial_fit"):
         ClosedFormProbe(kernel="rbf").partial_fit(X, y, classes=CLASSES)
+    late = ClosedFormProbe(1.0, temperature=1.0).partial_fit(X, y, classes=CLASSES).set_params(alpha="loo")
+    with pytest.raises(ValueError, match="after the samples had passed"):
+        late.predict(X)
     one = ClosedFormProbe().partial_fit(X, y, classes=CLASSES)
     with pytest.raises(ValueError, match="n_features_in_: 25 and 5"):
         one.merge(ClosedFormProbe().partial_fit(X[:, :5], y, classes=CLASSES))

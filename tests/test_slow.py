@@ -40,7 +40,9 @@ def test_imagenette_to_ten_images(imagenette, tmp_path):
     paths = [tmp_path / f"{i}.png" for i in range(10)]
     for path, image in zip(paths, distiller.transform(), strict=True):
         Image.fromarray(np.rint(255 * image).astype(np.uint8)).save(path)
-    probe = ClosedFormProbe(distiller.alpha_, fit_intercept=False).fit(encoder.transform(paths), distiller.y_synthetic_)
+    probe = ClosedFormProbe(distiller.alpha_, fit_intercept=False, temperature=1.0).fit(
+        encoder.transform(paths), distiller.y_synthetic_
+    )
     assert abs(probe.score(encoder.transform(X_test), y_test) - rows["distilled"][1]) <= 0.005
 
     scores = sgd_probe_scores(distiller.transform(), distiller.y_synthetic_, X_test, y_test, encoder=encoder, random_state=0)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .leave_one_out import Candidates
+from .ridge import in_double
 from .rows import CHUNK
 
 # Temperatures are looked for between these.
@@ -23,6 +24,7 @@ class Predictions(Protocol):
     """What `SampleSpace` and `FeatureSpace` have in common."""
 
     codes: Tensor
+    weight: Tensor
     dtype: torch.dtype
     penalties: Sequence[float]
     n_classes: int
@@ -80,7 +82,7 @@ def choose_penalty(
 def _values(space: Predictions, evaluate: Callable[[Tensor, Tensor], Tensor], positions: Tensor | None = None) -> Tensor:
     """What ``evaluate`` makes of the leave-one-out predictions, ``(n', P)``; with positions, of those computed in float64."""
     codes = space.codes if positions is None else space.codes[positions]
-    values = torch.empty(len(codes), len(space.penalties), dtype=torch.float64, device=codes.device)
+    values = in_double(space.weight).new_empty(len(codes), len(space.penalties))
     for part, columns, scores in space.leave_one_out(range(len(space.penalties)), positions, exact=positions is not None):
         values[part, columns] = evaluate(scores, codes[part]).to(values.dtype)
     return values

@@ -26,7 +26,7 @@ _FLOAT32_RANGE = 1e4
 # Below this share of other samples in its prediction, a sample is computed in float64.
 _FLOAT32_SHARE = 0.05
 # What centring leaves of a constant, in multiples of the precision.
-_ROUNDING = 64
+ROUNDING = 64
 # Columns of one matrix product of predictions, in multiples of the number of features; bytes of weights at once.
 _COLUMNS = 2
 _WEIGHT_BYTES = 2**24
@@ -98,7 +98,7 @@ class SampleSpace:
             before = K.diagonal().mean()
             K.addr_(u, Ku, alpha=-1).addr_(Ku, u, alpha=-1)
             K.addr_(u * (u @ Ku), u)
-            K *= K.diagonal().mean() > _ROUNDING * torch.finfo(K.dtype).eps * before  # else a constant kernel, and rounding
+            K *= K.diagonal().mean() > ROUNDING * torch.finfo(K.dtype).eps * before  # else a constant kernel, and rounding
         scale = K.diagonal().mean().item()
         self.penalties = penalties(scale)
         if fit_intercept:
@@ -153,7 +153,7 @@ class FeatureSpace:
         self._rows = rows
         gram, cross = moments.gram(centered=fit_intercept), moments.cross(centered=fit_intercept)
         # Constant features are zero after centring, but for rounding.
-        rounding = (_ROUNDING * torch.finfo(gram.dtype).eps) ** 2 * moments.mean.square().sum()
+        rounding = (ROUNDING * torch.finfo(gram.dtype).eps) ** 2 * moments.mean.square().sum()
         varies = gram.diagonal().sum() > moments.weight * rounding
         gram, cross = gram * varies, cross * varies
         trace = gram.diagonal().sum()

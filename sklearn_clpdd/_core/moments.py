@@ -6,6 +6,9 @@ from torch import Tensor
 from .ridge import add_gram_, in_double, symmetric
 from .rows import Rows
 
+# Numbers of a chunk, 32 MB: the work for every class and every chunk is small beside the Gram matrix then.
+_CHUNK = 2**22
+
 
 class Moments:
     """Weighted Gram matrix about the mean, and weights and means of the classes, in float64.
@@ -23,7 +26,7 @@ class Moments:
 
     def add(self, rows: Rows) -> "Moments":
         """Take rows in."""
-        for positions, chunk in rows.chunks(self._gram.dtype):
+        for positions, chunk in rows.chunks(self._gram.dtype, numbers=_CHUNK):
             self._add(chunk, rows.codes[positions], rows.weight[positions].to(chunk.dtype))
         self.n_rows += len(rows)
         return self

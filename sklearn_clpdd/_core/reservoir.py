@@ -14,6 +14,9 @@ class Reservoir:
         self.n_seen = 0
         self._parts: tuple[np.ndarray, ...] = ()  # keys, rows, codes, weights
 
+    def __len__(self):
+        return len(self._parts[0]) if self._parts else 0
+
     @property
     def rows(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Rows, class indices and weights that were kept."""
@@ -25,7 +28,7 @@ class Reservoir:
         keys = np.random.default_rng(self.n_seen).random(len(X))
         self.n_seen += len(X)
         chosen = np.arange(len(keys))
-        if len(self._parts) and len(self._parts[0]) == self.size:
+        if len(self) == self.size:
             chosen = np.flatnonzero(keys < self._parts[0][-1])
         chosen = chosen[np.argsort(keys[chosen], kind="stable")[: self.size]]
         self._take(keys[chosen], X[chosen], codes[chosen], weight[chosen])

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# Numbers of a chunk: 16 MB in float32. Larger chunks page-fault more than they gain in the matrix products.
+# Numbers of a chunk: 4 MB in float32. Larger chunks cost memory and gain little in the matrix products.
 CHUNK = 2**20
 
 # Most rows differ from all others in a few of their numbers; the bytes of those that do not are compared in full.
@@ -59,13 +59,14 @@ class Rows:
         index = chosen if self.index is None else self.index[chosen]
         return replace(self, index=index, codes=self.codes[positions], weight=self.weight[positions])
 
-    def chunks(self, dtype: torch.dtype, width: int = 0) -> Iterator[tuple[slice, Tensor]]:
+    def chunks(self, dtype: torch.dtype, width: int = 0, numbers: int | None = None) -> Iterator[tuple[slice, Tensor]]:
         """Slices of positions, and the rows there in a buffer that the next chunk overwrites.
 
-        ``width`` numbers a row is what the caller makes of it; chunks are as long as both sides of that fit.
+        ``width`` numbers a row is what the caller makes of it; chunks are as long as both sides of that fit into ``numbers``,
+        by default `CHUNK`.
         """
         d = self.X.shape[1]
-        length = max(1, min(len(self), CHUNK // max(d, width, 1)))
+        length = max(1, min(len(self), (numbers or CHUNK) // max(d, width, 1)))
         buffer = torch.empty(length, d, dtype=dtype, device=self.device)
         for start in range(0, len(self), length):
             positions = slice(start, min(start + length, len(self)))
