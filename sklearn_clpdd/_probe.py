@@ -63,9 +63,10 @@ class ClosedFormProbe(ClassifierMixin, BaseEstimator):
     Parameters
     ----------
     alpha : "loo", float, or array-like of shape (n_candidates,), default="loo"
-        Ridge strength, ≥ 0: the penalty ``alpha · ‖coef‖²`` beside the summed squared errors. Of candidates the first with the
-        best leave-one-out score is taken. ``"loo"`` tries two per decade, from 0.001 to 1000 times the mean squared norm of
-        the centred features (rounded to a power of ten).
+        Ridge strength, ≥ 0: the penalty ``alpha · ‖coef‖²`` beside the summed squared errors. Of given candidates the first with
+        the best leave-one-out score is taken. ``"loo"`` tries two per decade, from 0.001 to 1000 times the mean of the samples'
+        weighted squared norms (about the mean with an intercept; rounded to a power of ten); of those whose accuracy is within
+        one standard error of the best it takes the one with the least log-loss.
     kernel : {"linear", "cosine", "rbf", "poly"} or callable, default="linear"
         ``"cosine"`` is linear in features that are scaled to unit norm. The others are solved in sample space: memory grows
         with ``n_samples²``. A callable takes two matrices, as those of :class:`sklearn.svm.SVC` do, and gives the matrix of
@@ -136,7 +137,8 @@ class ClosedFormProbe(ClassifierMixin, BaseEstimator):
     -----
     Leave-one-out predictions are those of refits without the sample, at the same `alpha`, with the intercept and the weights of
     the others. Identical rows of one class leave together: a sample of weight 2 is one that is there twice, and oversampling
-    deceives no score. A sample that is alone in its class enters no score.
+    deceives no score (`partial_fit` sees only the copies among the rows that it has kept). A sample that is alone in its class
+    enters no score.
 
     References
     ----------
@@ -215,6 +217,16 @@ class ClosedFormProbe(ClassifierMixin, BaseEstimator):
         ClosedFormProbe
             Itself.
         """
+        before = dict(self.__dict__)
+        try:
+            self._fit(X, y, sample_weight)
+        except BaseException:  # Ctrl-C too: what was fitted before stays
+            self.__dict__.clear()
+            self.__dict__.update(before)
+            raise
+        return self
+
+    def _fit(self, X, y, sample_weight):
         self._check_params()
         X, y = self._check(X, y, reset=True)
         classes, codes = np.unique(y, return_inverse=True)
@@ -227,27 +239,19 @@ class ClosedFormProbe(ClassifierMixin, BaseEstimator):
         )
         if not in_features:
             self._check_memory(len(rows), rows.device)
-        before = dict(self.__dict__)
-        try:
-            self._forget()
-            self.classes_ = classes
-            self._stream_dtype = self._dtype_for(X)
-            if in_features:
-                self._moments = Moments(len(classes), X.shape[1], rows.device).add(rows)
-                self._reservoir = Reservoir(_RESERVOIR)
-                if self._leaves_one_out:
-                    self._reservoir.add(X, codes, weight)
-                self._solve_in_feature_space(self._moments, rows)
-            else:
-                if self.kernel in ("linear", "cosine"):
-                    self._samples = X.copy(), codes, weight
-                self._solve_in_sample_space(rows)
-        except BaseException:  # Ctrl-C too: what was fitted before stays
-            self.__dict__.clear()
-            self.__dict__.update(before)
-            raise
+        self._forget()
+        self.classes_ = classes
+        self._stream_dtype = self._dtype_for(X)
+        if in_features:
+            self._begin_stream(X.shape[1], rows.device)
+            self._moments.add(rows)
+            self._sample(X, codes, weight)
+            self._solve_in_feature_space(self._moments, rows)
+        else:
+            if self.kernel in ("linear", "cosine"):
+                self._samples = X.copy(), codes, weight
+            self._solve_in_sample_space(rows)
         self._is_stream = False
-        return self
 
     @available_if(_is_linear)
     def partial_fit(self, X, y, classes=None, sample_weight=None):
@@ -255,8 +259,9 @@ class ClosedFormProbe(ClassifierMixin, BaseEstimator):
 
         Keeps weighted Gram matrix, means and counts in float64, about the size of ``n_features · (n_features + n_classes)``
         numbers however many samples there are; the system is solved when a result is asked for. `alpha` and the temperature,
-        where they are ``"loo"``, are chosen by the leave-one-out predictions of a uniform sample of up to 2048 rows. A probe that
-        was fitted by `fit` can go on, but not once it was pickled: it leaves behind what that takes.
+        where they are ``"loo"``, are chosen by the leave-one-out predictions of a uniform sample of up to 2048 rows: what `fit`
+        would choose, where there are no more rows than that and no copies among them. A probe that was fitted by `fit` can go
+        on, but not once it was pickled: it leaves behind what that takes.
 
         Parameters
         ----------
@@ -287,44 +292,56 @@ class ClosedFormProbe(ClassifierMixin, BaseEstimator):
                 "compute_class_weight('balanced', classes=classes, y=all_labels) by class"
             )
         self._go_on()
-        first = _check_partial_fit_first_call(self, classes)
+        before = dict(self.__dict__)
         try:
+            first = _check_partial_fit_first_call(self, classes)
+            if len(self.classes_) < 2:
+                raise ValueError(f"a classifier needs at least two classes; classes are {self.classes_.tolist()}")
             X, y = self._check(X, y, reset=first)
             codes = np.searchsorted(self.classes_, y).clip(max=len(self.classes_) - 1)
             unknown = self.classes_[codes] != y
             if unknown.any():
                 raise ValueError(f"y holds {np.unique(y[unknown]).tolist()}, not among the classes {self.classes_.tolist()}")
             weight = self._weights(sample_weight, X, y, self.classes_, codes)
-        except Exception:
-            if first:
-                del self.classes_
+            rows = self._rows(X, codes, weight, keep_copies=True)
+        except BaseException:
+            self.__dict__.clear()
+            self.__dict__.update(before)
             raise
-        device = resolve_device(self.device)
+        dtype = self._dtype_for(X)
         if first:
-            self._moments = Moments(len(self.classes_), X.shape[1], device)
-            self._reservoir = Reservoir(_RESERVOIR)
-        self._stream_dtype = self._dtype_for(X)
-        self._moments.to(device).add(self._rows(X, codes, weight, copies=True))
-        if self._leaves_one_out:
-            kept = np.flatnonzero(weight)
-            self._reservoir.add(*(array[kept] if len(kept) < len(X) else array for array in (X, codes, weight)))
+            self._begin_stream(X.shape[1], rows.device)
+        self._stream_dtype = dtype if first else torch.promote_types(dtype, self._stream_dtype)
+        self._moments.to(rows.device).add(rows)
+        self._sample(X, codes, weight)
         self._forget(keep_stream=True)
         self._is_stream = True
         return self
+
+    def _begin_stream(self, n_features: int, device: torch.device):
+        self._moments = Moments(len(self.classes_), n_features, device)
+        self._reservoir = Reservoir(_RESERVOIR)
+        self._stream_kernel = self.kernel
+
+    def _sample(self, X: np.ndarray, codes: np.ndarray, weight: np.ndarray):
+        kept = slice(None) if weight.all() else np.flatnonzero(weight)
+        self._reservoir.add(X[kept], codes[kept], weight[kept])
 
     def _go_on(self):
         """Make what `fit` has left the beginning of a stream."""
         if "_samples" in self.__dict__:
             X, codes, weight = self._samples
-            rows = self._rows(X, codes, weight, copies=True)
-            self._moments = Moments(len(self.classes_), X.shape[1], rows.device).add(rows)
-            self._reservoir = Reservoir(_RESERVOIR)
-            self._reservoir.add(X, codes, weight)
+            rows = self._rows(X, codes, weight, keep_copies=True)
+            self._begin_stream(X.shape[1], rows.device)
+            self._moments.add(rows)
+            self._sample(X, codes, weight)
             del self._samples
+        if self.__dict__.get("_stream_kernel", self.kernel) != self.kernel:
+            raise ValueError(f"the samples so far were taken in for kernel={self._stream_kernel!r}; it is {self.kernel!r} now")
         if hasattr(self, "classes_") and "_moments" not in self.__dict__:
             raise ValueError(
-                "this probe was fitted by `fit` and then pickled or copied, which leaves behind what more samples would be added "
-                "to; fit it by `partial_fit` from the first batch on"
+                "this probe was fitted by `fit`, and with another kernel, or pickled or copied since, which leaves behind what "
+                "more samples would be added to; fit it by `partial_fit` from the first batch on"
             )
 
     def __getstate__(self):
@@ -354,14 +371,16 @@ class ClosedFormProbe(ClassifierMixin, BaseEstimator):
         """
         for probe in (self, other):
             check_is_fitted(probe)
-            probe._go_on()
         for name in ("n_features_in_", "kernel", "class_weight"):
             if getattr(self, name) != getattr(other, name):
                 raise ValueError(f"the probes differ in {name}: {getattr(self, name)!r} and {getattr(other, name)!r}")
+        for probe in (self, other):
+            probe._go_on()
         if not np.array_equal(self.classes_, other.classes_):
             raise ValueError(f"the probes have different classes: {self.classes_.tolist()} and {other.classes_.tolist()}")
         self._moments.merge(other._moments)
         self._reservoir.merge(other._reservoir)
+        self._stream_dtype = torch.promote_types(self._stream_dtype, other._stream_dtype)
         self._forget(keep_stream=True)
         self._is_stream = True
         return self
@@ -435,17 +454,12 @@ class ClosedFormProbe(ClassifierMixin, BaseEstimator):
     def __getattr__(self, name):
         # Reached only by names that are not there: after `partial_fit`, what is solved for when it is first asked.
         if name in _SOLVED and "_moments" in self.__dict__ and "temperature_" not in self.__dict__:
-            device = resolve_device(self.device)
-            rows = None
-            if self._leaves_one_out:
-                if not len(self._reservoir):
-                    raise ValueError(
-                        "alpha or temperature were set to be chosen by leave-one-out after the samples had passed; set them before "
-                        "the first call of `partial_fit`, or give numbers"
-                    )
-                X, codes, weight = self._reservoir.rows
-                rows = self._rows(X, codes, weight)
-            self._solve_in_feature_space(self._moments.to(device), rows)
+            rows = self._rows(*self._reservoir.rows) if self._leaves_one_out else None
+            try:
+                self._solve_in_feature_space(self._moments.to(resolve_device(self.device)), rows)
+            except BaseException:
+                self._forget(keep_stream=True)
+                raise
             if name in self.__dict__:
                 return self.__dict__[name]
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
@@ -485,24 +499,26 @@ class ClosedFormProbe(ClassifierMixin, BaseEstimator):
         if self.class_weight is not None:
             missing = {} if self.class_weight == "balanced" else dict.fromkeys(classes.tolist(), 1.0)
             given = self.class_weight if self.class_weight == "balanced" else {**missing, **self.class_weight}
-            weight = weight * compute_class_weight(given, classes=classes, y=y if not missing else classes)[codes]
+            by_class = compute_class_weight(given, classes=classes, y=y if not missing else classes)
+            if (by_class < 0).any():
+                raise ValueError(f"class weights have to be ≥ 0; got {self.class_weight}")
+            weight = weight * by_class[codes]
         if not weight.any():  # scikit-learn looks at the sample weights alone
             raise ValueError("all weights are zero; give a positive one to some samples")
         return weight
 
-    def _rows(self, X: np.ndarray, codes: np.ndarray, weight: np.ndarray, *, copies: bool | None = None) -> Rows:
+    def _rows(self, X: np.ndarray, codes: np.ndarray, weight: np.ndarray, *, keep_copies: bool = False) -> Rows:
         """Samples of positive weight; without copies of one another where leave-one-out is asked for."""
         device = resolve_device(self.device)
         index = None if weight.all() else np.flatnonzero(weight)
         if index is not None:
             codes, weight = codes[index], weight[index]
-        if copies is None and self._leaves_one_out:
+        if self._leaves_one_out and not keep_copies:
             kept, weight = without_copies(X, codes, weight, index)
             if kept is not None:
                 codes, index = codes[kept], kept if index is None else index[kept]
-        w = torch.from_numpy(weight)
-        w = w.to(device, torch.float32 if device.type == "mps" else torch.float64)
-        return Rows(X, index, torch.from_numpy(codes).to(device), w, self.kernel == "cosine", device)
+        w = shared(weight).to(device, torch.float32 if device.type == "mps" else torch.float64)
+        return Rows(X, index, shared(codes).to(device), w, self.kernel == "cosine", device)
 
     @property
     def _leaves_one_out(self) -> bool:
@@ -523,7 +539,7 @@ class ClosedFormProbe(ClassifierMixin, BaseEstimator):
 
     def _forget(self, *, keep_stream: bool = False):
         """Drop what an earlier fit has left."""
-        stream = () if keep_stream else ("_moments", "_reservoir", "_samples", "_stream_dtype", "classes_")
+        stream = () if keep_stream else ("_moments", "_reservoir", "_samples", "_stream_dtype", "_stream_kernel", "classes_")
         for name in (*_SOLVED, "gamma_", "dual_coef_", "X_fit_", *stream):
             self.__dict__.pop(name, None)
 
@@ -539,7 +555,7 @@ class ClosedFormProbe(ClassifierMixin, BaseEstimator):
 
     def _solve_in_feature_space(self, moments: Moments, rows: Rows | None):
         empty = Rows.plain(np.empty((0, moments.class_means.shape[1]), np.float32), moments.class_means.device)
-        dtype = self._dtype_for(rows.X) if rows is not None else self._stream_dtype
+        dtype = self._stream_dtype
         space = FeatureSpace(moments, rows if rows is not None else empty, self._penalties, self.fit_intercept, dtype)
         chosen = self._choose(space)
         W = space.coefficients(chosen)
@@ -602,7 +618,7 @@ class ClosedFormProbe(ClassifierMixin, BaseEstimator):
         if self._leaves_one_out:
             self.alphas_ = np.asarray(space.penalties)
             # The refit without a sample that is alone in its class has never seen the class.
-            alone = torch.bincount(space.codes, minlength=space.n_classes)[space.codes] == 1
+            alone = space.class_rows[space.codes] == 1
             weight = in_double(torch.where(alone, 0, space.weight))
             if alone.all():
                 warnings.warn(
@@ -637,12 +653,15 @@ class ClosedFormProbe(ClassifierMixin, BaseEstimator):
         return values.to(dtype).cpu().numpy()
 
     def _raise_singular(self) -> NoReturn:
-        raise ValueError(f"the system is singular with alpha={self.alpha}: the features are collinear; give a larger alpha")
+        raise ValueError(
+            f"the system is singular to working precision with alpha={self.alpha}: features are collinear, or of scales too far "
+            "apart; give a larger alpha, or scale the features"
+        )
 
     def _set_gamma(self, Z: Tensor, weight: Tensor):
         if isinstance(self.kernel, str):
             share = (weight / weight.sum()).to(Z)
-            variance = (share @ Z.square().mean(1) - (share @ Z.mean(1)) ** 2).item()
+            variance = (share @ (Z - share @ Z.mean(1)).square().mean(1)).item()
             self.gamma_ = self.gamma if self.gamma is not None else 1 / (Z.shape[1] * variance) if variance > 0 else 1.0
 
     def _kernel_parameters(self):

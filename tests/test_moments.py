@@ -78,7 +78,9 @@ def test_a_large_offset_costs_no_digits(data):
 
 def test_state_does_not_grow(data):
     X, y, _ = data
-    probe = ClosedFormProbe(1.0, temperature=1.0).partial_fit(X, y, classes=CLASSES)
+    probe = ClosedFormProbe()
+    for _ in range(10):
+        probe.partial_fit(X, y, classes=CLASSES)
     size = len(pickle.dumps(probe))
     for _ in range(20):
         probe.partial_fit(X, y)
@@ -90,8 +92,10 @@ def test_reservoir_is_a_uniform_sample_of_bounded_size(monkeypatch):
     for repetition in range(200):
         sample = reservoir.Reservoir(100)
         sample.n_seen = repetition  # other keys
-        for batch in np.array_split(np.arange(1000), 1 + repetition % 9):
-            sample.add(batch[:, None], batch, batch)
+        other = reservoir.Reservoir(100)
+        for batch in np.array_split(np.arange(1000), 2 + repetition % 9):
+            (sample if batch[0] < 500 else other).add(batch[:, None], batch, batch)
+        sample.merge(other)
         rows, codes, weight = sample.rows
         assert len(rows) == 100
         assert (rows[:, 0] == codes).all()
@@ -167,16 +171,17 @@ def test_first_call_that_fails_leaves_nothing(data):
 
 def test_what_cannot_be_done_in_batches_is_told(data):
     X, y, _ = data
-    with pytest.raises(ValueError, match="fitted by `fit` and then pickled"):
+    with pytest.raises(ValueError, match="fitted by `fit`, and with another kernel, or pickled"):
         pickle.loads(pickle.dumps(ClosedFormProbe().fit(X, y))).partial_fit(X, y)
     with pytest.raises(ValueError, match=r"balanced.*dict"):
         ClosedFormProbe(class_weight="balanced").partial_fit(X, y, classes=CLASSES)
     assert not hasattr(ClosedFormProbe(kernel="rbf"), "partial_fit")
     with pytest.raises(AttributeError, match="partial_fit"):
         ClosedFormProbe(kernel="rbf").partial_fit(X, y, classes=CLASSES)
-    late = ClosedFormProbe(1.0, temperature=1.0).partial_fit(X, y, classes=CLASSES).set_params(alpha="loo")
-    with pytest.raises(ValueError, match="after the samples had passed"):
-        late.predict(X)
+    with pytest.raises(ValueError, match="kernel='linear'; it is 'cosine' now"):
+        ClosedFormProbe().partial_fit(X, y, classes=CLASSES).set_params(kernel="cosine").partial_fit(X, y)
+    with pytest.raises(ValueError, match="at least two classes"):
+        ClosedFormProbe().partial_fit(X, y, classes=["a"])
     one = ClosedFormProbe().partial_fit(X, y, classes=CLASSES)
     with pytest.raises(ValueError, match="n_features_in_: 25 and 5"):
         one.merge(ClosedFormProbe().partial_fit(X[:, :5], y, classes=CLASSES))
@@ -211,3 +216,30 @@ def test_what_fit_keeps_for_more_is_not_pickled(data):
     loaded = pickle.dumps(probe)
     assert len(loaded) < 3 * probe.coef_.nbytes
     np.testing.assert_array_equal(pickle.loads(loaded).predict_proba(np.tile(X, 8)), probe.predict_proba(np.tile(X, 8)))
+
+
+def test_shards_keep_other_positions():
+    kept = []
+    for offset in (0, 1000):
+        sample = reservoir.Reservoir(20)
+        sample.add(np.arange(offset, offset + 100)[:, None], np.zeros(100, int), np.ones(100))
+        kept.append(set((sample.rows[0][:, 0] - offset).tolist()))
+    assert len(kept[0] & kept[1]) < 12
+
+
+def test_classes_that_are_rare_in_the_kept_rows_still_count(monkeypatch):
+    monkeypatch.setattr("sklearn_clpdd._probe._RESERVOIR", 6)
+    rng = np.random.default_rng(0)
+    y = np.arange(180) % 60
+    X = rng.standard_normal((180, 8)) + 4 * rng.standard_normal((60, 8))[y]
+    probe = ClosedFormProbe().partial_fit(X, y, classes=np.arange(60))
+    assert 0 <= probe.loo_score_ <= 1
+
+
+def test_a_system_that_cannot_be_solved_is_told_each_time(data):
+    X, y, _ = data
+    X[:, 1] = X[:, 0]
+    probe = ClosedFormProbe(0).partial_fit(X, y, classes=CLASSES)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="singular"):
+            probe.predict(X)

@@ -303,6 +303,9 @@ def test_kernel_that_does_not_fit_is_told_before_it_is_allocated():
         ({"kernel": "sigmoid"}, "'kernel' parameter"),
         ({"kernel": lambda A, B: np.ones(3)}, r"shape \(3,\) for 30 and 30 samples"),
         ({"kernel": lambda A, B: np.full((len(A), len(B)), np.nan)}, "900 numbers that are not finite"),
+        ({"kernel": "poly", "degree": 2.5}, "polynomial kernel is not finite"),
+        ({"kernel": lambda A, B: np.tanh(A @ B.T - 1)}, "not positive semi-definite"),
+        ({"class_weight": {"a": -1.0}}, "class weights have to be ≥ 0"),
         ({"scoring": "f1"}, "'scoring' parameter"),
         ({"temperature": 0}, "'temperature' parameter"),
         ({"dtype": "float16"}, "'dtype' parameter"),
@@ -336,5 +339,29 @@ def test_a_failed_fit_leaves_the_last_one():
     probe = ClosedFormProbe().fit(X, y)
     before = probe.coef_
     with pytest.raises(ValueError, match="NaN"):
-        probe.fit(np.full_like(X, np.nan), y)
+        probe.fit(np.full((30, 3), np.nan), y)
+    with pytest.raises(ValueError, match="one class"):
+        probe.fit(X[:, :5], np.zeros(30))
     assert probe.coef_ is before
+    assert probe.predict(X).shape == (30,)
+
+
+@pytest.mark.parametrize("offset", [0, 1000])
+def test_rbf_does_not_see_an_offset(offset):
+    X, y = _data(100, 8, 3, np.float32)
+    shifted = (X + offset).astype(np.float32)
+    wanted = (
+        ClosedFormProbe(0.1, kernel="rbf")
+        .fit(shifted.astype(np.float64) - offset, y)
+        .decision_function(shifted.astype(np.float64) - offset)
+    )
+    seen = ClosedFormProbe(0.1, kernel="rbf").fit(shifted, y).decision_function(shifted)
+    np.testing.assert_allclose(seen, wanted, atol=2e-3)
+
+
+@pytest.mark.parametrize("temperature", [1.0, "loo"])
+def test_columns_of_different_scales(temperature):
+    X, y = _data(150, 8, 3)
+    X[:, :3] *= 1e6
+    ours = ClosedFormProbe(1.0, temperature=temperature).fit(X, y)
+    np.testing.assert_allclose(ours.coef_, RidgeClassifier(1.0, solver="svd").fit(X, y).coef_, rtol=1e-5, atol=1e-9)

@@ -28,6 +28,7 @@ class Predictions(Protocol):
     dtype: torch.dtype
     penalties: Sequence[float]
     n_classes: int
+    class_rows: Tensor
 
     def leave_one_out(
         self, candidates: Candidates, positions: Tensor | None = None, *, exact: bool = False
@@ -179,7 +180,7 @@ def minimal_temperatures(chunks: Callable[[], Iterable[tuple]], start: Sequence[
         slope, curvature = derivatives
         newton = beta - slope / np.maximum(curvature, np.finfo(float).tiny)
         before, beta = beta, np.clip(newton, np.maximum(beta / 16, lowest), np.minimum(16 * beta, highest))
-        if (np.abs(beta - before) <= _TOLERANCE * before).all():
+        if not (np.abs(beta - before) > _TOLERANCE * before).any():  # NaN, of a singular system, has no better temperature
             break
     return (1 / beta).tolist()
 

@@ -32,7 +32,8 @@ def resolve_device(device) -> torch.device:
 def available_memory(device: torch.device) -> int | None:
     """Bytes that can still be allocated on a device; ``None`` where nothing says so."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
     try:
         with open("/proc/meminfo") as lines:
             (line,) = (line for line in lines if line.startswith("MemAvailable:"))

@@ -10,6 +10,8 @@ from .rows import shared
 
 def rbf(A: Tensor, B: Tensor, *, gamma: float, **_) -> Tensor:
     """``exp(−gamma · ‖a − b‖²)``."""
+    center = B.mean(0)  # distances do not see it, but the digits of their squares do
+    A, B = A - center, B - center
     squares = A.square().sum(1)[:, None] + B.square().sum(1)
     return squares.addmm_(A, B.T, alpha=-2).clamp_min_(0).mul_(-gamma).exp_()
 
@@ -31,13 +33,18 @@ def kernel_matrix(kernel: str | Callable, A: Tensor, B: Tensor, **parameters) ->
         If a callable gives another shape, or numbers that are not finite.
     """
     if isinstance(kernel, str):
-        return KERNELS[kernel](A, B, **parameters)
-    K = np.asarray(kernel(A.cpu().numpy(), B.cpu().numpy()), dtype=str(A.dtype).removeprefix("torch."))
-    if K.shape != (len(A), len(B)):
+        K = KERNELS[kernel](A, B, **parameters)
+        if kernel == "poly" and not K.isfinite().all():
+            raise ValueError(
+                f"the polynomial kernel is not finite, with {parameters}: a whole number as degree, or another gamma"
+            )
+        return K
+    values = np.asarray(kernel(A.cpu().numpy(), B.cpu().numpy()), dtype=str(A.dtype).removeprefix("torch."))
+    if values.shape != (len(A), len(B)):
         raise ValueError(
-            f"the kernel gave an array of shape {K.shape} for {len(A)} and {len(B)} samples; "
+            f"the kernel gave an array of shape {values.shape} for {len(A)} and {len(B)} samples; "
             f"it has to take two matrices and give one of shape {(len(A), len(B))}, as SVC's kernels do"
         )
-    if not np.isfinite(K).all():
-        raise ValueError(f"the kernel gave {np.count_nonzero(~np.isfinite(K))} numbers that are not finite")
-    return shared(K).to(A.device, copy=True)
+    if not np.isfinite(values).all():
+        raise ValueError(f"the kernel gave {np.count_nonzero(~np.isfinite(values))} numbers that are not finite")
+    return shared(values).to(A.device, copy=True)

@@ -21,7 +21,8 @@ from torch import Tensor
 from .moments import Moments
 from .rows import CHUNK, Rows
 
-# Leverage pass and predictions run in float32 where no squared norm exceeds the smallest eigenvalue, penalty included, by more.
+# Leverages and predictions are computed in float32 where the mean squared norm is at most so many times the smallest
+# eigenvalue, penalty included.
 _FLOAT32_RANGE = 1e4
 # Below this share of other samples in its prediction, a sample is computed in float64.
 _FLOAT32_SHARE = 0.05
@@ -51,20 +52,27 @@ class RidgedInverse:
 def ridged_inverse(A: Tensor, penalties: Sequence[float]) -> RidgedInverse:
     """Cholesky for one penalty, eigenvalues for several."""
     # Errors of the eigenvalues are of the order of k·eps times the largest: a hundredth of the smallest one at most.
-    resolution = 100 * len(A) * torch.finfo(A.dtype).eps * A.diagonal().max()
+    error = 100 * len(A) * torch.finfo(A.dtype).eps
     p = torch.tensor(penalties, dtype=A.dtype, device=A.device)
     if len(penalties) == 1:
         eye = torch.eye(len(A), dtype=A.dtype, device=A.device)
-        L, info = torch.linalg.cholesky_ex(A + p * eye)
+        ridged = A + p * eye
+        L, info = torch.linalg.cholesky_ex(ridged)
         basis = torch.linalg.solve_triangular(L, eye, upper=False).T
-        pivot = torch.where(info == 0, L.diagonal().square().min(), 0).reshape(1)
+        # Each pivot beside its own column: Cholesky does not mind columns of different scales.
+        regular = (info == 0) & (L.diagonal().square() > error * ridged.diagonal()).all()
         gains, smallest = torch.ones_like(A[:, :1]), p
     else:
         eigenvalues, basis = torch.linalg.eigh(A)
-        eigenvalues.clamp_min_(0)
-        pivot = smallest = eigenvalues[0] + p
+        if eigenvalues[0] < -error * eigenvalues.abs().max():
+            raise ValueError(
+                f"the kernel is not positive semi-definite: its matrix has eigenvalues from {eigenvalues[0]:.3g} to "
+                f"{eigenvalues[-1]:.3g}; take a kernel that is an inner product"
+            )
+        smallest = eigenvalues.clamp_min_(0)[0] + p
+        regular = smallest > error * eigenvalues[-1]
         gains = 1 / (eigenvalues[:, None] + p)
-    gains = torch.where(pivot > resolution, gains, torch.nan)
+    gains = torch.where(regular, gains, torch.nan)
     return RidgedInverse(basis, gains, smallest.min().item())
 
 
@@ -87,6 +95,7 @@ class SampleSpace:
 
     def __init__(self, K: Tensor, codes: Tensor, weight: Tensor, n_classes: int, penalties: Penalties, fit_intercept: bool):
         self.codes, self.weight, self.n_classes, self.dtype = codes, weight.to(K.dtype), n_classes, K.dtype
+        self.class_rows = torch.bincount(codes, minlength=n_classes)
         self.Y = torch.full((len(K), n_classes), -1, dtype=K.dtype, device=K.device)
         self.Y.scatter_(1, codes[:, None], 1)
         root = self.weight.sqrt()
@@ -150,6 +159,7 @@ class FeatureSpace:
 
     def __init__(self, moments: Moments, rows: Rows, penalties: Penalties, fit_intercept: bool, dtype: torch.dtype):
         self.codes, self.weight, self.n_classes = rows.codes, rows.weight, len(moments.class_weights)
+        self.class_rows = moments.class_rows
         self._rows = rows
         gram, cross = moments.gram(centered=fit_intercept), moments.cross(centered=fit_intercept)
         # Constant features are zero after centring, but for rounding.

@@ -19,7 +19,7 @@ class Moments:
 
     def __init__(self, n_classes: int, n_features: int, device: torch.device):
         zeros = in_double(torch.zeros(1, device=device)).new_zeros
-        self.n_rows = 0
+        self.class_rows = torch.zeros(n_classes, dtype=torch.int64, device=device)
         self.class_weights = zeros(n_classes)
         self.class_means = zeros(n_classes, n_features)
         self._gram = zeros(n_features, n_features)  # right on and above the diagonal
@@ -28,7 +28,7 @@ class Moments:
         """Take rows in."""
         for positions, chunk in rows.chunks(self._gram.dtype, numbers=_CHUNK):
             self._add(chunk, rows.codes[positions], rows.weight[positions].to(chunk.dtype))
-        self.n_rows += len(rows)
+        self.class_rows += torch.bincount(rows.codes, minlength=len(self.class_rows))
         return self
 
     def _add(self, X: Tensor, codes: Tensor, weight: Tensor) -> None:
@@ -64,8 +64,13 @@ class Moments:
             self._gram += other._gram.to(self._gram.device)
             self._add_offset(mean, weight, other_mean, other_weights.sum())
             self._add_means(torch.arange(len(other_weights), device=self._gram.device), other_weights, other_means)
-            self.n_rows += other.n_rows
+            self.class_rows += other.class_rows.to(self.class_rows.device)
         return self
+
+    @property
+    def n_rows(self) -> int:
+        """Number of rows."""
+        return int(self.class_rows.sum())
 
     @property
     def weight(self) -> Tensor:

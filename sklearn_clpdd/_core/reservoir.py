@@ -1,5 +1,7 @@
 """A uniform sample of a stream of rows, of bounded size."""
 
+from zlib import crc32
+
 import numpy as np
 
 
@@ -24,8 +26,11 @@ class Reservoir:
 
     def add(self, X: np.ndarray, codes: np.ndarray, weight: np.ndarray) -> None:
         """Let rows pass; those that stay are copied."""
-        # A generator for each batch: the same rows in the same batches are the same sample.
-        keys = np.random.default_rng(self.n_seen).random(len(X))
+        if not len(X):
+            return
+        # A generator for each batch, of its content: the same batches are the same sample, other shards other positions.
+        seed = [self.n_seen, crc32(X[0].tobytes()), crc32(X[-1].tobytes()), crc32(codes.tobytes())]
+        keys = np.random.default_rng(seed).random(len(X))
         self.n_seen += len(X)
         chosen = np.arange(len(keys))
         if len(self) == self.size:

@@ -85,7 +85,7 @@ class Rows:
 
 def shared(array: np.ndarray) -> Tensor:
     """The array as a tensor, copied where torch could not share it (read-only memmaps, negative strides)."""
-    shareable = array.flags.writeable and all(stride >= 0 for stride in array.strides)
+    shareable = array.flags.writeable and all(stride >= 0 and stride % array.itemsize == 0 for stride in array.strides)
     return torch.from_numpy(array if shareable else np.array(array))
 
 
