@@ -17,7 +17,7 @@ _FIRST_GUESS = 0.2
 # Newton's method stops at steps below this share; the error that they leave is its square.
 _TOLERANCE = 1e-3
 # A margin in float32 below this is computed again in float64.
-_FLOAT32_MARGIN = 1e-4
+_FLOAT32_MARGIN = 2e-5
 
 
 class Predictions(Protocol):

@@ -245,8 +245,8 @@ class FeatureSpace:
                     width = W.shape[1]
                     if width not in scores:
                         scores[width] = torch.empty(len(chunk), width, dtype=dtype, device=chunk.device)
-                    predictions = torch.mm(chunk, W, out=scores[width][: len(chunk)]).view(len(chunk), -1, C)
-                    predictions += prior
+                    shift = prior.repeat(width // C)
+                    predictions = torch.addmm(shift, chunk, W, out=scores[width][: len(chunk)]).view(len(chunk), -1, C)
                     withdraw_(predictions, rows.codes[part], leverages[part][:, group])
                     yield part, group, predictions
 
