@@ -1,0 +1,45 @@
+"""
+A probe that chooses for itself
+===============================
+
+`ClosedFormProbe` chooses its ridge strength by exact leave-one-out predictions of the training samples and calibrates its
+probabilities by them. Here on scikit-learn's bundled digits with noise, linear and with a Gaussian kernel; half of the digits are
+held out to see what the leave-one-out scores are worth.
+"""
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+from sklearn.calibration import CalibrationDisplay
+from sklearn.datasets import load_digits
+
+from sklearn_clpdd import ClosedFormProbe
+
+X, y = load_digits(return_X_y=True)
+X = X + 6 * np.random.default_rng(0).standard_normal(X.shape)
+X_train, X_test, y_train, y_test = X[::2], X[1::2], y[::2], y[1::2]
+
+figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+for kernel in ("linear", "rbf"):
+    probe = ClosedFormProbe(kernel=kernel).fit(X_train, y_train)
+    print(f"{kernel:<8} leave-one-out {probe.loo_score_:.3f}, test {probe.score(X_test, y_test):.3f}, alpha {probe.alpha_:g}")
+    held_out = [ClosedFormProbe(alpha, kernel=kernel).fit(X_train, y_train).score(X_test, y_test) for alpha in probe.alphas_]
+    (line,) = left.semilogx(probe.alphas_, probe.loo_scores_, label=f"{kernel}, leave-one-out")
+    left.semilogx(probe.alphas_, held_out, "--", color=line.get_color(), label=f"{kernel}, test")
+    left.axvline(probe.alpha_, color=line.get_color(), linewidth=0.5)
+    proba = probe.predict_proba(X_test)
+    CalibrationDisplay.from_predictions(
+        y_test.repeat(10) == np.tile(np.arange(10), len(y_test)),
+        proba.ravel(),
+        n_bins=8,
+        strategy="quantile",
+        ax=right,
+        name=kernel,
+    )
+left.set(xlabel="alpha", ylabel="accuracy")
+left.legend()
+
+output = Path("output")
+output.mkdir(exist_ok=True)
+figure.savefig(output / "probe.png", dpi=150)
