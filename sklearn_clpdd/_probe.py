@@ -63,10 +63,10 @@ class ClosedFormProbe(ClassifierMixin, BaseEstimator):
     Parameters
     ----------
     alpha : "loo", float, or array-like of shape (n_candidates,), default="loo"
-        Ridge strength, ≥ 0: the penalty ``alpha · ‖coef‖²`` beside the summed squared errors. Of given candidates the first with
-        the best leave-one-out score is taken. ``"loo"`` tries two per decade, from 0.001 to 1000 times the mean of the samples'
-        weighted squared norms (about the mean with an intercept; rounded to a power of ten); of those whose accuracy is within
-        one standard error of the best it takes the one with the least log-loss.
+        Ridge strength, ≥ 0: the penalty ``alpha · ‖coef‖²`` beside the summed squared errors. Of given candidates the first
+        with the best leave-one-out `scoring` is taken. ``"loo"`` tries two per decade, from 0.001 to 1000 times the mean of
+        the samples' weighted squared norms (about the mean with an intercept; rounded to a power of ten); of those whose
+        accuracy is within one standard error of the best it takes the one with the least log-loss.
     kernel : {"linear", "cosine", "rbf", "poly"} or callable, default="linear"
         ``"cosine"`` is linear in features that are scaled to unit norm. The others are solved in sample space: memory grows
         with ``n_samples²``. A callable takes two matrices, as those of :class:`sklearn.svm.SVC` do, and gives the matrix of
@@ -255,7 +255,7 @@ class ClosedFormProbe(ClassifierMixin, BaseEstimator):
 
     @available_if(_is_linear)
     def partial_fit(self, X, y, classes=None, sample_weight=None):
-        """Take a batch of samples in: after the last one the coefficients are those of one `fit` on all of them.
+        """Take a batch of samples in: after the last one the coefficients are those of one `fit` on all of them at that `alpha`.
 
         Keeps weighted Gram matrix, means and counts in float64, about the size of ``n_features · (n_features + n_classes)``
         numbers however many samples there are; the system is solved when a result is asked for. `alpha` and the temperature,
@@ -340,8 +340,8 @@ class ClosedFormProbe(ClassifierMixin, BaseEstimator):
             raise ValueError(f"the samples so far were taken in for kernel={self._stream_kernel!r}; it is {self.kernel!r} now")
         if hasattr(self, "classes_") and "_moments" not in self.__dict__:
             raise ValueError(
-                "this probe was fitted by `fit`, and with another kernel, or pickled or copied since, which leaves behind what "
-                "more samples would be added to; fit it by `partial_fit` from the first batch on"
+                "the `fit` of this probe has left nothing that more samples could be added to: it was pickled or copied since, "
+                "or had another kernel; fit it by `partial_fit` from the first batch on"
             )
 
     def __getstate__(self):
@@ -357,7 +357,8 @@ class ClosedFormProbe(ClassifierMixin, BaseEstimator):
         Parameters
         ----------
         other : ClosedFormProbe
-            Fitted with the same classes, by `partial_fit` if it was pickled since. It stays as it is.
+            Fitted with the same classes, by `partial_fit` if it was pickled since. It stays as it is. The whole is solved with
+            this probe's parameters, not with the other's.
 
         Returns
         -------
@@ -462,6 +463,8 @@ class ClosedFormProbe(ClassifierMixin, BaseEstimator):
                 raise
             if name in self.__dict__:
                 return self.__dict__[name]
+        if name in ("partial_fit", "merge"):
+            _is_linear(self)  # says why
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     # What comes before the solving.
@@ -662,7 +665,9 @@ class ClosedFormProbe(ClassifierMixin, BaseEstimator):
         if isinstance(self.kernel, str):
             share = (weight / weight.sum()).to(Z)
             variance = (share @ (Z - share @ Z.mean(1)).square().mean(1)).item()
-            self.gamma_ = self.gamma if self.gamma is not None else 1 / (Z.shape[1] * variance) if variance > 0 else 1.0
+            rounding = (ROUNDING * torch.finfo(Z.dtype).eps) ** 2 * (share @ Z.square().mean(1)).item()
+            scale = 1 / (Z.shape[1] * variance) if variance > rounding else 1.0
+            self.gamma_ = scale if self.gamma is None else self.gamma
 
     def _kernel_parameters(self):
         return {"gamma": self.gamma_, "degree": self.degree, "coef0": self.coef0} if isinstance(self.kernel, str) else {}

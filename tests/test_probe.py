@@ -210,7 +210,7 @@ def test_alpha_zero_is_least_squares_where_that_is_unique():
         np.testing.assert_allclose(probe.decision_function(X), Y, atol=1e-8)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(
     n=st.integers(4, 40),
     d=st.integers(1, 30),
@@ -231,7 +231,9 @@ def test_any_shape_and_dtype(n, d, n_classes, dtype, kernel, data):
     assert proba.shape == (n, len(probe.classes_))
     np.testing.assert_allclose(proba.sum(axis=1), 1, rtol=1e-5)
     same = ClosedFormProbe(probe.alpha_, kernel=kernel, temperature=1.0).fit(X.astype(np.float64), y).decision_function(X)
-    np.testing.assert_allclose(scores, same, atol=2e-3)
+    # The intercept takes the constant part of a kernel out again; single precision sees what is left of large numbers.
+    largest = (probe.gamma_ * np.square(X.astype(float)).sum(1).max() + 1) ** 3 if kernel == "poly" else 1.0
+    np.testing.assert_allclose(scores, same, atol=2e-3 + 3e-6 * largest)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
