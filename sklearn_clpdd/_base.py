@@ -12,7 +12,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import assert_all_finite, check_consistent_length, check_is_fitted, column_or_1d, validate_data
 from torch import Tensor, nn
 
-from ._core.calibration import leads, minimal_temperatures
+from ._core.calibration import temperature_of
 from ._core.devices import resolve_device
 from ._core.objectives import anchors, inner_weights
 from ._core.ridge import relative_penalty
@@ -101,8 +101,7 @@ class BaseDistiller(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Classifie
         scores = torch.from_numpy(probe.decision_function(R[some]))
         if scores.ndim == 1:
             scores = torch.stack([-scores, scores], 1)
-        chunk = leads(scores[:, None], torch.from_numpy(codes[some])), torch.ones(len(some), dtype=torch.float64), slice(0, 1)
-        (probe.temperature_,) = minimal_temperatures(lambda: [chunk])
+        probe.temperature_ = temperature_of(scores, torch.from_numpy(codes[some]))
         probe.set_params(temperature=probe.temperature_)
         Y = F.one_hot(torch.from_numpy(y), len(self.classes_))
         self.anchors_ = anchors(inner_weights(torch.from_numpy(Z), Y, self.alpha_)).T.contiguous().numpy()

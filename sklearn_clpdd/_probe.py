@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
+from contextlib import contextmanager
 from numbers import Real
 from typing import NoReturn
 
@@ -23,12 +24,11 @@ from torch import Tensor
 
 from ._core.calibration import best_temperatures, choose_penalty
 from ._core.devices import available_memory, resolve_device
-from ._core.kernels import KERNELS, kernel_matrix
-from ._core.leave_one_out import ROUNDING, FeatureSpace, SampleSpace
-from ._core.moments import Moments
-from ._core.reservoir import Reservoir
-from ._core.ridge import SOLVERS, add_gram_, in_double, solve_ridged, symmetric
+from ._core.kernels import KERNELS, kernel_matrix, variance_gamma
+from ._core.leave_one_out import FeatureSpace, LinearSampleSpace, SampleSpace
+from ._core.ridge import SOLVERS, in_double
 from ._core.rows import CHUNK, Rows, shared, without_copies
+from ._core.stream import Stream
 
 # What `alpha="loo"` tries, times the power of ten next to the mean squared norm of the centred features.
 _CANDIDATES = np.logspace(-3, 3, 13)
@@ -36,19 +36,29 @@ _CANDIDATES = np.logspace(-3, 3, 13)
 _DEFAULT_TEMPERATURE = 0.2
 # Rows of a stream on which `partial_fit` chooses alpha and the temperature.
 _RESERVOIR = 2048
-# Above this ratio of the Gram matrix's trace to the penalty, a bound on the condition number, float32 is not trusted.
-_FLOAT32_CONDITION = 1e4
 # Square matrices in float64 that a factorisation in sample space has in memory at once.
 _MATRICES = 5
 # Bytes that nobody has to ask for.
 _SURELY_FREE = 2**28
 
 _SCORINGS = ("accuracy", "neg_log_loss", "neg_mean_squared_error")
-_SOLVED = ("coef_", "intercept_", "alpha_", "alphas_", "temperature_", "loo_score_", "loo_scores_")
+_LINEAR = ("linear", "cosine")
+_SOLVED = (
+    "coef_",
+    "intercept_",
+    "alpha_",
+    "alphas_",
+    "temperature_",
+    "loo_score_",
+    "loo_scores_",
+    "gamma_",
+    "dual_coef_",
+    "X_fit_",
+)
 
 
 def _is_linear(probe) -> bool:
-    if isinstance(probe.kernel, str) and probe.kernel in ("linear", "cosine"):
+    if probe.kernel in _LINEAR:
         return True
     raise AttributeError(f"partial_fit and merge work in feature space: kernel='linear' or 'cosine', not {probe.kernel!r}")
 
@@ -155,9 +165,12 @@ class ClosedFormProbe(ClassifierMixin, BaseEstimator):
     (0.99, 0.98)
     """
 
+    # What `fit` leaves for `partial_fit` to go on from: a stream, or features, class indices and weights.
+    _of_fit: Stream | tuple[np.ndarray, np.ndarray, np.ndarray]
+
     _parameter_constraints = {
         "alpha": [StrOptions({"loo"}), Interval(Real, 0, None, closed="left"), "array-like"],
-        "kernel": [StrOptions({"linear", "cosine", *KERNELS}), callable],
+        "kernel": [StrOptions({*_LINEAR, *KERNELS}), callable],
         "gamma": [Interval(Real, 0, None, closed="neither"), None],
         "degree": [Interval(Real, 0, None, closed="neither")],
         "coef0": [Real],
@@ -217,41 +230,32 @@ class ClosedFormProbe(ClassifierMixin, BaseEstimator):
         ClosedFormProbe
             Itself.
         """
-        before = dict(self.__dict__)
-        try:
-            self._fit(X, y, sample_weight)
-        except BaseException:  # Ctrl-C too: what was fitted before stays
-            self.__dict__.clear()
-            self.__dict__.update(before)
-            raise
+        with self._all_or_nothing():
+            self._check_params()
+            X, y = self._check(X, y, reset=True)
+            classes, codes = np.unique(y, return_inverse=True)
+            if len(classes) < 2:
+                raise ValueError(
+                    f"a classifier needs samples of at least two classes; y holds one class, {classes.tolist()[0]!r}"
+                )
+            weight = self._weights(sample_weight, X, y, classes, codes)
+            rows = self._rows(X, codes, weight)
+            in_features = self.kernel in _LINEAR and (
+                self.solver == "primal" or (self.solver == "auto" and len(rows) >= X.shape[1])
+            )
+            if not in_features:
+                self._check_memory(len(rows), rows.device)
+            self._forget()
+            self.classes_ = classes
+            if in_features:
+                stream = self._stream_of(rows, (X, codes, weight))
+                self._solve_in_feature_space(stream, rows)
+                self._of_fit = stream
+            else:
+                self._solve_in_sample_space(rows)
+                if self.kernel in _LINEAR:
+                    self._of_fit = X.copy(), codes, weight
         return self
-
-    def _fit(self, X, y, sample_weight):
-        self._check_params()
-        X, y = self._check(X, y, reset=True)
-        classes, codes = np.unique(y, return_inverse=True)
-        if len(classes) < 2:
-            raise ValueError(f"a classifier needs samples of at least two classes; y holds one class, {classes.tolist()[0]!r}")
-        weight = self._weights(sample_weight, X, y, classes, codes)
-        rows = self._rows(X, codes, weight)
-        in_features = self.kernel in ("linear", "cosine") and (
-            self.solver == "primal" or (self.solver == "auto" and len(rows) >= X.shape[1])
-        )
-        if not in_features:
-            self._check_memory(len(rows), rows.device)
-        self._forget()
-        self.classes_ = classes
-        self._stream_dtype = self._dtype_for(X)
-        if in_features:
-            self._begin_stream(X.shape[1], rows.device)
-            self._moments.add(rows)
-            self._sample(X, codes, weight)
-            self._solve_in_feature_space(self._moments, rows)
-        else:
-            if self.kernel in ("linear", "cosine"):
-                self._samples = X.copy(), codes, weight
-            self._solve_in_sample_space(rows)
-        self._is_stream = False
 
     @available_if(_is_linear)
     def partial_fit(self, X, y, classes=None, sample_weight=None):
@@ -292,8 +296,7 @@ class ClosedFormProbe(ClassifierMixin, BaseEstimator):
                 "compute_class_weight('balanced', classes=classes, y=all_labels) by class"
             )
         self._go_on()
-        before = dict(self.__dict__)
-        try:
+        with self._all_or_nothing():
             first = _check_partial_fit_first_call(self, classes)
             if len(self.classes_) < 2:
                 raise ValueError(f"a classifier needs at least two classes; classes are {self.classes_.tolist()}")
@@ -304,51 +307,36 @@ class ClosedFormProbe(ClassifierMixin, BaseEstimator):
                 raise ValueError(f"y holds {np.unique(y[unknown]).tolist()}, not among the classes {self.classes_.tolist()}")
             weight = self._weights(sample_weight, X, y, self.classes_, codes)
             rows = self._rows(X, codes, weight, keep_copies=True)
-        except BaseException:
-            self.__dict__.clear()
-            self.__dict__.update(before)
-            raise
-        dtype = self._dtype_for(X)
         if first:
-            self._begin_stream(X.shape[1], rows.device)
-        self._stream_dtype = dtype if first else torch.promote_types(dtype, self._stream_dtype)
-        self._moments.to(rows.device).add(rows)
-        self._sample(X, codes, weight)
-        self._forget(keep_stream=True)
-        self._is_stream = True
+            self._stream = self._stream_of(rows, (X, codes, weight))
+        else:
+            self._stream.add(rows, (X, codes, weight), self._dtype_for(X))
+        self._forget_solution()
         return self
 
-    def _begin_stream(self, n_features: int, device: torch.device):
-        self._moments = Moments(len(self.classes_), n_features, device)
-        self._reservoir = Reservoir(_RESERVOIR)
-        self._stream_kernel = self.kernel
-
-    def _sample(self, X: np.ndarray, codes: np.ndarray, weight: np.ndarray):
-        kept = slice(None) if weight.all() else np.flatnonzero(weight)
-        self._reservoir.add(X[kept], codes[kept], weight[kept])
+    def _stream_of(self, rows: Rows, batch: tuple[np.ndarray, np.ndarray, np.ndarray]) -> Stream:
+        X = batch[0]
+        stream = Stream(len(self.classes_), X.shape[1], _RESERVOIR, self.kernel, rows.device)
+        stream.add(rows, batch, self._dtype_for(X))
+        return stream
 
     def _go_on(self):
         """Make what `fit` has left the beginning of a stream."""
-        if "_samples" in self.__dict__:
-            X, codes, weight = self._samples
-            rows = self._rows(X, codes, weight, keep_copies=True)
-            self._begin_stream(X.shape[1], rows.device)
-            self._moments.add(rows)
-            self._sample(X, codes, weight)
-            del self._samples
-        if self.__dict__.get("_stream_kernel", self.kernel) != self.kernel:
-            raise ValueError(f"the samples so far were taken in for kernel={self._stream_kernel!r}; it is {self.kernel!r} now")
-        if hasattr(self, "classes_") and "_moments" not in self.__dict__:
+        left = self.__dict__.pop("_of_fit", None)
+        if isinstance(left, Stream):
+            self._stream = left
+        elif left is not None:
+            self._stream = self._stream_of(self._rows(*left, keep_copies=True), left)
+        if hasattr(self, "classes_") and "_stream" not in self.__dict__:
             raise ValueError(
                 "the `fit` of this probe has left nothing that more samples could be added to: it was pickled or copied since, "
                 "or had another kernel; fit it by `partial_fit` from the first batch on"
             )
+        if "_stream" in self.__dict__ and self._stream.kernel != self.kernel:
+            raise ValueError(f"the samples so far were taken in for kernel={self._stream.kernel!r}; it is {self.kernel!r} now")
 
     def __getstate__(self):
-        state = super().__getstate__()
-        if not state.get("_is_stream", True):
-            state = {name: value for name, value in state.items() if name not in ("_moments", "_reservoir", "_samples")}
-        return state
+        return {name: value for name, value in super().__getstate__().items() if name != "_of_fit"}
 
     @available_if(_is_linear)
     def merge(self, other):
@@ -379,11 +367,8 @@ class ClosedFormProbe(ClassifierMixin, BaseEstimator):
             probe._go_on()
         if not np.array_equal(self.classes_, other.classes_):
             raise ValueError(f"the probes have different classes: {self.classes_.tolist()} and {other.classes_.tolist()}")
-        self._moments.merge(other._moments)
-        self._reservoir.merge(other._reservoir)
-        self._stream_dtype = torch.promote_types(self._stream_dtype, other._stream_dtype)
-        self._forget(keep_stream=True)
-        self._is_stream = True
+        self._stream.merge(other._stream)
+        self._forget_solution()
         return self
 
     def decision_function(self, X):
@@ -401,7 +386,7 @@ class ClosedFormProbe(ClassifierMixin, BaseEstimator):
         """
         check_is_fitted(self)
         X = self._check(X)
-        in_features = self.kernel in ("linear", "cosine")
+        in_features = self.kernel in _LINEAR
         weights = self.coef_.T if in_features else self.dual_coef_
         dtype = np.result_type(X.dtype, weights.dtype)
         if in_features and self.kernel == "linear" and X.dtype == dtype:
@@ -454,13 +439,12 @@ class ClosedFormProbe(ClassifierMixin, BaseEstimator):
 
     def __getattr__(self, name):
         # Reached only by names that are not there: after `partial_fit`, what is solved for when it is first asked.
-        if name in _SOLVED and "_moments" in self.__dict__ and "temperature_" not in self.__dict__:
-            rows = self._rows(*self._reservoir.rows) if self._leaves_one_out else None
-            try:
-                self._solve_in_feature_space(self._moments.to(resolve_device(self.device)), rows)
-            except BaseException:
-                self._forget(keep_stream=True)
-                raise
+        if name in _SOLVED and "_stream" in self.__dict__ and "temperature_" not in self.__dict__:
+            stream = self._stream
+            rows = self._rows(*stream.reservoir.rows)
+            stream.moments.to(rows.device)
+            with self._all_or_nothing():
+                self._solve_in_feature_space(stream, rows)
             if name in self.__dict__:
                 return self.__dict__[name]
         if name in ("partial_fit", "merge"):
@@ -478,15 +462,14 @@ class ClosedFormProbe(ClassifierMixin, BaseEstimator):
         if not np.isfinite(self.alpha if not isinstance(self.alpha, str) else 0).all():
             raise ValueError(f"alpha has to be finite; got {self.alpha!r}")
 
-    def _check(self, X, y="no_validation", *, reset=False):
-        """Features as an array that is kept where it lies, and labels, both without anything that is not finite."""
-        X, y = (_from_tensor(array) for array in (X, y))
-        half = getattr(X, "dtype", None) == np.float16
+    def _check(self, X, *labels, reset=False):
+        """Features as an array that is kept where it lies, and labels if given, without anything that is not finite."""
+        arrays = [_from_tensor(array) for array in (X, *labels)]
+        half = getattr(arrays[0], "dtype", None) == np.float16
         checks = {"dtype": [np.float64, np.float32, np.float16], "reset": reset, "ensure_all_finite": not half}
-        if isinstance(y, str) and y == "no_validation":
-            X = validate_data(self, X, **checks)
-        else:
-            X, y = validate_data(self, X, y, **checks)
+        checked = validate_data(self, *arrays, **checks)
+        X = checked[0] if labels else checked
+        for y in checked[1:] if labels else ():
             if y.dtype.kind not in "biuU":  # others need a look at every label
                 check_classification_targets(y)
         if half:
@@ -495,14 +478,12 @@ class ClosedFormProbe(ClassifierMixin, BaseEstimator):
                 part = X[start : start + step]
                 if not shared(part).sum(dtype=torch.float32).isfinite():
                     assert_all_finite(part.astype(np.float32), input_name="X")
-        return X if isinstance(y, str) else (X, y)
+        return checked
 
     def _weights(self, sample_weight, X, y, classes, codes) -> np.ndarray:
         weight = _check_sample_weight(_from_tensor(sample_weight), X, dtype=np.float64, ensure_non_negative=True)
         if self.class_weight is not None:
-            missing = {} if self.class_weight == "balanced" else dict.fromkeys(classes.tolist(), 1.0)
-            given = self.class_weight if self.class_weight == "balanced" else {**missing, **self.class_weight}
-            by_class = compute_class_weight(given, classes=classes, y=y if not missing else classes)
+            by_class = compute_class_weight(self.class_weight, classes=classes, y=y)
             if (by_class < 0).any():
                 raise ValueError(f"class weights have to be ≥ 0; got {self.class_weight}")
             weight = weight * by_class[codes]
@@ -540,11 +521,26 @@ class ClosedFormProbe(ClassifierMixin, BaseEstimator):
                 "solver='auto', or the approximate kernel of make_pipeline(Nystroem(...), ClosedFormProbe())"
             )
 
-    def _forget(self, *, keep_stream: bool = False):
-        """Drop what an earlier fit has left."""
-        stream = () if keep_stream else ("_moments", "_reservoir", "_samples", "_stream_dtype", "_stream_kernel", "classes_")
-        for name in (*_SOLVED, "gamma_", "dual_coef_", "X_fit_", *stream):
+    def _forget(self):
+        """Drop what an earlier fit, of either kind, has left."""
+        self._forget_solution()
+        for name in ("classes_", "_stream", "_of_fit"):
             self.__dict__.pop(name, None)
+
+    def _forget_solution(self):
+        for name in _SOLVED:
+            self.__dict__.pop(name, None)
+
+    @contextmanager
+    def _all_or_nothing(self):
+        """Leave the probe as it was if the block fails, or is ended by Ctrl-C."""
+        before = dict(self.__dict__)
+        try:
+            yield
+        except BaseException:
+            self.__dict__.clear()
+            self.__dict__.update(before)
+            raise
 
     # The solving.
 
@@ -556,63 +552,33 @@ class ClosedFormProbe(ClassifierMixin, BaseEstimator):
             return (scale * _CANDIDATES).tolist()
         return np.asarray(self.alpha, dtype=float).tolist()
 
-    def _solve_in_feature_space(self, moments: Moments, rows: Rows | None):
-        empty = Rows.plain(np.empty((0, moments.class_means.shape[1]), np.float32), moments.class_means.device)
-        dtype = self._stream_dtype
-        space = FeatureSpace(moments, rows if rows is not None else empty, self._penalties, self.fit_intercept, dtype)
-        chosen = self._choose(space)
-        W = space.coefficients(chosen)
-        self._keep_linear(W, space.intercept(W), dtype)
+    def _solve_in_feature_space(self, stream: Stream, rows: Rows):
+        self._keep(FeatureSpace(stream.moments, rows, self._penalties, self.fit_intercept, stream.dtype), stream.dtype)
 
     def _solve_in_sample_space(self, rows: Rows):
-        if self.kernel in ("linear", "cosine"):
-            self._solve_in_sample_space_for_features(rows)
+        dtype, n_classes = self._dtype_for(rows.X), len(self.classes_)
+        if self.kernel in _LINEAR:
+            self._keep(LinearSampleSpace(rows, n_classes, self._penalties, self.fit_intercept, dtype), dtype)
             return
-        Z = rows.whole(in_double(rows.weight).dtype)
-        self._set_gamma(Z, rows.weight)
+        Z = rows.whole(rows.weight.dtype)
+        if isinstance(self.kernel, str):
+            self.gamma_ = variance_gamma(Z, rows.weight) if self.gamma is None else self.gamma
         K = kernel_matrix(self.kernel, Z, Z, **self._kernel_parameters())
-        share, prior = self._shares(rows, K)
-        center = K @ share if self.fit_intercept else torch.zeros_like(share)
-        space = SampleSpace(K, rows.codes, rows.weight, len(self.classes_), self._penalties, self.fit_intercept)
-        a = space.coefficients(self._choose(space))
-        dtype = self._dtype_for(rows.X)
-        self.dual_coef_, self.intercept_ = self._outputs(a, dtype), self._outputs(prior - center @ a, dtype)
         self.X_fit_ = rows.X.copy() if rows.index is None else rows.X[rows.index]
+        self._keep(SampleSpace(K, rows.codes, rows.weight, n_classes, self._penalties, self.fit_intercept), dtype)
 
-    def _solve_in_sample_space_for_features(self, rows: Rows):
-        dtype = self._dtype_for(rows.X)
-        Z = rows.whole(dtype)
-        share, prior = self._shares(rows, Z)
-        mean = share @ Z if self.fit_intercept else torch.zeros_like(Z[0])
-        Z -= mean
-        rounding = ROUNDING * torch.finfo(Z.dtype).eps * torch.linalg.vector_norm(mean, torch.inf)
-        Z *= torch.linalg.vector_norm(Z, torch.inf) > rounding  # else the features are constant
-        root = rows.weight.sqrt().to(Z)[:, None]
-        if not isinstance(self.alpha, Real) or (root * Z).square().sum().item() > _FLOAT32_CONDITION * float(self.alpha):
-            Z, root, share, prior, mean = map(in_double, (Z, root, share, prior, mean))
-        K = Z.new_zeros(len(Z), len(Z))
-        add_gram_(K, Z.T)
-        K = symmetric(K)
-        if self._leaves_one_out:
-            space = SampleSpace(K, rows.codes, rows.weight, len(prior), self._penalties, self.fit_intercept)
-            a = space.coefficients(self._choose(space))
+    def _keep(self, space: FeatureSpace | SampleSpace, dtype: torch.dtype):
+        """Choose a penalty; coefficients and intercepts for it as arrays, for two classes those of the second one."""
+        coefficients = space.coefficients(self._choose(space))
+        intercept = space.intercept(coefficients)
+        if not coefficients.isfinite().all():
+            self._raise_singular()
+        wanted = slice(1 if len(self.classes_) == 2 else 0, None)
+        weights, self.intercept_ = (values[..., wanted].to(dtype).cpu().numpy() for values in (coefficients, intercept))
+        if self.kernel in _LINEAR:
+            self.coef_ = np.ascontiguousarray(weights.T)
         else:
-            self.alpha_, self.temperature_ = float(self.alpha), float(self.temperature)
-            Y = torch.full((len(Z), len(prior)), -1, dtype=Z.dtype, device=Z.device).scatter_(1, rows.codes[:, None], 1)
-            K.mul_(root).mul_(root.T)
-            if self.fit_intercept:  # the direction that centring took; the targets are orthogonal to it
-                K.addr_(share.sqrt(), share.sqrt(), alpha=K.diagonal().mean().item())
-            a = root * solve_ridged(K, root * (Y - prior), self.alpha_)
-        W = Z.T @ a
-        self._keep_linear(W, prior - mean @ W, dtype)
-
-    def _shares(self, rows: Rows, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Shares of the samples in the sum of weights, and the intercepts of centred features: mean ±1 class indicators."""
-        share = rows.weight / rows.weight.sum()
-        prior = share.new_zeros(len(self.classes_))
-        if self.fit_intercept:
-            prior = prior.index_add_(0, rows.codes, share).mul_(2).sub_(1)
-        return share.to(like), prior.to(like)
+            self.dual_coef_ = weights
 
     def _choose(self, space) -> int:
         """Index of the penalty to take; sets all that leave-one-out has to say."""
@@ -625,7 +591,7 @@ class ClosedFormProbe(ClassifierMixin, BaseEstimator):
             weight = in_double(torch.where(alone, 0, space.weight))
             if alone.all():
                 warnings.warn(
-                    "no class has two samples: leave-one-out can choose neither alpha nor the temperature", stacklevel=4
+                    "no class has two samples: leave-one-out can choose neither alpha nor the temperature", stacklevel=5
                 )
                 self.loo_scores_ = np.full(len(self.alphas_), np.nan)
                 chosen = len(self.alphas_) // 3
@@ -643,31 +609,11 @@ class ClosedFormProbe(ClassifierMixin, BaseEstimator):
         self.alpha_, self.temperature_ = float(space.penalties[chosen]), temperature
         return chosen
 
-    def _keep_linear(self, W: Tensor, intercept: Tensor, dtype: torch.dtype):
-        self.coef_ = np.ascontiguousarray(self._outputs(W, dtype).T)
-        self.intercept_ = self._outputs(intercept, dtype)
-
-    def _outputs(self, values: Tensor, dtype: torch.dtype) -> np.ndarray:
-        """As arrays, for two classes those of the second one."""
-        if not values.isfinite().all():
-            self._raise_singular()
-        if values.shape[-1] == 2:
-            values = values[..., 1:]
-        return values.to(dtype).cpu().numpy()
-
     def _raise_singular(self) -> NoReturn:
         raise ValueError(
             f"the system is singular to working precision with alpha={self.alpha}: features are collinear, or of scales too far "
             "apart; give a larger alpha, or scale the features"
         )
-
-    def _set_gamma(self, Z: Tensor, weight: Tensor):
-        if isinstance(self.kernel, str):
-            share = (weight / weight.sum()).to(Z)
-            variance = (share @ (Z - share @ Z.mean(1)).square().mean(1)).item()
-            rounding = (ROUNDING * torch.finfo(Z.dtype).eps) ** 2 * (share @ Z.square().mean(1)).item()
-            scale = 1 / (Z.shape[1] * variance) if variance > rounding else 1.0
-            self.gamma_ = scale if self.gamma is None else self.gamma
 
     def _kernel_parameters(self):
         return {"gamma": self.gamma_, "degree": self.degree, "coef0": self.coef0} if isinstance(self.kernel, str) else {}

@@ -27,7 +27,7 @@ LAYERS = [
         "_core.folding",
     },
     {"_core.objectives", "_core.backbones", "_core.moments", "_core.kernels"},
-    {"_core.leave_one_out"},
+    {"_core.leave_one_out", "_core.stream"},
     {"_core.calibration"},
     {"_core.loop"},
     {"_images", "_probe"},

@@ -1,6 +1,7 @@
 """Which penalty, and which temperature: what leave-one-out predictions are for."""
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -125,7 +126,7 @@ def _squared_errors(scores: Tensor, codes: Tensor) -> Tensor:
 def best_temperatures(space: Predictions, weight: Tensor, candidates: Candidates) -> list[float]:
     """The temperatures of a softmax over leave-one-out predictions with the least log-loss, one for each candidate.
 
-    Large problems start from a part of the samples, so that hardly more than one pass over all of them is needed.
+    Large problems start from a part of the samples, so that about two passes over all of them are enough.
     """
     n, some = len(space.codes), max(1, CHUNK // space.n_classes)
     together = max(1, some // n)
@@ -136,9 +137,9 @@ def best_temperatures(space: Predictions, weight: Tensor, candidates: Candidates
         if n > some:
             positions = torch.linspace(0, n - 1, some, dtype=torch.float64).long().unique().to(space.codes.device)
         cached = list(_leads(space, weight, group, positions))
-        best = minimal_temperatures(lambda: cached, [_FIRST_GUESS] * len(group))  # noqa: B023
+        best = minimal_temperatures(partial(iter, cached), [_FIRST_GUESS] * len(group))
         if n > some:
-            best = minimal_temperatures(lambda: _leads(space, weight, group), best)  # noqa: B023
+            best = minimal_temperatures(partial(_leads, space, weight, group), best)
         temperatures += best
     return temperatures
 
@@ -155,7 +156,13 @@ def leads(scores: Tensor, codes: Tensor) -> Tensor:
     return scores - scores.gather(2, codes[:, None, None].expand(-1, scores.shape[1], 1))
 
 
-def minimal_temperatures(chunks: Callable[[], Iterable[tuple]], start: Sequence[float] = (_FIRST_GUESS,)) -> list[float]:
+def temperature_of(scores: Tensor, codes: Tensor) -> float:
+    """The temperature of a softmax over scores ``(n, C)`` with the least log-loss for class indices ``(n,)``."""
+    ones = torch.ones(len(codes), dtype=torch.float64, device=codes.device)
+    return minimal_temperatures(lambda: [(leads(scores[:, None], codes), ones, slice(0, 1))], [_FIRST_GUESS])[0]
+
+
+def minimal_temperatures(chunks: Callable[[], Iterable[tuple]], start: Sequence[float]) -> list[float]:
     """The temperatures that minimise the weighted log-loss of scores: Newton's method on the inverse, in which it is convex.
 
     Parameters

@@ -3,9 +3,18 @@
 from collections.abc import Callable
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from .rows import shared
+
+
+def variance_gamma(Z: Tensor, weight: Tensor) -> float:
+    """``1 / (d · var)`` for the weighted variance of all numbers of ``Z`` ``(n, d)``; 1 where they are all the same."""
+    share = (weight / weight.sum()).to(Z)
+    variance = (share @ (Z - share @ Z.mean(1)).square().mean(1)).item()
+    rounding = (64 * torch.finfo(Z.dtype).eps) ** 2 * (share @ Z.square().mean(1)).item()
+    return 1 / (Z.shape[1] * variance) if variance > rounding else 1.0
 
 
 def rbf(A: Tensor, B: Tensor, *, gamma: float, **_) -> Tensor:

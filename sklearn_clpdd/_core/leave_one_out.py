@@ -13,21 +13,22 @@ matrix that is factorised, ``P`` counts the penalties.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from .moments import Moments
+from .ridge import add_gram_, in_double, symmetric
 from .rows import CHUNK, Rows
 
-# Leverages and predictions are computed in float32 where the mean squared norm is at most so many times the smallest
-# eigenvalue, penalty included.
+# float32 is trusted where squared norms are at most so many times the smallest eigenvalue, penalty included: of the rows in
+# feature space, summed over them, a bound on the condition number, in sample space.
 _FLOAT32_RANGE = 1e4
 # Below this share of other samples in its prediction, a sample is computed in float64.
 _FLOAT32_SHARE = 0.05
 # What centring leaves of a constant, in multiples of the precision.
-ROUNDING = 64
+_ROUNDING = 64
 # Columns of one matrix product of predictions, in multiples of the number of features; bytes of weights at once.
 _COLUMNS = 2
 _WEIGHT_BYTES = 2**24
@@ -37,43 +38,63 @@ Candidates = Sequence[int]
 Penalties = Callable[[float], Sequence[float]]
 
 
-@dataclass(frozen=True)
 class RidgedInverse:
-    """``(A + penalty·I)⁻¹ = basis · diag(gains[:, j]) · basisᵀ`` for the penalty number ``j``.
+    """``(A + penalty·I)⁻¹`` for several penalties: by Cholesky for one, by eigenvalues for more.
 
-    ``gains`` are NaN for penalties that leave the matrix singular to working precision.
+    With ``basis`` and ``gains`` it is ``basis · diag(gains[:, j]) · basisᵀ`` for the penalty number ``j``. Gains, and with them
+    all that is solved for, are NaN where a penalty leaves the matrix singular to working precision.
+
+    Parameters
+    ----------
+    A : Tensor of shape (k, k)
+        Positive semi-definite.
+    penalties : sequence of P floats
+
+    Raises
+    ------
+    ValueError
+        If ``A`` is seen to have negative eigenvalues.
     """
 
-    basis: Tensor  # (k, k)
     gains: Tensor  # (k, P)
     smallest: float  # at most the smallest eigenvalue of A + penalty·I, over the penalties
 
+    def __init__(self, A: Tensor, penalties: Sequence[float]):
+        # Errors of the eigenvalues are of the order of k·eps times the largest: a hundredth of the smallest one at most.
+        error = 100 * len(A) * torch.finfo(A.dtype).eps
+        p = torch.tensor(penalties, dtype=A.dtype, device=A.device)
+        self._L: Tensor | None = None
+        if len(penalties) == 1:
+            ridged = A.clone()
+            ridged.diagonal().add_(p)
+            self._L, info = torch.linalg.cholesky_ex(ridged)
+            # Each pivot beside its own column: Cholesky does not mind columns of different scales.
+            regular = (info == 0) & (self._L.diagonal().square() > error * ridged.diagonal()).all()
+            gains, self.smallest = torch.ones_like(A[:, :1]), min(penalties)
+        else:
+            eigenvalues, self.basis = torch.linalg.eigh(A)
+            lowest, highest = eigenvalues[0].item(), eigenvalues[-1].item()
+            if lowest < -error * max(highest, -lowest):
+                raise ValueError(
+                    f"the kernel is not positive semi-definite: its matrix has eigenvalues from {lowest:.3g} to {highest:.3g}; "
+                    "take a kernel that is an inner product"
+                )
+            self.smallest = max(lowest, 0.0) + min(penalties)
+            regular = max(lowest, 0.0) + p > error * highest
+            gains = 1 / (eigenvalues.clamp_min_(0)[:, None] + p)
+        self.gains = torch.where(regular, gains, torch.nan)
 
-def ridged_inverse(A: Tensor, penalties: Sequence[float]) -> RidgedInverse:
-    """Cholesky for one penalty, eigenvalues for several."""
-    # Errors of the eigenvalues are of the order of k·eps times the largest: a hundredth of the smallest one at most.
-    error = 100 * len(A) * torch.finfo(A.dtype).eps
-    p = torch.tensor(penalties, dtype=A.dtype, device=A.device)
-    if len(penalties) == 1:
-        eye = torch.eye(len(A), dtype=A.dtype, device=A.device)
-        ridged = A + p * eye
-        L, info = torch.linalg.cholesky_ex(ridged)
-        basis = torch.linalg.solve_triangular(L, eye, upper=False).T
-        # Each pivot beside its own column: Cholesky does not mind columns of different scales.
-        regular = (info == 0) & (L.diagonal().square() > error * ridged.diagonal()).all()
-        gains, smallest = torch.ones_like(A[:, :1]), p
-    else:
-        eigenvalues, basis = torch.linalg.eigh(A)
-        if eigenvalues[0] < -error * eigenvalues.abs().max():
-            raise ValueError(
-                f"the kernel is not positive semi-definite: its matrix has eigenvalues from {eigenvalues[0]:.3g} to "
-                f"{eigenvalues[-1]:.3g}; take a kernel that is an inner product"
-            )
-        smallest = eigenvalues.clamp_min_(0)[0] + p
-        regular = smallest > error * eigenvalues[-1]
-        gains = 1 / (eigenvalues[:, None] + p)
-    gains = torch.where(regular, gains, torch.nan)
-    return RidgedInverse(basis, gains, smallest.min().item())
+    @cached_property
+    def basis(self) -> Tensor:  # (k, k); for several penalties set above
+        assert self._L is not None
+        return torch.linalg.solve_triangular(self._L, torch.eye(len(self._L)).to(self._L), upper=False).T
+
+    def solve(self, B: Tensor, candidates: Candidates) -> Tensor:
+        """The inverses times ``B`` ``(k, C)`` for some penalties, ``(k, P', C)``."""
+        if self._L is not None:
+            return (self.gains[:1] * torch.cholesky_solve(B, self._L))[:, None]
+        targets = self.gains[:, candidates, None] * (self.basis.T @ B)[:, None]
+        return (self.basis @ targets.flatten(1)).view(len(B), len(candidates), -1)
 
 
 class SampleSpace:
@@ -96,33 +117,46 @@ class SampleSpace:
     def __init__(self, K: Tensor, codes: Tensor, weight: Tensor, n_classes: int, penalties: Penalties, fit_intercept: bool):
         self.codes, self.weight, self.n_classes, self.dtype = codes, weight.to(K.dtype), n_classes, K.dtype
         self.class_rows = torch.bincount(codes, minlength=n_classes)
-        self.Y = torch.full((len(K), n_classes), -1, dtype=K.dtype, device=K.device)
-        self.Y.scatter_(1, codes[:, None], 1)
-        root = self.weight.sqrt()
-        K.mul_(root).mul_(root[:, None])
+        self._Y = K.new_full((len(K), n_classes), -1).scatter_(1, codes[:, None], 1)
+        self._root = self.weight.sqrt()
+        K.mul_(self._root).mul_(self._root[:, None])
+        targets = self._root[:, None] * self._Y
+        self._direction = None
+        self.prior, self._center = K.new_zeros(n_classes), torch.zeros_like(self._root)
         if fit_intercept:
-            # The direction that an intercept takes leaves the kernel; put back with a plain eigenvalue, it leaves the inverse.
-            u = root / torch.linalg.vector_norm(root)
+            # The direction that an intercept takes leaves the kernel and the targets.
+            norm = torch.linalg.vector_norm(self._root)
+            u = self._direction = self._root / norm
+            self.prior = u @ targets / norm
+            targets -= torch.outer(self._root, self.prior)
             Ku = K @ u
+            self._center = Ku / (self._root * norm)  # mean kernel with every sample
             before = K.diagonal().mean()
             K.addr_(u, Ku, alpha=-1).addr_(Ku, u, alpha=-1)
             K.addr_(u * (u @ Ku), u)
-            K *= K.diagonal().mean() > ROUNDING * torch.finfo(K.dtype).eps * before  # else a constant kernel, and rounding
+            K *= K.diagonal().mean() > _ROUNDING * torch.finfo(K.dtype).eps * before  # else a constant kernel, and rounding
         scale = K.diagonal().mean().item()
         self.penalties = penalties(scale)
-        if fit_intercept:
+        if fit_intercept:  # put back with a plain eigenvalue, for the matrix to be regular without a penalty
             K.addr_(scale * u, u)
-        inverse = ridged_inverse(K, self.penalties)
-        self._gains, basis = inverse.gains, inverse.basis
-        if fit_intercept:
-            basis.addr_(u, u @ basis, alpha=-1)
-        self._weighted_basis = basis.mul_(root[:, None])
-        self._targets = self._weighted_basis.T @ self.Y
-        self._diagonal = self._weighted_basis.square() @ self._gains
+        self._inverse = RidgedInverse(K, self.penalties)
+        self._targets = targets
 
     def coefficients(self, candidate: int) -> Tensor:
-        """Coefficients of the samples, ``(n, C)``; those of the features are ``Zᵀ`` times them."""
-        return self._weighted_basis @ (self._gains[:, candidate, None] * self._targets)
+        """Coefficients of the samples, ``(n, C)``."""
+        return self._root[:, None] * self._inverse.solve(self._targets, [candidate])[:, 0]
+
+    def intercept(self, coefficients: Tensor) -> Tensor:
+        """Intercepts that belong to coefficients, ``(C,)``."""
+        return self.prior - self._center @ coefficients
+
+    @cached_property
+    def _diagonal(self) -> Tensor:
+        """Diagonal of the inverse without the direction of the intercept, times the square root of the weight, ``(n, P)``."""
+        basis = self._inverse.basis
+        if self._direction is not None:
+            basis = basis - torch.outer(self._direction, self._direction @ basis)
+        return self._root[:, None] * (basis.square() @ self._inverse.gains)
 
     def leave_one_out(
         self, candidates: Candidates, positions: Tensor | None = None, *, exact: bool = False
@@ -132,13 +166,52 @@ class SampleSpace:
         ``positions`` are of the samples that are asked for; ``exact`` is for `FeatureSpace`.
         """
         chosen = slice(None) if positions is None else positions
-        basis, Y, diagonal = self._weighted_basis[chosen], self.Y[chosen], self._diagonal[chosen]
-        together = max(1, CHUNK // max(Y.numel(), 1))
+        together = max(1, CHUNK // self._Y.numel())
         for start in range(0, len(candidates), together):
             group = candidates[start : start + together]
-            targets = self._gains[:, group, None] * self._targets[:, None]
-            residuals = (basis @ targets.flatten(1)).view(len(Y), len(group), -1).div_(diagonal[:, group, None])
-            yield slice(0, len(Y)), slice(start, start + len(group)), residuals.neg_().add_(Y[:, None])
+            residuals = self._inverse.solve(self._targets, group)[chosen] / self._diagonal[chosen][:, group, None]
+            yield slice(0, len(residuals)), slice(start, start + len(group)), self._Y[chosen][:, None] - residuals
+
+
+class LinearSampleSpace(SampleSpace):
+    """Linear ridge regression where there are fewer samples than features: a `SampleSpace` with coefficients of the features.
+
+    Parameters
+    ----------
+    rows : Rows
+        Training rows.
+    n_classes : int
+    penalties : callable
+        Gives the penalties to consider for the mean of the rows' weighted squared norms.
+    fit_intercept : bool
+    dtype : torch.dtype
+        In which rows are read; float32 is computed with only where the penalty is given and makes it safe.
+    """
+
+    def __init__(self, rows: Rows, n_classes: int, penalties: Penalties, fit_intercept: bool, dtype: torch.dtype):
+        Z, weight = rows.whole(dtype), rows.weight
+        self._mean = torch.zeros_like(Z[0])
+        if fit_intercept:
+            self._mean = weight.to(Z) @ Z / weight.sum()
+            Z -= self._mean
+            rounding = _ROUNDING * torch.finfo(Z.dtype).eps * torch.linalg.vector_norm(self._mean, torch.inf)
+            Z *= torch.linalg.vector_norm(Z, torch.inf) > rounding  # else the features are constant
+        trace = (weight.to(Z) @ Z.square().sum(1)).item()
+        given = penalties(trace / len(Z))
+        if len(given) > 1 or trace > _FLOAT32_RANGE * given[0]:
+            Z = in_double(Z)
+        self._Z = Z
+        K = Z.new_zeros(len(Z), len(Z))
+        add_gram_(K, Z.T)
+        super().__init__(symmetric(K), rows.codes, weight, n_classes, penalties, fit_intercept)
+
+    def coefficients(self, candidate: int) -> Tensor:
+        """Coefficients of the features, ``(d, C)``."""
+        return self._Z.T @ super().coefficients(candidate)
+
+    def intercept(self, coefficients: Tensor) -> Tensor:
+        """Intercepts that belong to coefficients, ``(C,)``."""
+        return self.prior - self._mean.to(coefficients) @ coefficients
 
 
 class FeatureSpace:
@@ -163,13 +236,13 @@ class FeatureSpace:
         self._rows = rows
         gram, cross = moments.gram(centered=fit_intercept), moments.cross(centered=fit_intercept)
         # Constant features are zero after centring, but for rounding.
-        rounding = (ROUNDING * torch.finfo(gram.dtype).eps) ** 2 * moments.mean.square().sum()
+        rounding = (_ROUNDING * torch.finfo(gram.dtype).eps) ** 2 * moments.mean.square().sum()
         varies = gram.diagonal().sum() > moments.weight * rounding
         gram, cross = gram * varies, cross * varies
         trace = gram.diagonal().sum()
         self.penalties = penalties((trace / moments.n_rows).item())
-        self._inverse = ridged_inverse(gram, self.penalties)
-        self._targets = self._inverse.basis.T @ cross
+        self._inverse = RidgedInverse(gram, self.penalties)
+        self._cross = cross
         self._mean = moments.mean if fit_intercept else torch.zeros_like(moments.mean)
         shares = moments.class_weights / moments.weight
         self._prior = 2 * shares - 1 if fit_intercept else torch.zeros_like(shares)
@@ -177,32 +250,24 @@ class FeatureSpace:
         mean_square = (trace / moments.weight + moments.mean.square().sum()).item()
         safe = mean_square <= _FLOAT32_RANGE * self._inverse.smallest
         self.dtype = dtype if safe else gram.dtype
-        self._leverages: Tensor | None = None
 
     def coefficients(self, candidate: int) -> Tensor:
         """Coefficients of the features, ``(d, C)``."""
-        return self._coefficients([candidate])[:, 0]
-
-    def _coefficients(self, candidates: Candidates) -> Tensor:
-        """Coefficients of the features for some candidates, ``(d, P', C)``."""
-        targets = self._inverse.gains[:, candidates, None] * self._targets[:, None]
-        return (self._inverse.basis @ targets.flatten(1)).view(len(targets), len(candidates), -1)
+        return self._inverse.solve(self._cross, [candidate])[:, 0]
 
     def intercept(self, coefficients: Tensor) -> Tensor:
         """Intercepts that belong to coefficients of the features, ``(C,)``."""
         return self._prior - self._mean @ coefficients
 
-    @property
+    @cached_property
     def leverages(self) -> Tensor:
         """Leverage of every row under every penalty, ``(n, P)``."""
-        if self._leverages is None:
-            self._leverages = self._leverages_of(self._rows, self.dtype)
-            if self.dtype == torch.float32:
-                high = (1 - self._leverages).amin(1) < _FLOAT32_SHARE
-                if high.any():
-                    positions = high.nonzero()[:, 0]
-                    self._leverages[positions] = self._leverages_of(self._rows.take(positions), self._mean.dtype).float()
-        return self._leverages
+        leverages = self._leverages_of(self._rows, self.dtype)
+        if self.dtype == torch.float32:
+            high = ((1 - leverages).amin(1) < _FLOAT32_SHARE).nonzero()[:, 0]
+            if len(high):
+                leverages[high] = self._leverages_of(self._rows.take(high), self._mean.dtype).float()
+        return leverages
 
     def _leverages_of(self, rows: Rows, dtype: torch.dtype) -> Tensor:
         basis, gains, mean = (value.to(dtype) for value in (self._inverse.basis, self._inverse.gains, self._mean))
@@ -237,7 +302,7 @@ class FeatureSpace:
         for first in range(0, len(candidates), block):
             last = min(first + block, len(candidates))
             groups = [slice(start, min(start + together, last)) for start in range(first, last, together)]
-            weights = [self._coefficients(candidates[group]).flatten(1).to(dtype) for group in groups]
+            weights = [self._inverse.solve(self._cross, candidates[group]).flatten(1).to(dtype) for group in groups]
             scores: dict[int, Tensor] = {}
             for part, chunk in rows.chunks(dtype, width=weights[0].shape[1]):
                 chunk -= mean

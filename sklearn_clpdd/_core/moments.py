@@ -26,22 +26,22 @@ class Moments:
 
     def add(self, rows: Rows) -> "Moments":
         """Take rows in."""
+        weighted = bool((rows.weight != 1).any())
         for positions, chunk in rows.chunks(self._gram.dtype, numbers=_CHUNK):
-            self._add(chunk, rows.codes[positions], rows.weight[positions].to(chunk.dtype))
+            self._add(chunk, rows.codes[positions], rows.weight[positions].to(chunk.dtype), weighted)
         self.class_rows += torch.bincount(rows.codes, minlength=len(self.class_rows))
         return self
 
-    def _add(self, X: Tensor, codes: Tensor, weight: Tensor) -> None:
+    def _add(self, X: Tensor, codes: Tensor, weight: Tensor, weighted: bool) -> None:
         total, mean, weights = self.weight, self.mean, weight.sum()
         chunk_mean = weight @ X / weights
         X -= chunk_mean
         present, inverse = codes.unique(return_inverse=True)
         class_weights = X.new_zeros(len(present)).index_add_(0, inverse, weight)
-        if (weight != 1).any():
+        sums = X.new_zeros(len(present), X.shape[1])
+        sums.index_add_(0, inverse, X * weight[:, None] if weighted else X)
+        if weighted:
             X *= weight.sqrt()[:, None]
-            sums = X.new_zeros(len(present), X.shape[1]).index_add_(0, inverse, X * weight.sqrt()[:, None])
-        else:
-            sums = X.new_zeros(len(present), X.shape[1]).index_add_(0, inverse, X)
         means = chunk_mean + sums / class_weights[:, None]
         self._add_means(present, class_weights, means)
         add_gram_(self._gram, X)
