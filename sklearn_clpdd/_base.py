@@ -1,8 +1,10 @@
 """BaseDistiller: validates for every distiller, and makes it a classifier and a transformer."""
 
 from abc import abstractmethod
-from functools import wraps
+from collections.abc import Callable
+from functools import partial, wraps
 
+import joblib
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -15,26 +17,46 @@ from torch import Tensor, nn
 from ._core.calibration import temperature_of
 from ._core.devices import resolve_device
 from ._core.objectives import anchors, inner_weights
+from ._core.real_features import RealSet, shuffled
 from ._core.ridge import relative_penalty
 from ._encoder import FrozenEncoder
 from ._images import as_images
 from ._probe import ClosedFormProbe
+from ._run import Checkpoint, Run
 from ._spaces import ImageSpace, PointSpace, Space
+
+try:  # since scikit-learn 1.9, experimental
+    from sklearn.callback import CallbackSupportMixin, with_callbacks
+except ImportError:
+
+    class CallbackSupportMixin:  # type: ignore[no-redef]
+        """There are no callbacks."""
+
+    def with_callbacks(method):
+        """The method as it is."""
+        return method
+
 
 # Real samples on which the probe's temperature is calibrated, at most.
 _CALIBRATION_ROWS = 20_000
 
 
-class BaseDistiller(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClassifierMixin, BaseEstimator):
+class BaseDistiller(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClassifierMixin, CallbackSupportMixin, BaseEstimator):
     """Validate the data, have `_learn` find synthetic samples, and fit the probe that they induce.
 
-    A subclass has the parameters `encoder`, `image_size`, `memory`, `device`, `random_state` and `verbose`, and fills `_learn`.
+    A subclass has the parameters that concern data, encoder and run, as :class:`CLPDistiller` has them, and fills `_learn`.
     """
 
     @abstractmethod
-    def _learn(self, space: Space, R: np.ndarray, codes: np.ndarray, rng: np.random.RandomState) -> None:
-        """Find synthetic samples for real features ``(n, d)`` and class indices ``(n,)``; set `alpha_`, call `_keep`."""
+    def _learn(
+        self, space: Space, real: RealSet, rng: np.random.RandomState, start: np.ndarray | None, run: Callable[..., Run]
+    ) -> None:
+        """Find synthetic samples for the real ones; set `alpha_` and what `_fitted` gives.
 
+        ``start`` are samples to start from; ``run`` makes a `Run`, given all but what is known here.
+        """
+
+    @with_callbacks
     def fit(self, X, y):
         """Learn a small synthetic set that stands for ``(X, y)``.
 
@@ -51,22 +73,46 @@ class BaseDistiller(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Classifie
             Itself.
         """
         self._validate_params()
-        rng = check_random_state(self.random_state)
+        if self.warm_start and self.checkpoint is not None:
+            raise ValueError("warm_start=True goes on from the last fit and checkpoint= from a file; give one of the two")
         space, y = self._enter(X, y)
         classes, codes = np.unique(y, return_inverse=True)
         if len(classes) < 2:
             raise ValueError(f"distillation needs samples of at least two classes; y holds one class, {classes.tolist()[0]!r}")
         self._check(classes, np.bincount(codes))
-        R = space.features()
-        if not np.isfinite(R).all():
-            bad = np.flatnonzero(~np.isfinite(R).all(axis=1))
-            raise ValueError(f"the encoder gives non-finite features for {len(bad)} of {len(R)} samples, first for X[{bad[0]}]")
-        self.__dict__.pop("probe_", None)  # from here on not fitted, until `_keep`
+        start = self._warm_start_from(classes, (len(classes) * self.images_per_class, *space.sample_shape))
+        checkpoint = None if self.checkpoint is None else Checkpoint(self, {**space.identity(), "y": joblib.hash(y)})
+        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        if checkpoint is not None and checkpoint.info:
+            seed = checkpoint.info["seed"]
+        rng = np.random.RandomState(seed)
+        if hasattr(self, "_init_callback_context"):
+            self._init_callback_context(max_subtasks=self.max_iter).call_on_fit_task_begin(estimator=self, X=X, y=y)
+        order, n_held_out = shuffled(codes, self.validation_fraction, rng)
+        real = RealSet(space.real_features(order), codes[order], order, n_held_out)
+        self.__dict__.pop("probe_", None)  # from here on not fitted, until `_learn` is done
+        if start is None:
+            self.history_, self.n_iter_ = [], 0
         self.classes_, self.encoder_ = classes, space.encoder
         self._center, self._scale = space.center, space.scale
+        run = partial(Run, self, checkpoint=checkpoint, seed=seed, data={"X": X, "y": y})
         with torch.inference_mode(False), torch.enable_grad():  # whatever mode the caller is in
-            self._learn(space, R, codes, rng)
+            self._learn(space, real, rng, start, run)
+        if hasattr(self, "_callback_fit_ctx"):
+            self._callback_fit_ctx.call_on_fit_task_end(estimator=self, X=X, y=y)
         return self
+
+    def _warm_start_from(self, classes: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
+        """Synthetic samples of the last fit, where they are to be gone on with."""
+        if not (self.warm_start and hasattr(self, "X_synthetic_")):
+            return None
+        if np.array_equal(classes, self.classes_) and self.X_synthetic_.shape == shape:
+            return self.X_synthetic_
+        raise ValueError(
+            f"warm_start=True goes on with synthetic samples of shape {self.X_synthetic_.shape} and classes "
+            f"{self.classes_.tolist()[:10]}; data and parameters now ask for {shape} and {classes.tolist()[:10]}. "
+            "Give the same, or warm_start=False"
+        )
 
     def _enter(self, X, y) -> tuple[Space, np.ndarray]:
         """The data behind one interface; all that can be said against it without long work is said here."""
@@ -91,24 +137,28 @@ class BaseDistiller(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Classifie
     def _check(self, classes: np.ndarray, counts: np.ndarray) -> None:
         """Raise where parameters do not fit one another or the number of real samples of each class."""
 
-    def _keep(self, space: Space, samples: Tensor, y: np.ndarray, R: np.ndarray, codes: np.ndarray) -> None:
+    def _fitted(self, space: Space, samples: Tensor, y: np.ndarray, real: RealSet) -> dict:
         """Fitted attributes from synthetic samples and their class indices."""
-        self.X_synthetic_ = space.to_user(samples)
-        self.y_synthetic_ = self.classes_[y]
-        Z = space.features(self.X_synthetic_)
-        probe = self._fit_probe(Z, self.y_synthetic_)
-        some = np.unique(np.linspace(0, len(R) - 1, _CALIBRATION_ROWS).astype(int))
-        scores = torch.from_numpy(probe.decision_function(R[some]))
+        X_synthetic = space.to_user(samples.detach())
+        labels = self.classes_[y]
+        Z = space.features(X_synthetic)
+        probe = self._fit_probe(Z, labels)
+        some = np.unique(np.linspace(0, len(real.R) - 1, _CALIBRATION_ROWS).astype(int))
+        scores = torch.from_numpy(probe.decision_function(real.R[some].astype(Z.dtype)))
         if scores.ndim == 1:
             scores = torch.stack([-scores, scores], 1)
-        probe.temperature_ = temperature_of(scores, torch.from_numpy(codes[some]))
+        probe.temperature_ = temperature_of(scores, torch.from_numpy(real.codes[some]))
         probe.set_params(temperature=probe.temperature_)
         Y = F.one_hot(torch.from_numpy(y), len(self.classes_))
-        self.anchors_ = anchors(inner_weights(torch.from_numpy(Z), Y, self.alpha_)).T.contiguous().numpy()
         # From the space's units to the user's.
         probe.coef_ = probe.coef_ / self._scale
         probe.intercept_ = probe.intercept_ - probe.coef_ @ np.broadcast_to(self._center, Z.shape[1:])
-        self.probe_ = probe
+        return {
+            "X_synthetic_": X_synthetic,
+            "y_synthetic_": labels,
+            "anchors_": anchors(inner_weights(torch.from_numpy(Z), Y, self.alpha_)).T.contiguous().numpy(),
+            "probe_": probe,
+        }
 
     def _fit_probe(self, Z: np.ndarray, labels: np.ndarray) -> ClosedFormProbe:
         """The inner problem once more: no intercept, λ relative to the norms of ``Z``, which is in the space's units."""
@@ -117,6 +167,10 @@ class BaseDistiller(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Classifie
 
     def __sklearn_is_fitted__(self):
         return hasattr(self, "probe_")
+
+    def __getstate__(self):
+        # `_present` is there during `fit` only.
+        return {name: value for name, value in super().__getstate__().items() if name != "_present"}
 
     def features(self, X):
         """Features of samples, in which the probe and the anchors live.
@@ -213,11 +267,16 @@ class BaseDistiller(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Classifie
 
 
 def _synthetic_without_X(transform):
-    """``transform()`` gives the synthetic set. Applied once the class exists: scikit-learn's own wrapper demands ``X``."""
+    """``transform()`` gives the synthetic set; while a callback is at work, that of the moment.
+
+    Applied once the class exists: scikit-learn's own wrapper demands ``X``.
+    """
 
     @wraps(transform)
     def wrapped(self, X=None):
         if X is None:
+            if "_present" in self.__dict__:
+                return self._present()
             check_is_fitted(self)
             return self.X_synthetic_
         return transform(self, X)

@@ -1,28 +1,24 @@
 """CLPDistiller: closed-form linear-probe dataset distillation."""
 
-import time
-import warnings
-from collections.abc import Iterator
+import os
 from contextlib import suppress
 from numbers import Integral, Real
 
 import joblib
 import numpy as np
 import torch
+import torch.nn.functional as F
 from sklearn.utils._param_validation import Interval, StrOptions
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from ._base import BaseDistiller
 from ._core.augmentations import AUGMENTATIONS, Augmentation
-from ._core.loop import RealFeatures, distill
-from ._core.objectives import OBJECTIVES
+from ._core.loop import State, distill, whole_features
+from ._core.objectives import OBJECTIVES, inner_weights
 from ._core.parametrizations import PARAMETRIZATIONS, Parametrization
+from ._core.real_features import SAMPLINGS, RealFeatures
 from ._encoder import FrozenEncoder
 from ._spaces import Space
-
-# Steps between two looks at the losses on a GPU, each of which waits for it.
-_LOOK_EVERY = 10
 
 
 class CLPDistiller(BaseDistiller):
@@ -137,7 +133,16 @@ class CLPDistiller(BaseDistiller):
         "learning_rate": [Interval(Real, 0, None, closed="neither")],
         "max_iter": [Interval(Integral, 1, None, closed="left")],
         "real_batch_size": [Interval(Integral, 1, None, closed="left")],
-        "encoder_batch_size": [Interval(Integral, 1, None, closed="left")],
+        "sampling": [StrOptions(set(SAMPLINGS))],
+        "encoder_batch_size": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
+        "time_budget": [Interval(Real, 0, None, closed="neither"), None],
+        "n_iter_no_change": [Interval(Integral, 1, None, closed="left"), None],
+        "validation_fraction": [Interval(Real, 0, 1, closed="neither"), None],
+        "tol": [Interval(Real, 0, None, closed="left")],
+        "checkpoint": [str, os.PathLike, None],
+        "checkpoint_every": [Interval(Real, 0, None, closed="neither")],
+        "warm_start": ["boolean"],
+        "callback": [callable, None],
         "memory": [str, joblib.Memory, None],
         "device": [str, torch.device],
         "random_state": ["random_state"],
@@ -159,10 +164,19 @@ class CLPDistiller(BaseDistiller):
         init="noise",
         learning_rate=0.1,
         max_iter=600,
+        time_budget=None,
         real_batch_size=4096,
-        encoder_batch_size=64,
+        sampling="uniform",
+        encoder_batch_size="auto",
+        n_iter_no_change=None,
+        validation_fraction=0.1,
+        tol=1e-4,
+        checkpoint=None,
+        checkpoint_every=60.0,
+        warm_start=False,
         memory=None,
         device="auto",
+        callback=None,
         random_state=None,
         verbose=0,
     ):
@@ -178,10 +192,19 @@ class CLPDistiller(BaseDistiller):
         self.init = init
         self.learning_rate = learning_rate
         self.max_iter = max_iter
+        self.time_budget = time_budget
         self.real_batch_size = real_batch_size
+        self.sampling = sampling
         self.encoder_batch_size = encoder_batch_size
+        self.n_iter_no_change = n_iter_no_change
+        self.validation_fraction = validation_fraction
+        self.tol = tol
+        self.checkpoint = checkpoint
+        self.checkpoint_every = checkpoint_every
+        self.warm_start = warm_start
         self.memory = memory
         self.device = device
+        self.callback = callback
         self.random_state = random_state
         self.verbose = verbose
 
@@ -195,87 +218,69 @@ class CLPDistiller(BaseDistiller):
                 f"have fewer: {', '.join(few)}. Give a smaller images_per_class or init='noise'"
             )
 
-    def _learn(self, space, R, codes, rng):
+    def _learn(self, space, real, rng, start, run):
         self.alpha_, self.temperature_ = float(self.alpha), float(self.temperature)
-        start, views, batches = (torch.Generator().manual_seed(int(seed)) for seed in rng.randint(2**31 - 1, size=3))
-        parametrization = space.start(self._parametrization_type(), len(self.classes_) * self.images_per_class, start)
-        y = np.repeat(np.arange(len(self.classes_)), self.images_per_class)
-        if self.init == "real":
-            of_class = (np.flatnonzero(codes == c) for c in range(len(self.classes_)))
+        n_classes = len(self.classes_)
+        y = np.repeat(np.arange(n_classes), self.images_per_class)
+        noise, views, batches = (torch.Generator().manual_seed(int(seed)) for seed in rng.randint(2**31 - 1, size=3))
+        parametrization = space.start(self._parametrization_type(), len(y), noise)
+        if start is not None:
+            parametrization.set(space.from_user(start))
+        elif self.init == "real":
+            of_class = (real.order[real.codes == c] for c in range(n_classes))
             rows = [rng.choice(members, self.images_per_class, replace=False) for members in of_class]
             parametrization.set(space.read(np.concatenate(rows)))
-        augmentation = self._augmentation(space)
+        augmentation, objective = self._augmentation(space), self._objective()
+        n_views = self.n_views if augmentation.is_random else 1
+        chunk_size = space.chunk_size() if self.encoder_batch_size == "auto" else self.encoder_batch_size
+        self.encoder_batch_size_ = chunk_size or n_views * len(y)
+        labels = torch.from_numpy(y).to(space.device)
+        dtype = parametrization.parameters[0].dtype
+        held_out = None
+        if real.n_held_out:
+            R, r = (torch.from_numpy(values).to(space.device) for values in real.held_out)
+            R = R.to(dtype)
+            Y = F.one_hot(labels, n_classes).to(dtype)
+
+            @torch.no_grad()
+            def held_out() -> Tensor:
+                Z = whole_features(parametrization, len(y), space.encode, space.preprocessing, self.encoder_batch_size_)
+                predicted = (R @ inner_weights(Z, Y, self.alpha_)).argmax(dim=1)
+                return torch.stack([objective(Z, Y, R, r), (predicted == r).to(dtype).mean()])
+
+        R_train, r_train = real.training
+        state = State(parametrization, views, batches)
+        following = run(
+            state=state,
+            score=held_out,
+            views_per_step=n_views * len(y),
+            attributes=lambda: self._fitted(space, parametrization(), y, real),
+        )
         steps = distill(
-            parametrization,
-            torch.from_numpy(y).to(space.device),
-            RealFeatures(torch.from_numpy(R).to(space.device), torch.from_numpy(codes).to(space.device), self.real_batch_size),
-            n_classes=len(self.classes_),
+            state,
+            labels,
+            RealFeatures(R_train, r_train, self.real_batch_size, self.sampling, space.device, dtype),
+            n_classes=n_classes,
             encode=space.encode,
             preprocessing=space.preprocessing,
             augmentation=augmentation,
-            n_views=self.n_views if augmentation.is_random else 1,
-            objective=self._objective(),
+            n_views=n_views,
+            objective=objective,
             learning_rate=self.learning_rate,
-            max_iter=self.max_iter,
-            chunk_size=self.encoder_batch_size,
-            views_generator=views,
-            batches_generator=batches,
+            progress=following.progress,
+            chunk_size=self.encoder_batch_size_,
         )
+        self._present = lambda: space.to_user(parametrization().detach())
         try:
-            self._follow(steps, parametrization, 1 if space.device.type == "cpu" else _LOOK_EVERY)
-        except FloatingPointError:
-            with suppress(ValueError), torch.no_grad():  # where even the start was not finite, there is nothing to keep
-                self._keep(space, parametrization(), y, R, codes)
+            following.follow(steps)
+        except Exception:
+            if self.n_iter_:  # nothing computed so far is lost
+                with suppress(Exception):
+                    self.__dict__.update(self._fitted(space, parametrization(), y, real))
             raise
-        with torch.no_grad():
-            self._keep(space, parametrization(), y, R, codes)
-
-    def _follow(self, steps: Iterator[Tensor], parametrization: Parametrization, look_every: int) -> None:
-        """Run the steps, writing `history_`; an interrupt ends them early and keeps what was reached.
-
-        A step gives its loss before it moves θ: after a look that finds all losses finite, θ is known to be good.
-        """
-        self.history_: list[dict] = []
-        self.n_iter_ = 0
-        pending: list[tuple[Tensor, float]] = []
-        good = [theta.detach().clone() for theta in parametrization.parameters]
-        begin = time.perf_counter()
-        with tqdm(total=self.max_iter, desc="distilling", unit="step", disable=not self.verbose) as bar:
-            try:
-                for loss in steps:
-                    pending.append((loss, time.perf_counter() - begin))
-                    if len(pending) == look_every:
-                        self._look(pending, bar)
-                        for theta, copy in zip(parametrization.parameters, good, strict=True):
-                            copy.copy_(theta.detach())
-                self._look(pending, bar)
-            except KeyboardInterrupt:
-                warnings.warn(
-                    f"interrupted after {self.n_iter_} of {self.max_iter} steps; the images so far are kept", stacklevel=4
-                )
-            except FloatingPointError:
-                with torch.no_grad():
-                    for theta, copy in zip(parametrization.parameters, good, strict=True):
-                        theta.copy_(copy)
-                raise
-
-    def _look(self, pending: list[tuple[Tensor, float]], bar: tqdm) -> None:
-        """Take the pending losses off the device into `history_`."""
-        if not pending:
-            return
-        losses = torch.stack([loss for loss, _ in pending]).tolist()
-        for loss, (_, seconds) in zip(losses, pending, strict=True):
-            if not np.isfinite(loss):
-                raise FloatingPointError(
-                    f"the loss of step {self.n_iter_} is {loss} (alpha={self.alpha}, temperature={self.temperature}, "
-                    f"learning_rate={self.learning_rate}); the last images with a finite loss are kept. "
-                    "A larger alpha or temperature, or a smaller learning_rate, may help"
-                )
-            self.history_.append({"step": self.n_iter_, "loss": loss, "seconds": seconds})
-            self.n_iter_ += 1
-        bar.update(len(pending))
-        bar.set_postfix(loss=f"{losses[-1]:.3f}", refresh=False)
-        pending.clear()
+        finally:
+            del self._present
+        self.__dict__.update(self._fitted(space, parametrization(), y, real))
 
     def _objective(self):
         if isinstance(self.objective, str):

@@ -1,6 +1,8 @@
 """FrozenEncoder: images → features of a frozen pre-trained network."""
 
 import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from numbers import Integral, Real
 
@@ -8,6 +10,7 @@ import joblib
 import numpy as np
 import torch
 import torch.nn.functional as F
+from joblib.hashing import NumpyHasher
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_memory
@@ -17,6 +20,9 @@ from tqdm.auto import tqdm
 from ._core.backbones import Backbone, load_backbone
 from ._core.devices import resolve_device
 from ._images import Images, as_images
+
+# Images whose features are one entry of the cache.
+_BLOCK = 1024
 
 
 class FrozenEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
@@ -184,20 +190,36 @@ class FrozenEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
             Features.
         """
         images = as_images(X, self.image_shape)
+        features = np.empty((len(images), self.load().n_features), dtype=np.float32)
+        for rows, Z in self.blocks(images):
+            features[rows] = Z
+        return features
+
+    def blocks(self, images: Images) -> Iterator[tuple[slice, np.ndarray]]:
+        """Rows and features of one block of images after the other, in order; with `memory`, each is cached by itself.
+
+        An encoding that is interrupted thereby goes on where it was. All images that are not in the cache are looked at before
+        the first is encoded.
+        """
         backbone = self.load()
         memory = check_memory(os.fspath(self.memory) if isinstance(self.memory, os.PathLike) else self.memory)
         cached = memory.location is not None
-        encode = memory.cache(_encode, ignore=["images", "backbone", "batch_size", "n_jobs", "verbose"])
-        return encode(
-            images,
-            backbone,
-            batch_size=self.batch_size,
-            n_jobs=self.n_jobs,
-            verbose=self.verbose,
-            fingerprint=(images.fingerprint(), _identity(backbone)) if cached else None,
-            normalize=self.normalize,
-            dtype=self.dtype,
-        )
+        encode = memory.cache(_encode, ignore=["images", "backbone", "batch_size", "n_jobs", "bar"])
+        blocks = [range(start, min(start + _BLOCK, len(images))) for start in range(0, len(images), _BLOCK)]
+        fingerprints = images.fingerprints(blocks) if cached else [None] * len(blocks)
+        with tqdm(total=len(images), desc="encoding", unit="img", disable=not self.verbose) as bar:
+            ours = {"backbone": backbone, "batch_size": self.batch_size, "n_jobs": self.n_jobs, "bar": bar}
+            ours |= {"identity": self.identity() if cached else None, "normalize": self.normalize, "dtype": self.dtype}
+            calls = [
+                {"images": images.part(block), "fingerprint": fingerprint, **ours}
+                for block, fingerprint in zip(blocks, fingerprints, strict=True)
+            ]
+            known = [cached and encode.check_call_in_cache(**call) for call in calls]
+            images.check(self.n_jobs, [block for block, is_known in zip(blocks, known, strict=True) if not is_known])
+            for block, call in zip(blocks, calls, strict=True):
+                Z = encode(**call)
+                bar.update(block.stop - bar.n)  # what came from the cache
+                yield slice(block.start, block.stop), Z
 
     def load(self) -> Backbone:
         """The network and its preprocessing, from this process's store.
@@ -218,6 +240,10 @@ class FrozenEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
             std=self.std,
         )
 
+    def identity(self) -> str:
+        """Digest of all that the features of an image depend on, beside the image."""
+        return joblib.hash((_identity(self.load()), self.normalize, self.dtype))
+
     @property
     def _n_features_out(self):
         return self.load().n_features
@@ -234,18 +260,29 @@ class FrozenEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
         return tags
 
 
-def _encode(images: Images, backbone: Backbone, *, batch_size, n_jobs, verbose, fingerprint, normalize, dtype) -> np.ndarray:
-    """Features of all images, ``(n, d)`` float32."""
-    images.check(n_jobs)
+def _encode(images: Images, backbone: Backbone, *, batch_size, n_jobs, bar, fingerprint, identity, normalize, dtype):
+    """Features ``(n, d)`` float32 of all images. The digests are for the cache to tell calls by."""
     features = np.empty((len(images), backbone.n_features), dtype=np.float32)
     done = 0
-    with torch.inference_mode(), tqdm(total=len(images), desc="encoding", unit="img", disable=not verbose) as bar:
-        for batch in images.batches(batch_size, backbone.preprocessing, n_jobs):
+    batches = images.batches(batch_size, backbone.preprocessing, n_jobs)
+    if backbone.device.type != "cpu":
+        batches = _ahead(batches)
+    for batch in batches:
+        with torch.inference_mode():
             Z = features_of(backbone, batch.to(backbone.device, non_blocking=True), normalize, dtype)
             features[done : done + len(batch)] = Z.cpu().numpy()
-            done += len(batch)
-            bar.update(len(batch))
+        done += len(batch)
+        bar.update(len(batch))
     return features
+
+
+def _ahead(batches: Iterator[Tensor]) -> Iterator[Tensor]:
+    """The same, each made in a thread while the one before it is at work."""
+    with ThreadPoolExecutor(1) as pool:
+        following = pool.submit(next, batches, None)
+        while (batch := following.result()) is not None:
+            following = pool.submit(next, batches, None)
+            yield batch
 
 
 def features_of(backbone: Backbone, views: Tensor, normalize: bool, dtype: str = "float32") -> Tensor:
@@ -255,11 +292,21 @@ def features_of(backbone: Backbone, views: Tensor, normalize: bool, dtype: str =
     return F.normalize(Z, dim=1) if normalize else Z
 
 
+class _ByContent(NumpyHasher):
+    """joblib's hash, for which a tensor is its values: torch's own pickles tell copies of a module apart."""
+
+    def save(self, obj):
+        """Tensors as arrays."""
+        if isinstance(obj, Tensor):
+            obj = (str(obj.dtype), obj.shape, obj.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        super().save(obj)
+
+
 def _identity(backbone: Backbone) -> str:
     """Digest of the network, its weights, its preprocessing, and the versions of what computes the features."""
     if backbone.digest is None:
         try:
-            network = joblib.hash(backbone.module)
+            network = _ByContent("md5").hash(backbone.module)
         except Exception as error:  # whatever pickling a user's module raises
             raise ValueError(f"memory= needs a module that can be pickled, to tell it from others: {error}") from error
         backbone.digest = joblib.hash((network, backbone.preprocessing, *map(version, ("sklearn-clpdd", "torch", "timm"))))

@@ -2,7 +2,8 @@
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 
 import joblib
 import numpy as np
@@ -26,13 +27,20 @@ class Images(ABC):
     @abstractmethod
     def __len__(self) -> int: ...
 
-    @abstractmethod
-    def check(self, n_jobs: int | None = None) -> None:
-        """Raise for anything unusable among the pixels or files, all of it at once."""
+    def check(self, n_jobs: int | None = None, parts: Sequence[range] | None = None) -> None:
+        """Raise for anything unusable among the pixels or files, all of it at once; in some parts only, if these are given."""
+        self._check([range(len(self))] if parts is None else parts, n_jobs)
 
     @abstractmethod
-    def fingerprint(self) -> str:
-        """A digest that changes when the images do, for caches."""
+    def _check(self, parts: Sequence[range], n_jobs: int | None) -> None: ...
+
+    @abstractmethod
+    def part(self, indices: range) -> "Images":
+        """The images there."""
+
+    @abstractmethod
+    def fingerprints(self, parts: Sequence[range]) -> list[str]:
+        """Digests of some parts that change when the images there do, for caches."""
 
     @abstractmethod
     def read(self, indices, prepare: Callable[[Tensor], Tensor], n_jobs: int | None = None) -> Tensor:
@@ -53,21 +61,25 @@ class _PixelArray(Images):
     def __len__(self):
         return len(self.pixels)
 
-    def check(self, n_jobs=None):
+    def _check(self, parts, n_jobs):
         if self.pixels.dtype in (np.uint8, torch.uint8):
             return
-        for start in range(0, len(self), _CHUNK):
-            chunk = self.pixels[start : start + _CHUNK]
+        for start, stop in ((i, min(i + _CHUNK, part.stop)) for part in parts for i in part[::_CHUNK]):
+            chunk = self.pixels[start:stop]
             low, high = float(chunk.min()), float(chunk.max())
             if not (low >= -1e-6 and high <= 1 + 1e-6):  # false for NaN too: min and max propagate it
                 seen = "NaN" if np.isnan(low) or np.isnan(high) else f"values from {low:g} to {high:g}"
                 raise ValueError(
-                    f"float images hold values in [0, 1]; got {seen} (images {start} to {start + len(chunk) - 1}). "
+                    f"float images hold values in [0, 1]; got {seen} (images {start} to {stop - 1}). "
                     "Rescale them to [0, 1], or give uint8"
                 )
 
-    def fingerprint(self):
-        return joblib.hash(self.pixels if isinstance(self.pixels, np.ndarray) else self.pixels.numpy())
+    def part(self, indices):
+        return _PixelArray(self.pixels[indices.start : indices.stop])
+
+    def fingerprints(self, parts):
+        pixels = self.pixels if isinstance(self.pixels, np.ndarray) else self.pixels.numpy()
+        return [joblib.hash(pixels[part.start : part.stop]) for part in parts]
 
     def read(self, indices, prepare, n_jobs=None):
         if isinstance(indices, range):
@@ -87,17 +99,21 @@ class _PictureList(Images):
     def __len__(self):
         return len(self.pictures)
 
-    def check(self, n_jobs=None):
+    def _check(self, parts, n_jobs):
+        indices = list(chain.from_iterable(parts))
         parallel = joblib.Parallel(n_jobs=n_jobs, prefer="threads")
-        self._report(parallel(joblib.delayed(_fault)(picture) for picture in self.pictures))
+        self._report(indices, parallel(joblib.delayed(_fault)(self.pictures[i]) for i in indices))
 
-    def fingerprint(self):
-        self._report([_absence(picture) for picture in self.pictures])
-        return joblib.hash([_stamp(picture) for picture in self.pictures])
+    def part(self, indices):
+        return _PictureList(self.pictures[indices.start : indices.stop])
 
-    def _report(self, faults: list[str | None]) -> None:
+    def fingerprints(self, parts):
+        self._report(range(len(self)), [_absence(picture) for picture in self.pictures])
+        return [joblib.hash([_stamp(self.pictures[i]) for i in part]) for part in parts]
+
+    def _report(self, indices: Sequence[int], faults: list[str | None]) -> None:
         """Raise one error for all pictures that have a fault."""
-        bad = [(i, fault) for i, fault in enumerate(faults) if fault is not None]
+        bad = [(i, fault) for i, fault in zip(indices, faults, strict=True) if fault is not None]
         if not bad:
             return
         lines = [f"  X[{i}], {self.pictures[i]}: {fault}" for i, fault in bad[:_NAMED]]

@@ -4,15 +4,21 @@ A space is what the loop needs to know of the user's data, in one form for both.
 """
 
 import dataclasses
+import tempfile
 from typing import Protocol
 
+import joblib
 import numpy as np
 import torch
 from torch import Tensor
 
+from ._core.devices import encoder_memory
 from ._core.parametrizations import Parametrization, Points
 from ._encoder import FrozenEncoder, features_of
 from ._images import Images
+
+# Bytes of real features in float32 above which they live on disk.
+_IN_MEMORY = 2**30
 
 
 class Space(Protocol):
@@ -20,6 +26,7 @@ class Space(Protocol):
 
     device: torch.device
     is_image: bool
+    sample_shape: tuple[int, ...]  # of a synthetic sample as the user sees it
 
     @property
     def encoder(self) -> FrozenEncoder | None:
@@ -33,8 +40,17 @@ class Space(Protocol):
     def scale(self) -> np.generic:
         """What they are divided by after that."""
 
-    def features(self, samples: np.ndarray | None = None) -> np.ndarray:
-        """Features ``(n, d)``, centred and scaled, of synthetic samples as the user sees them; without, of the real ones."""
+    def real_features(self, order: np.ndarray) -> np.ndarray:
+        """Features ``(n, d)``, centred and scaled, of the real samples in some order."""
+
+    def features(self, samples: np.ndarray) -> np.ndarray:
+        """Features ``(m, d)``, centred and scaled, of synthetic samples as the user sees them."""
+
+    def identity(self) -> dict[str, str]:
+        """Digests of the real samples and of what gives their features."""
+
+    def chunk_size(self) -> int | None:
+        """Views whose graph is small enough to pass the encoder together; ``None`` is any number."""
 
     def read(self, indices: np.ndarray) -> Tensor:
         """Real samples in the form of synthetic ones."""
@@ -50,6 +66,9 @@ class Space(Protocol):
 
     def to_user(self, samples: Tensor) -> np.ndarray:
         """Synthetic samples as the user sees them."""
+
+    def from_user(self, samples: np.ndarray) -> Tensor:
+        """The same back."""
 
 
 class ImageSpace:
@@ -67,14 +86,37 @@ class ImageSpace:
         self.device = self._backbone.device
         self.preprocessing = self._backbone.preprocessing
         self._side = side or self.preprocessing.resized
+        self.sample_shape: tuple[int, ...] = (self._side, self._side, 3)
         if self._side < self.preprocessing.image_size:
             raise ValueError(
                 f"image_size={side} is smaller than what enters the encoder, {self.preprocessing.image_size} px; "
                 "give at least that, or FrozenEncoder(image_size=) a smaller one"
             )
 
-    def features(self, samples=None):
-        return self.encoder.encode(self._images if samples is None else samples)
+    def real_features(self, order):
+        n, d = len(order), self._backbone.n_features
+        position = np.empty(n, dtype=np.int64)
+        position[order] = np.arange(n)
+        R = _on_disk(n, d, half=self.encoder.normalize) if 4 * n * d > _IN_MEMORY else np.empty((n, d), dtype=np.float32)
+        bad: list[int] = []
+        for rows, Z in self.encoder.blocks(self._images):
+            bad += (rows.start + np.flatnonzero(~np.isfinite(Z).all(axis=1))).tolist()
+            R[position[rows]] = Z
+        if bad:
+            raise ValueError(f"the encoder gives non-finite features for {len(bad)} of {n} samples, first for X[{bad[0]}]")
+        return R
+
+    def features(self, samples):
+        return self.encoder.encode(samples)
+
+    def identity(self):
+        return {
+            "images": self._images.fingerprints([range(len(self._images))])[0],
+            "encoder": self.encoder.identity(),
+        }
+
+    def chunk_size(self):
+        return max(1, encoder_memory(self.device) // self._backbone.graph_bytes())
 
     def read(self, indices):
         whole = dataclasses.replace(self.preprocessing, image_size=self._side, crop_pct=1.0)
@@ -88,6 +130,9 @@ class ImageSpace:
 
     def to_user(self, samples):
         return samples.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+
+    def from_user(self, samples):
+        return torch.from_numpy(samples).permute(0, 3, 1, 2).to(self.device)
 
 
 class PointSpace:
@@ -103,15 +148,25 @@ class PointSpace:
     def __init__(self, X: np.ndarray, device: torch.device):
         self._X = X
         self.device = device
+        self.sample_shape = X.shape[1:]
         self.center = X.mean(axis=0)
         norm = np.sqrt(np.square(X - self.center).sum(axis=1).mean())
         self.scale = X.dtype.type(norm if norm > 0 else 1)
 
-    def features(self, samples=None):
-        return ((self._X if samples is None else samples) - self.center) / self.scale
+    def real_features(self, order):
+        return self.features(self._X[order])
+
+    def features(self, samples):
+        return (samples - self.center) / self.scale
+
+    def identity(self):
+        return {"X": joblib.hash(self._X)}
+
+    def chunk_size(self):
+        return None
 
     def read(self, indices):
-        return torch.from_numpy(self.features(self._X[indices])).to(self.device)
+        return self.from_user(self._X[indices])
 
     def start(self, parametrization, m, generator):
         dtype = torch.float64 if self._X.dtype == np.float64 else torch.float32
@@ -125,3 +180,12 @@ class PointSpace:
 
     def to_user(self, samples):
         return samples.cpu().numpy() * self.scale + self.center
+
+    def from_user(self, samples):
+        return torch.from_numpy(self.features(samples)).to(self.device)
+
+
+def _on_disk(n: int, d: int, *, half: bool) -> np.memmap:
+    """An array in a file that is gone when nobody has the array any more; float16 where the features are of unit norm."""
+    with tempfile.TemporaryFile() as file:
+        return np.memmap(file, dtype=np.float16 if half else np.float32, mode="w+", shape=(n, d))

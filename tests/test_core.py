@@ -4,12 +4,15 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 
 from sklearn_clpdd._core.augmentations import AUGMENTATIONS, DSA, Augmentation
 from sklearn_clpdd._core.backbones import Preprocessing
-from sklearn_clpdd._core.loop import RealFeatures, distill, value_and_gradient
+from sklearn_clpdd._core.checkpoints import read_checkpoint, write_checkpoint
+from sklearn_clpdd._core.loop import State, backpropagate, chunks_of, distill
 from sklearn_clpdd._core.objectives import OBJECTIVES, CrossEntropy, anchors
 from sklearn_clpdd._core.parametrizations import PARAMETRIZATIONS, Points, Pyramid
+from sklearn_clpdd._core.real_features import SAMPLINGS, RealFeatures, shuffled
 
 SIZE = 11  # no power of two, and odd
 
@@ -149,35 +152,61 @@ def test_gradient_of_the_whole_step_against_finite_differences(module, objective
         assert torch.autograd.gradcheck(loss, parametrization.parameters, fast_mode=True)
 
 
-@pytest.mark.parametrize("images_per_chunk", [1, 2, 4])
-def test_two_passes_give_the_gradient_of_one(module, images_per_chunk):
+@pytest.mark.parametrize("kind", PARAMETRIZATIONS)
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 7, 12])
+def test_two_passes_give_the_gradient_of_one(module, kind, size):
+    """Chunks of whole images, and of some views of one, give what a graph of everything gives."""
     module = module.double()
-    S = torch.rand(5, 3, SIZE, SIZE, generator=generator()).double()
+    m, k = 5, 3
     R, r = _features(20, d=12, seed=1)
     dsa = DSA(noise=0.05)
-    draws = dsa.draw(10, generator())
-    Y = F.one_hot((torch.arange(5) % 3).repeat_interleave(2), 3).double()
+    draws = dsa.draw(m * k, generator())
+    Y = F.one_hot((torch.arange(m) % 3).repeat_interleave(k), 3).double()
 
-    def features(part, chunk):
-        own = {name: drawn[2 * chunk.start : 2 * chunk.stop] for name, drawn in draws.items()}
-        return module(dsa(part.repeat_interleave(2, dim=0), own, Preprocessing(image_size=8)))
+    def features(samples, rows):
+        own = {name: drawn[rows] for name, drawn in draws.items()}
+        views = (rows.stop - rows.start) // len(samples)
+        return module(dsa(samples.repeat_interleave(views, dim=0), own, Preprocessing(image_size=8)))
 
     def loss_of(Z):
         return CrossEntropy(0.1, 0.2)(Z, Y, R, r)
 
-    one = value_and_gradient(S, features, loss_of, [slice(0, 5)])
-    chunks = [slice(start, min(start + images_per_chunk, 5)) for start in range(0, 5, images_per_chunk)]
-    two = value_and_gradient(S, features, loss_of, chunks)
-    torch.testing.assert_close(two, one, rtol=1e-9, atol=1e-12)
+    one, two = (PARAMETRIZATIONS[kind]((m, 3, SIZE, SIZE), generator(), dtype=torch.float64) for _ in range(2))
+    one.grow(0.1), two.grow(0.1)
+    expected = loss_of(features(one(), slice(0, m * k)))
+    expected.backward()
+    for _ in range(2):  # once more: what is there from the last step is replaced
+        loss = backpropagate(two, features, loss_of, chunks_of(m, k, size), k)
+        torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
+        for theta, same in zip(two.parameters, one.parameters, strict=True):
+            assert (theta.grad is None) == (same.grad is None)
+            if theta.grad is not None:
+                torch.testing.assert_close(theta.grad, same.grad, rtol=1e-9, atol=1e-13)
 
 
-def _run(max_iter=30, objective=None, chunk_size=64, seed=0):
-    parametrization = Points((3, 7), generator(seed), dtype=torch.float64)
+@pytest.mark.parametrize(("m", "k", "size"), [(10, 2, 64), (10, 10, 10), (10, 10, 9), (7, 3, 7), (3, 100, 32), (1000, 1, 16)])
+def test_chunks_cover_all_views_and_are_of_about_equal_size(m, k, size):
+    chunks = chunks_of(m, k, size)
+    assert [row for rows in chunks for row in range(rows.start, rows.stop)] == list(range(m * k))
+    lengths = [rows.stop - rows.start for rows in chunks]
+    assert max(lengths) <= size
+    assert max(lengths) - min(lengths) <= min(k, size)
+    for rows in chunks:
+        samples = -(-rows.stop // k) - rows.start // k
+        assert (rows.stop - rows.start) % samples == 0
+
+
+def _real(R, r, batch_size=40, sampling="uniform"):
+    return RealFeatures(R.numpy(), r.numpy(), batch_size, sampling, torch.device("cpu"), R.dtype)
+
+
+def _start(max_iter=30, objective=None, chunk_size=64, seed=0):
     R, r = _features(60, seed=1)
+    state = State(Points((3, 7), generator(seed), dtype=torch.float64), generator(1), generator(2))
     steps = distill(
-        parametrization,
+        state,
         torch.arange(3),
-        RealFeatures(R + 0.5 * F.one_hot(r, 7), r, batch_size=40),
+        _real(R + 0.5 * F.one_hot(r, 7), r),
         n_classes=3,
         encode=lambda views: views,
         preprocessing=lambda samples: samples,
@@ -185,13 +214,117 @@ def _run(max_iter=30, objective=None, chunk_size=64, seed=0):
         n_views=1,
         objective=objective or CrossEntropy(0.1, 0.1),
         learning_rate=0.1,
-        max_iter=max_iter,
+        progress=lambda: state.step / max_iter,
         chunk_size=chunk_size,
-        views_generator=generator(1),
-        batches_generator=generator(2),
     )
+    return state, steps
+
+
+def _run(**parameters):
+    state, steps = _start(**parameters)
     losses = [loss.item() for loss in steps]
-    return losses, parametrization().detach()
+    return losses, state.parametrization().detach()
+
+
+def test_a_run_goes_on_from_its_state_bit_for_bit(tmp_path):
+    losses, samples = _run()
+    for stop in (0, 1, 13, 29):
+        state, steps = _start()
+        for _, _loss in zip(range(stop + 1), steps, strict=False):
+            pass  # the step number `stop` is computed, and not made
+        write_checkpoint(tmp_path / "run", state.tensors(), {"step": state.step, "progress": state.progress})
+        tensors, info = read_checkpoint(tmp_path / "run")
+        other, steps = _start(seed=3)
+        other.load(tensors, info["step"], info["progress"])
+        assert other.step == stop
+        assert [loss.item() for loss in steps] == losses[stop:]
+        assert torch.equal(other.parametrization().detach(), samples)
+
+
+def test_batches_are_views_of_the_features_in_memory():
+    R, r = _features(60, seed=1)
+    real = _real(R, r, 20)
+    base = real._R.untyped_storage().data_ptr()
+    seen = np.zeros(60)
+    draws = generator()
+    for _ in range(600):
+        batch, codes = real.sample(draws)
+        assert batch.shape == (20, 7)
+        start = int((batch[0] == R).all(1).nonzero()[0, 0])
+        rows = (start + torch.arange(20)) % 60
+        assert torch.equal(batch, R[rows])
+        assert torch.equal(codes, r[rows])
+        assert (batch.untyped_storage().data_ptr() == base) == (start <= 40)
+        seen[rows] += 1
+    assert 120 < seen.min() <= seen.max() < 280  # 200 expected
+    assert _real(R, r, 60).sample(draws)[0].shape == _real(R, r, 99).sample(draws)[0].shape == (60, 7)
+
+
+def test_balanced_batches_have_as_many_of_each_class():
+    r = torch.tensor([0] * 50 + [1] * 9 + [2])
+    R = torch.arange(60.0)[:, None]
+    batch, codes = _real(R, r, 30_000, "balanced").sample(generator())
+    assert torch.equal(r[batch[:, 0].long()], codes)
+    np.testing.assert_allclose(np.bincount(codes) / 30_000, 1 / 3, atol=0.02)
+    np.testing.assert_allclose(np.bincount(batch[codes == 1, 0].long())[50:] / 10_000, 1 / 9, atol=0.02)
+
+
+def test_features_on_disk_give_the_same_batches(tmp_path):
+    R, r = _features(60, seed=1)
+    mapped = np.memmap(tmp_path / "R", dtype=np.float16, mode="w+", shape=(60, 7))
+    mapped[:] = R.numpy()
+    for sampling in SAMPLINGS:
+        on_disk = RealFeatures(mapped, r.numpy(), 20, sampling, torch.device("cpu"), torch.float32)
+        in_memory = _real(torch.from_numpy(np.array(mapped)).float(), r, 20, sampling)
+        for seed in range(10):
+            for one, other in zip(on_disk.sample(generator(seed)), in_memory.sample(generator(seed)), strict=True):
+                assert one.dtype == other.dtype
+                assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("fraction", [None, 0.1, 0.5])
+def test_held_out_is_a_share_of_each_class(fraction):
+    codes = np.repeat([0, 1, 2], [100, 9, 35])
+    order, n = shuffled(codes, fraction, np.random.RandomState(0))
+    assert sorted(order) == list(range(144))
+    expected = {None: [0, 0, 0], 0.1: [10, 0, 3], 0.5: [50, 4, 17]}[fraction]
+    assert np.bincount(codes[order[144 - n :]], minlength=3).tolist() == expected
+    assert len(set(np.flatnonzero(np.diff(codes[order])))) > 20  # shuffled
+    large, n = shuffled(np.zeros(10**6, int), 0.1, np.random.RandomState(0))
+    assert (len(large), n) == (10**6, 10_000)
+
+
+def test_a_checkpoint_is_replaced_as_a_whole(tmp_path, monkeypatch):
+    path = tmp_path / "run"
+    write_checkpoint(path, {"a": torch.zeros(300)}, {"loss": 0.1 + 0.2, "best": float("inf")})
+
+    def killed(*args):
+        raise KeyboardInterrupt
+
+    for name in ("fsync", "replace"):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"os.{name}", killed)
+            with pytest.raises(KeyboardInterrupt):
+                write_checkpoint(path, {"a": torch.ones(300)}, {})
+        tensors, info = read_checkpoint(path)
+        assert torch.equal(tensors["a"], torch.zeros(300))
+        assert info == {"loss": 0.1 + 0.2, "best": float("inf")}
+    write_checkpoint(path, {"a": torch.ones(300)}, {})
+    assert list(tmp_path.iterdir()) == [path]
+    with pytest.raises(OSError, match="nowhere"):
+        write_checkpoint(tmp_path / "nowhere" / "run", {}, {})
+
+
+@pytest.mark.parametrize("spoil", ["truncate", "text", "other"])
+def test_a_file_that_is_no_checkpoint(tmp_path, spoil):
+    path = tmp_path / "run"
+    if spoil == "other":
+        save_file({"a": torch.zeros(3)}, path)
+    else:
+        write_checkpoint(path, {"a": torch.zeros(300)}, {"step": 1})
+        path.write_bytes(path.read_bytes()[:500] if spoil == "truncate" else b"not this")
+    with pytest.raises(ValueError, match="no checkpoint of a distillation"):
+        read_checkpoint(path)
 
 
 def test_loop_lowers_the_loss_and_repeats_itself():

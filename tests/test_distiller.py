@@ -14,6 +14,8 @@ from sklearn.pipeline import make_pipeline
 
 from sklearn_clpdd import DSA, ClosedFormProbe, CLPDistiller, FrozenEncoder
 from sklearn_clpdd import _distiller as distiller_module
+from sklearn_clpdd import _encoder as encoder_module
+from sklearn_clpdd import _spaces as spaces_module
 from sklearn_clpdd._core.objectives import OBJECTIVES
 from sklearn_clpdd._core.parametrizations import PARAMETRIZATIONS, Pixels
 
@@ -157,24 +159,51 @@ def test_pickles_without_the_network_and_predicts_the_same(colors, tmp_path):
     assert not any(isinstance(value, torch.Tensor | torch.nn.Module) for value in vars(fitted).values())
 
 
-def test_real_images_are_encoded_once_and_never_when_cached(encoder, colors, tmp_path, monkeypatch):
+@pytest.fixture
+def encoded(monkeypatch):
+    """Numbers of images in each forward pass of an encoder, those of distillation excepted."""
+    numbers = []
+    original = encoder_module.features_of
+
+    def counted(backbone, views, *args):
+        numbers.append(len(views))
+        return original(backbone, views, *args)
+
+    monkeypatch.setattr(encoder_module, "features_of", counted)
+    return numbers
+
+
+def test_real_images_are_encoded_once_and_never_when_cached(encoder, colors, tmp_path, encoded):
     X, y = colors
     encoder.set_params(memory=str(tmp_path))
-    calls = []
-    original = FrozenEncoder.encode
-
-    def counted(self, X):
-        calls.append(len(X))
-        return original(self, X)
-
-    monkeypatch.setattr(FrozenEncoder, "encode", counted)
     first = distiller(encoder, max_iter=3).fit(X, y)
-    assert calls == [60, 3]  # the real images, and the synthetic ones for the probe
-    encoded = []
-    monkeypatch.setattr("sklearn_clpdd._images._PixelArray.check", lambda images, n_jobs: encoded.append(len(images)))
+    assert encoded == [60, 3]  # the real images, and the synthetic ones for the probe
+    encoded.clear()
     second = distiller(encoder, max_iter=3, temperature=1.0).fit(X, y)
     assert encoded == [3]
     assert np.abs(second.X_synthetic_ - first.X_synthetic_).max() > 1e-4
+
+
+def test_a_grid_search_encodes_the_real_images_of_a_split_once(encoder, colors, tmp_path, encoded):
+    X, y = colors
+    encoder.set_params(memory=str(tmp_path))
+    split = [(np.arange(40), np.arange(40, 60))]
+    grid = {"temperature": [0.1, 0.2, 1.0]}
+    GridSearchCV(distiller(encoder, max_iter=2), grid, cv=split, refit=False).fit(X, y)
+    assert sorted(encoded) == [3, 3, 3, 20, 40]
+
+
+def test_features_on_disk_are_used_as_those_in_memory(encoder, colors, monkeypatch):
+    X, y = colors
+    in_memory = distiller(encoder, max_iter=20).fit(X, y)
+    monkeypatch.setattr(spaces_module, "_IN_MEMORY", 0)
+    kinds = []
+    original = spaces_module._on_disk
+    monkeypatch.setattr(spaces_module, "_on_disk", lambda *args, **kw: kinds.append(original(*args, **kw)) or kinds[-1])
+    on_disk = distiller(encoder, max_iter=20, real_batch_size=16).fit(X, y)
+    assert [(type(R), R.dtype, R.shape) for R in kinds] == [(np.memmap, np.float16, (60, 12))]
+    assert on_disk.score(X, y) >= in_memory.score(X, y) - 0.1
+    np.testing.assert_allclose(np.linalg.norm(kinds[0].astype(np.float32), axis=1), 1, atol=1e-3)
 
 
 def test_grid_search_needs_nothing_else(encoder, colors):
@@ -229,7 +258,7 @@ def test_nonfinite_loss_names_the_step_and_keeps_the_last_images(encoder, colors
         loss = OBJECTIVES["cross_entropy"](0.01, 0.1)(Z, Y, R, r)
         return loss * torch.nan if next(steps) >= 13 else loss
 
-    failing = distiller(encoder, objective=objective)
+    failing = distiller(encoder, objective=objective, validation_fraction=None)
     with pytest.raises(FloatingPointError, match="step 13 is nan"):
         failing.fit(X, y)
     assert failing.n_iter_ == len(failing.history_) == 13
@@ -241,7 +270,7 @@ def test_nonfinite_loss_names_the_step_and_keeps_the_last_images(encoder, colors
         snapshots.append(Z.detach().numpy().copy())
         return OBJECTIVES["cross_entropy"](0.01, 0.1)(Z, Y, R, r)
 
-    plain = {"augmentation": None, "parametrization": "pixels"}
+    plain = {"augmentation": None, "parametrization": "pixels", "validation_fraction": None}
     distiller(encoder, objective=watching, **plain).fit(X, y)
     steps = iter(range(100))
     failing = distiller(encoder, objective=objective, **plain)
@@ -260,7 +289,7 @@ def test_interrupt_keeps_the_images_so_far(encoder, colors):
         return OBJECTIVES["cross_entropy"](0.01, 0.1)(Z, Y, R, r)
 
     with pytest.warns(UserWarning, match="interrupted after 7 of 40 steps"):
-        fitted = distiller(encoder, objective=objective).fit(X, y)
+        fitted = distiller(encoder, objective=objective, validation_fraction=None).fit(X, y)
     np.testing.assert_array_equal(fitted.X_synthetic_.shape, (3, 16, 16, 3))
     assert fitted.n_iter_ == 7
 
@@ -345,8 +374,8 @@ def test_a_class_that_is_no_parametrization(encoder, colors):
 
 def test_own_parametrization(encoder, colors):
     class Dark(Pixels):
-        def __call__(self):
-            return 0.5 * super().__call__()
+        def decode(self, theta):
+            return 0.5 * super().decode(theta)
 
     assert distiller(encoder, parametrization=Dark, max_iter=2).fit(*colors).X_synthetic_.max() <= 0.5
 

@@ -168,8 +168,12 @@ def test_paths_stay_on_disk(paths):
 def test_fingerprint_follows_the_content(pixels, paths):
     changed = pixels.copy()
     changed[0, 0, 0, 0] ^= 1
-    assert as_images(pixels).fingerprint() == as_images(pixels.copy()).fingerprint() != as_images(changed).fingerprint()
-    before = as_images(paths).fingerprint()
-    assert before == as_images(paths).fingerprint()
+    assert (
+        as_images(pixels).fingerprints([range(5)])
+        == as_images(pixels.copy()).fingerprints([range(5)])
+        != as_images(changed).fingerprints([range(5)])
+    )
+    before = as_images(paths).fingerprints([range(5)])
+    assert before == as_images(paths).fingerprints([range(5)])
     Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(paths[0])
-    assert before != as_images(paths).fingerprint()
+    assert before != as_images(paths).fingerprints([range(5)])

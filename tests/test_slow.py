@@ -5,6 +5,7 @@ import statistics
 import subprocess
 import sys
 import time
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from PIL import Image
 
 from sklearn_clpdd import ClosedFormProbe, CLPDistiller, FrozenEncoder
+from sklearn_clpdd._core.checkpoints import read_checkpoint
 from sklearn_clpdd.datasets import load_image_folder
 from sklearn_clpdd.evaluation import compare_with_real, sgd_probe_scores
 
@@ -71,3 +73,36 @@ def test_import_costs_little_beside_torch_and_sklearn():
 
     pairs = [(seconds("import sklearn_clpdd"), seconds("import torch, sklearn")) for _ in range(7)]
     assert statistics.median(ours / floor for ours, floor in pairs[1:]) <= 1.3
+
+
+_KILLED = """
+import sys
+from pathlib import Path
+import numpy as np
+from sklearn.datasets import load_digits
+from sklearn_clpdd import CLPDistiller, FrozenEncoder
+X, y = load_digits(return_X_y=True)
+images = (X[:200].reshape(-1, 8, 8) / 16).astype(np.float32)
+encoder = FrozenEncoder(image_size=32, device="cpu", memory=Path(sys.argv[1]).parent / "cache")
+distiller = CLPDistiller(encoder, max_iter=300, random_state=0, checkpoint=sys.argv[1], checkpoint_every=1)
+distiller.set_params(callback=lambda distiller, record: print(record["step"], flush=True))
+np.save(sys.argv[1] + ".npy", distiller.fit(images, y[:200]).X_synthetic_)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="no SIGKILL on this system")
+def test_killed_at_ten_random_moments_and_gone_on_with(tmp_path):
+    """What is left can always be read, and the end is, bit for bit, that of a run in peace."""
+    path, rng, steps = tmp_path / "run", np.random.default_rng(), [0]
+    for _ in range(10):
+        process = subprocess.Popen([sys.executable, "-c", _KILLED, path], stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        reached = [int(line) for line in islice(process.stdout, int(rng.integers(5, 25)))]
+        time.sleep(rng.uniform(0, 0.2))  # about two steps: anywhere in one, or in a write
+        process.kill()
+        process.wait()
+        steps.append(read_checkpoint(path)[1]["step"])
+        assert steps[-1] >= reached[-1] - 1 >= steps[-2]
+    subprocess.run([sys.executable, "-c", _KILLED, path], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([sys.executable, "-c", _KILLED, tmp_path / "in peace"], check=True, stdout=subprocess.DEVNULL)
+    np.testing.assert_array_equal(np.load(f"{path}.npy"), np.load(tmp_path / "in peace.npy"))

@@ -24,8 +24,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .checkpoints import load_strictly, read_state_dict
 from .folding import folded
+from .weights import load_strictly, read_state_dict
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,7 @@ class Backbone:
         self.n_features = n_features
         self.device = device
         self.digest: str | None = None  # of the network, once somebody has computed it
+        self._graph_bytes: int | None = None
         self._mean, self._std = (
             torch.tensor(values, device=device)[:, None, None] for values in (preprocessing.mean, preprocessing.std)
         )
@@ -103,6 +104,28 @@ class Backbone:
     def __call__(self, images: Tensor) -> Tensor:
         normalized = (images - self._mean.to(images.dtype)) / self._std.to(images.dtype)
         return self.module(normalized.contiguous(memory_format=torch.channels_last))
+
+    @torch.enable_grad()
+    @torch.inference_mode(False)
+    def graph_bytes(self) -> int:
+        """Memory that one image keeps in the network until its gradient is had, measured on one."""
+        if self._graph_bytes is None:
+            size = self.preprocessing.image_size
+            own = {tensor.untyped_storage().data_ptr() for tensor in (*self.module.parameters(), *self.module.buffers())}
+            kept: dict[int, int] = {}
+
+            def note(tensor: Tensor) -> Tensor:
+                storage = tensor.untyped_storage()
+                if storage.data_ptr() not in own:
+                    kept[storage.data_ptr()] = storage.nbytes()
+                return tensor
+
+            image = torch.zeros(1, 3, size, size, device=self.device, requires_grad=True)
+            with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+                features = self(image)
+            self._graph_bytes = max(1, sum(kept.values()))
+            del features
+        return self._graph_bytes
 
 
 @torch.inference_mode(False)  # tensors made in inference mode would never let a gradient through

@@ -1,67 +1,65 @@
-"""Weights files: read without unpickling anything but tensors, loaded so that nothing stays at its random initial value."""
+"""Checkpoints of a run: one safetensors file whose header carries JSON. Nothing is pickled.
 
-import sys
-from collections.abc import Mapping
+A file is written beside its place and moved there, so that whoever is killed at whatever moment leaves a whole one: the last
+or the one before.
+"""
 
-import torch
-from torch import Tensor, nn
+import json
+import os
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+_KEY = "sklearn_clpdd"
 
 
-def load_strictly(module: nn.Module, state: Mapping, source: str) -> None:
-    """Load a checkpoint so that no parameter keeps its random initial value; what the file has beyond that is ignored.
+def write_checkpoint(path: Path, tensors: dict[str, Tensor], info: dict) -> None:
+    """Replace the checkpoint at ``path``.
 
-    timm's own filter for the architecture resamples position embeddings and translates the original authors' layouts.
+    Parameters
+    ----------
+    path : Path
+    tensors : dict of str to Tensor
+    info : dict
+        What JSON can hold; floats come back as they were.
+
+    Raises
+    ------
+    OSError
+        When it cannot be written; the one before is then still there.
     """
-    own = module.state_dict()
-    state = _strip_prefix(state, own)
-    to_timm = getattr(sys.modules[type(module).__module__], "checkpoint_filter_fn", None)
-    if to_timm is not None:
-        state = to_timm(dict(state), module)
-    missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
-    misfits = [
-        f"{key}: {tuple(state[key].shape)} in the file, {tuple(own[key].shape)} in the model"
-        for key in own
-        if key in state and state[key].shape != own[key].shape
-    ]
-    if missing or misfits:
-        raise ValueError(
-            f"the weights in {source} do not fit {type(module).__name__}: "
-            f"{len(missing)} of {len(own)} parameters are not in the file {_some(missing)}"
-            f", {len(misfits)} have another shape {_some(misfits)}. The file's keys start with {_some(list(state))}"
-        )
-    module.load_state_dict({key: state[key] for key in own if key in state}, strict=False)
-
-
-def _strip_prefix(state: Mapping, own: Mapping) -> Mapping:
-    """Undo wrappings such as ``module.`` or ``module.momentum_encoder.``: the prefix under which most of ``own`` is found."""
-    probe = next(iter(own))
-    prefixes = [key.removesuffix(probe) for key in state if key.endswith(probe)]
-    # MoCo-v3 files hold two copies; the momentum encoder is the one that its authors evaluate.
-    prefixes.sort(key=lambda p: (sum(p + key in state for key in own), "momentum" in p), reverse=True)
-    if not prefixes or not prefixes[0]:
-        return state
-    return {key.removeprefix(prefixes[0]): value for key, value in state.items() if key.startswith(prefixes[0])}
-
-
-def read_state_dict(path: str) -> Mapping:
-    """State dict of a safetensors file or a torch checkpoint, without unpickling anything but tensors."""
+    beside = path.with_name(path.name + ".part")
     try:
-        if str(path).endswith(".safetensors"):
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # the readers raise errors of many types
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"{path} cannot be read as safetensors or as a torch checkpoint of tensors alone: {reason}") from error
-    for key in ("state_dict", "model", "teacher", "state_dict_ema"):
-        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
-            state = state[key]
-    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise ValueError(f"{path} holds no state dict of tensors; save one with torch.save(module.state_dict(), path)")
-    return state
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, beside, metadata={_KEY: json.dumps(info)})
+    except SafetensorError as error:
+        raise OSError(f"{beside}: {error}") from error
+    _to_disk(beside)
+    os.replace(beside, path)
+    if os.name == "posix":
+        _to_disk(path.parent)
 
 
-def _some(items: list, n: int = 8) -> str:
-    shown = ", ".join(map(str, items[:n]))
-    return f"({shown}{', …' if len(items) > n else ''})" if items else ""
+def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict]:
+    """Tensors, on the CPU, and what was written beside them.
+
+    Raises
+    ------
+    ValueError
+        If the file is no checkpoint of this library.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            info = json.loads((file.metadata() or {})[_KEY])
+            return {name: file.get_tensor(name) for name in file.keys()}, info  # noqa: SIM118 (no mapping)
+    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+        raise ValueError(f"checkpoint={os.fspath(path)!r} is there, but no checkpoint of a distillation: {error!r}") from error
+
+
+def _to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -29,6 +29,16 @@ def resolve_device(device) -> torch.device:
     return resolved
 
 
+def encoder_memory(device: torch.device) -> int:
+    """Bytes that the graph of one chunk of views may take: the same on the same machine, whoever else is at work on it.
+
+    On CPUs larger chunks are not faster (``benchmarks/step.py``), on a GPU they are.
+    """
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory // 4
+    return 2**29
+
+
 def available_memory(device: torch.device) -> int | None:
     """Bytes that can still be allocated on a device; ``None`` where nothing says so."""
     if device.type == "cuda":

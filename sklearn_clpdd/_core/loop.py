@@ -2,11 +2,11 @@
 
 θ → images ``S`` → views → features ``Z`` → probe → loss → gradient back to θ. The encoder enters only through ``Z``, so the
 gradient can be had in two passes: features without a graph, the gradient of the (tiny) objective in ``Z``, and then its
-vector–Jacobian product through the encoder, a chunk of views at a time. Memory is then that of one chunk, whatever ``m`` is.
+vector–Jacobian product from there to θ, a chunk of views at a time. Images are decoded chunk by chunk as well: memory is that of
+one chunk, of θ, its gradient and Adam's two moments, whatever the number of views is.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -14,37 +14,70 @@ from torch import Tensor
 
 from .augmentations import Augmentation
 from .parametrizations import Parametrization
+from .real_features import RealFeatures
+
+Objective = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
-@dataclass(frozen=True)
-class RealFeatures:
-    """Features of the real images, and how a step samples them.
+class State:
+    """What a run changes: θ, Adam's moments, the random numbers, how far it is.
 
     Parameters
     ----------
-    R : Tensor of shape (n, d)
-    r : Tensor of shape (n,), int64
-        Class indices.
-    batch_size : int
-        Rows of a step; all of them, unsampled, where there are no more.
+    parametrization : Parametrization
+        Holds θ, which is updated in place.
+    views, batches : torch.Generator
+        Random numbers, on the CPU, of the views and of the real batches.
     """
 
-    R: Tensor
-    r: Tensor
-    batch_size: int
+    def __init__(self, parametrization: Parametrization, views: torch.Generator, batches: torch.Generator):
+        self.parametrization = parametrization
+        self.views, self.batches = views, batches
+        self.step, self.progress = 0, 0.0
+        self.between_updates = True  # else an interrupt has come in the middle of one
+        self.begin_step(0.0)
+        # The fused update is the one that is made in place; elsewhere torch chooses.
+        fused = parametrization.parameters[0].device.type in ("cpu", "cuda")
+        self.optimizer = torch.optim.Adam(parametrization.parameters, fused=fused or None)
 
-    def sample(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Features and class indices of a step, drawn uniformly."""
-        if self.batch_size >= len(self.R):
-            return self.R, self.r
-        rows = torch.randint(len(self.R), (self.batch_size,), generator=generator, device="cpu").to(
-            self.R.device, non_blocking=True
-        )
-        return self.R[rows], self.r[rows]
+    def begin_step(self, progress: float) -> None:
+        """Remember the random numbers of this step, which `tensors` gives: the step can then be made again."""
+        self.progress = progress
+        self.parametrization.grow(progress)
+        self._drawn = {"views": self.views.get_state(), "batches": self.batches.get_state()}
+
+    def update(self) -> None:
+        """Move θ along its gradient."""
+        self.between_updates = False
+        self.optimizer.step()
+        self.step += 1
+        self.between_updates = True
+
+    def tensors(self) -> dict[str, Tensor]:
+        """θ, moments and random numbers at the beginning of the present step."""
+        tensors = {f"random.{name}": state for name, state in self._drawn.items()}
+        for i, theta in enumerate(self.parametrization.parameters):
+            tensors[f"theta.{i}"] = theta.detach()
+            tensors |= {f"adam.{i}.{name}": value for name, value in self.optimizer.state.get(theta, {}).items()}
+        return tensors
+
+    def load(self, tensors: dict[str, Tensor], step: int, progress: float) -> None:
+        """Go back to the beginning of a step."""
+        self.step = step
+        self.views.set_state(tensors["random.views"])
+        self.batches.set_state(tensors["random.batches"])
+        self.begin_step(progress)
+        for i, theta in enumerate(self.parametrization.parameters):
+            with torch.no_grad():
+                theta.copy_(tensors[f"theta.{i}"])
+            prefix = f"adam.{i}."
+            moments = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+            if moments:
+                self.optimizer.state[theta] = {name: value.to(theta.device, copy=True) for name, value in moments.items()}
 
 
 def distill(
-    parametrization: Parametrization,
+    state: State,
     y: Tensor,
     real: RealFeatures,
     *,
@@ -53,19 +86,17 @@ def distill(
     preprocessing: Callable[[Tensor], Tensor],
     augmentation: Augmentation,
     n_views: int,
-    objective: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor],
+    objective: Objective,
     learning_rate: float,
-    max_iter: int,
+    progress: Callable[[], float],
     chunk_size: int,
-    views_generator: torch.Generator,
-    batches_generator: torch.Generator,
 ) -> Iterator[Tensor]:
     """Improve the synthetic samples step by step; yield each step's loss, still on its device, before θ moves.
 
     Parameters
     ----------
-    parametrization : Parametrization
-        Holds θ, which is updated in place.
+    state : State
+        Updated in place; the run goes on from the step where it is.
     y : Tensor of shape (m,), int64
         Class indices of the synthetic samples.
     real : RealFeatures
@@ -81,67 +112,111 @@ def distill(
         ``(Z, Y, R, r) → scalar``.
     learning_rate : float
         Adam's, constant over the first half of the run and falling linearly to zero over the second.
-    max_iter : int
-        Steps of the run.
+    progress : callable
+        What share of the run is done; the run ends at 1.
     chunk_size : int
         Views that pass the encoder together. One chunk needs one pass, more need two.
-    views_generator, batches_generator : torch.Generator
-        Random numbers, on the CPU, of the views and of the real batches.
     """
-    m, k = len(y), n_views
-    Y = F.one_hot(y.repeat_interleave(k), n_classes).to(real.R)
-    images_per_chunk = max(1, chunk_size // k)
-    chunks = [slice(start, min(start + images_per_chunk, m)) for start in range(0, m, images_per_chunk)]
-    optimizer = torch.optim.Adam(parametrization.parameters, lr=learning_rate)
-    for step in range(max_iter):
-        progress = step / max_iter
-        parametrization.grow(progress)
-        optimizer.param_groups[0]["lr"] = learning_rate * min(1.0, 2 * (1 - progress))
-        draws = augmentation.draw(m * k, views_generator)
-        R, r = real.sample(batches_generator)
+    k = n_views
+    Y = F.one_hot(y.repeat_interleave(k), n_classes).to(real.dtype)
+    chunks = chunks_of(len(y), k, chunk_size)
+    while (done := progress()) < 1:
+        state.begin_step(done)
+        state.optimizer.param_groups[0]["lr"] = learning_rate * min(1.0, 2 * (1 - done))
+        draws = augmentation.draw(len(Y), state.views)
+        R, r = real.sample(state.batches)
 
-        def features(part: Tensor, chunk: slice, draws=draws) -> Tensor:
-            own = {name: drawn[chunk.start * k : chunk.stop * k] for name, drawn in draws.items()}
-            return encode(augmentation(part.repeat_interleave(k, dim=0), own, preprocessing))
+        def features(samples: Tensor, rows: slice, draws=draws) -> Tensor:
+            own = {name: drawn[rows] for name, drawn in draws.items()}
+            views = (rows.stop - rows.start) // len(samples)
+            return encode(augmentation(samples.repeat_interleave(views, dim=0), own, preprocessing))
 
         def loss_of(Z: Tensor, R=R, r=r) -> Tensor:
             return objective(Z, Y, R, r)
 
-        with torch.enable_grad():
-            S = parametrization()
-            loss, gradient = value_and_gradient(S, features, loss_of, chunks)
-            S.backward(gradient)
-        yield loss
-        optimizer.step()
-        optimizer.zero_grad()
+        yield backpropagate(state.parametrization, features, loss_of, chunks, k)
+        state.update()
 
 
-def value_and_gradient(
-    S: Tensor, features: Callable[[Tensor, slice], Tensor], loss_of: Callable[[Tensor], Tensor], chunks: list[slice]
-) -> tuple[Tensor, Tensor]:
-    """The loss and its gradient in ``S``, with the graph of one chunk in memory at a time.
+def chunks_of(m: int, k: int, size: int) -> list[slice]:
+    """Rows of the ``m·k`` views in chunks of about equal size, at most ``size``: those of whole samples, or some of one."""
+    if k > size:
+        parts = -(-k // size)
+        ends = [round(k * (part + 1) / parts) for part in range(parts)]
+        return [slice(i * k + start, i * k + stop) for i in range(m) for start, stop in zip([0, *ends], ends, strict=False)]
+    parts = -(-m // (size // k))
+    ends = [k * round(m * (part + 1) / parts) for part in range(parts)]
+    return [slice(start, stop) for start, stop in zip([0, *ends], ends, strict=False)]
+
+
+def backpropagate(
+    parametrization: Parametrization,
+    features: Callable[[Tensor, slice], Tensor],
+    loss_of: Callable[[Tensor], Tensor],
+    chunks: list[slice],
+    k: int,
+) -> Tensor:
+    """The loss; its gradient is written to that of θ. The graph of one chunk is in memory at a time.
 
     Parameters
     ----------
-    S : Tensor
-        Synthetic samples.
+    parametrization : Parametrization
     features : callable
-        ``(S[chunk], chunk) → Z`` of the chunk's views; called twice for the same chunk it has to give the same.
+        ``(samples, rows) → Z`` of some views of some samples; called twice for the same it has to give the same.
     loss_of : callable
         ``Z → scalar``, for the features of all views.
     chunks : list of slice
-        Of ``S``, in order.
+        Rows of ``Z``, in order.
+    k : int
+        Views of each sample.
     """
-    parts = [S[chunk].detach().requires_grad_() for chunk in chunks]
-    if len(chunks) == 1:
-        loss = loss_of(features(parts[0], chunks[0]))
-        return loss.detach(), torch.autograd.grad(loss, parts[0])[0]
+
+    def forward(rows: slice) -> tuple[list[Tensor], Tensor]:
+        samples = slice(rows.start // k, -(-rows.stop // k))
+        theta = [parameter.detach()[samples].requires_grad_() for parameter in parametrization.parameters]
+        return theta, features(parametrization.decode(theta), rows)
+
     with torch.no_grad():
-        Zs = [features(part, chunk) for part, chunk in zip(parts, chunks, strict=True)]
-    Z = torch.cat(Zs).requires_grad_()
-    loss = loss_of(Z)
-    dZs = torch.autograd.grad(loss, Z)[0].split([len(Z) for Z in Zs])
-    gradients = [
-        torch.autograd.grad(features(part, chunk), part, dZ)[0] for part, chunk, dZ in zip(parts, chunks, dZs, strict=True)
-    ]
-    return loss.detach(), torch.cat(gradients)
+        Zs = [forward(rows)[1] for rows in chunks[:-1]]
+    with torch.enable_grad():
+        theta, own = forward(chunks[-1])  # keeps its graph: where there is one chunk it passes once
+        Z = torch.cat([*Zs, own.detach()]).requires_grad_()
+        loss = loss_of(Z)
+        (dZ,) = torch.autograd.grad(loss, Z)
+        for rows in reversed(chunks):
+            if rows is not chunks[-1]:
+                theta, own = forward(rows)
+            gradients = torch.autograd.grad(own, theta, dZ[rows], allow_unused=True)
+            _write_gradients(parametrization.parameters, gradients, rows, k)
+            del theta, own
+    return loss.detach()
+
+
+def _write_gradients(parameters: list[Tensor], gradients: tuple[Tensor | None, ...], rows: slice, k: int) -> None:
+    """To the gradients of the samples that the rows are views of: added, unless they are the last views, which come first."""
+    samples = slice(rows.start // k, -(-rows.stop // k))
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        if gradient is None:
+            continue  # θ that takes no part yet
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        if rows.stop % k == 0:
+            parameter.grad[samples] = gradient
+        else:
+            parameter.grad[samples] += gradient
+
+
+@torch.no_grad()
+def whole_features(
+    parametrization: Parametrization,
+    m: int,
+    encode: Callable[[Tensor], Tensor],
+    preprocessing: Callable[[Tensor], Tensor],
+    chunk_size: int,
+) -> Tensor:
+    """Features ``(m, d)`` of the samples themselves, as a probe is going to see them."""
+    parts = []
+    for rows in chunks_of(m, 1, chunk_size):
+        samples = parametrization.decode([theta.detach()[rows] for theta in parametrization.parameters])
+        parts.append(encode(preprocessing(samples)))
+    return torch.cat(parts)

@@ -20,6 +20,9 @@ _MARGIN = 1 / 512
 class Parametrization:
     """Base class: ``m`` synthetic samples as a function of the tensors in `parameters`.
 
+    The first axis of each of these tensors is the sample's, and a sample depends on its own rows only: so that some samples can
+    be decoded without the others. There is no other state, but for what `grow` sets: a run goes on from the tensors alone.
+
     Parameters
     ----------
     shape : tuple of int
@@ -38,7 +41,11 @@ class Parametrization:
         raise NotImplementedError
 
     def __call__(self) -> Tensor:
-        """Decode θ to the samples, differentiably."""
+        """All samples."""
+        return self.decode(self.parameters)
+
+    def decode(self, theta: list[Tensor]) -> Tensor:
+        """Samples from the same rows of each tensor in `parameters`, differentiably."""
         raise NotImplementedError
 
     def set(self, samples: Tensor) -> None:
@@ -55,8 +62,8 @@ class Points(Parametrization):
     def _start(self, generator, factory):
         return [_normal(self.shape, generator, **factory).requires_grad_()]
 
-    def __call__(self):
-        return self.parameters[0] / math.sqrt(self.shape[1])
+    def decode(self, theta):
+        return theta[0] / math.sqrt(self.shape[1])
 
     def set(self, samples):
         with torch.no_grad():
@@ -69,8 +76,8 @@ class Pixels(Parametrization):
     def _start(self, generator, factory):
         return [(0.1 * _normal(self.shape, generator, **factory)).requires_grad_()]
 
-    def __call__(self):
-        return torch.sigmoid(self.parameters[0])
+    def decode(self, theta):
+        return torch.sigmoid(theta[0])
 
     def set(self, samples):
         with torch.no_grad():
@@ -98,9 +105,9 @@ class Pyramid(Parametrization):
     def grow(self, progress):
         self.n_active = max(self.n_active, min(len(self.parameters), 1 + int(progress / self.growth)))
 
-    def __call__(self):
-        image = self.parameters[0]
-        for level in self.parameters[1 : self.n_active]:
+    def decode(self, theta):
+        image = theta[0]
+        for level in theta[1 : self.n_active]:
             image = _resize(image, level.shape[-2:]) + level
         image = _resize(image, self.shape[-2:])
         return torch.sigmoid(torch.einsum("ij,njhw->nihw", self._color, image))

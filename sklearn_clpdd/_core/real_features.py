@@ -1,0 +1,126 @@
+"""Features of the real images in the outer loss: a batch of them in each step."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .rows import shared
+
+SAMPLINGS = ("uniform", "balanced")
+# More held-out samples would say nothing that these do not.
+_HELD_OUT = 10_000
+
+
+def shuffled(codes: np.ndarray, fraction: float | None, rng: np.random.RandomState) -> tuple[np.ndarray, int]:
+    """A random order of the samples in which the held-out ones come last, and how many of these there are.
+
+    Held out is a share of each class, rounded down: a class of few samples gives none.
+    """
+    order = rng.permutation(len(codes))
+    if not fraction:
+        return order, 0
+    fraction = min(fraction, _HELD_OUT / len(codes))
+    by_class = order[np.argsort(codes[order], kind="stable")]
+    counts = np.bincount(codes)
+    rank = np.arange(len(codes)) - np.repeat(counts.cumsum() - counts, counts)
+    held_out = np.zeros(len(codes), dtype=bool)
+    held_out[by_class] = rank < np.repeat((fraction * counts).astype(int), counts)
+    last = held_out[order]
+    return np.concatenate([order[~last], order[last]]), int(last.sum())
+
+
+@dataclass(frozen=True)
+class RealSet:
+    """All real samples behind the encoder.
+
+    Parameters
+    ----------
+    R : ndarray of shape (n, d), float64, float32, or a float16 memmap
+        Features in random order, the held-out ones last.
+    codes : ndarray of shape (n,), int64
+        Class indices.
+    order : ndarray of shape (n,), int64
+        Where the user has them.
+    n_held_out : int
+    """
+
+    R: np.ndarray
+    codes: np.ndarray
+    order: np.ndarray
+    n_held_out: int
+
+    @property
+    def training(self) -> tuple[np.ndarray, np.ndarray]:
+        """Features and class indices that are learned from."""
+        stop = len(self.R) - self.n_held_out
+        return self.R[:stop], self.codes[:stop]
+
+    @property
+    def held_out(self) -> tuple[np.ndarray, np.ndarray]:
+        """Those that are not."""
+        start = len(self.R) - self.n_held_out
+        return np.asarray(self.R[start:]), self.codes[start:]
+
+
+class RealFeatures:
+    """Features of real samples, and how a step samples them.
+
+    Parameters
+    ----------
+    R : ndarray of shape (n, d)
+        In random order: a run of rows is a random sample. A float16 memmap stays on disk.
+    r : ndarray of shape (n,), int64
+        Class indices.
+    batch_size : int
+        Rows of a step.
+    sampling : {"uniform", "balanced"}
+        Whether all rows are equally likely, or all classes.
+    device : torch.device
+        Where batches are wanted.
+    dtype : torch.dtype
+        Theirs.
+    """
+
+    def __init__(self, R: np.ndarray, r: np.ndarray, batch_size: int, sampling: str, device: torch.device, dtype: torch.dtype):
+        self.device, self.dtype = device, dtype
+        on_disk = isinstance(R, np.memmap)
+        self._R = torch.from_numpy(R) if on_disk else shared(R).to(device, dtype)
+        self._r = torch.from_numpy(r) if on_disk else torch.from_numpy(r).to(device)
+        self._batch_size = batch_size
+        self._members: Tensor | None = None  # rows class by class, for balanced batches
+        if sampling == "balanced":
+            self._counts = torch.from_numpy(np.bincount(r))
+            self._starts = self._counts.cumsum(0) - self._counts
+            self._members = torch.from_numpy(np.argsort(r, kind="stable"))
+
+    def __len__(self):
+        return len(self._r)
+
+    def sample(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Features ``(B, d)`` and class indices ``(B,)`` of a step.
+
+        Uniform batches are views of the features where these are in memory: a run of rows from a random first one, all of them
+        where there are no more. Balanced ones draw a class, and a row of it, for each of ``batch_size`` places.
+        """
+        n, size = len(self), self._batch_size
+        if self._members is not None:
+            codes = torch.randint(len(self._counts), (size,), generator=generator, device="cpu")
+            within = (torch.rand(size, generator=generator, dtype=torch.float64, device="cpu") * self._counts[codes]).long()
+            return self._take(self._members[self._starts[codes] + within])
+        if size >= n:
+            return self._on_device(self._R), self._on_device(self._r)
+        start = int(torch.randint(n, (), generator=generator, device="cpu"))
+        if start + size <= n:
+            return self._take(slice(start, start + size))
+        (R, r), (more_R, more_r) = self._take(slice(start, n)), self._take(slice(0, start + size - n))
+        return torch.cat([R, more_R]), torch.cat([r, more_r])
+
+    def _take(self, rows: slice | Tensor) -> tuple[Tensor, Tensor]:
+        if isinstance(rows, Tensor):
+            rows = rows.to(self._r.device, non_blocking=True)
+        return self._on_device(self._R[rows]), self._on_device(self._r[rows])
+
+    def _on_device(self, values: Tensor) -> Tensor:
+        return values.to(self.device, self.dtype if values.is_floating_point() else values.dtype, non_blocking=True)

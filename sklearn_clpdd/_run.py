@@ -1,0 +1,306 @@
+"""What happens around the steps of a distillation: history, held-out score, stopping, checkpoints, callbacks, progress."""
+
+import math
+import re
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ._core.checkpoints import read_checkpoint, write_checkpoint
+from ._core.loop import State
+
+# Steps between two scores of the held-out features; each costs a forward pass of the images without views.
+_SCORE_EVERY = 20
+# Steps between two looks at the losses on a GPU, each of which waits for it.
+_LOOK_EVERY = 10
+# Parameters that a run and its continuation need not share.
+_FREE = {"encoder", "memory", "device", "verbose", "callback", "checkpoint", "checkpoint_every", "random_state"}
+
+
+class Checkpoint:
+    """The file that a run is written to, and goes on from if it is there.
+
+    Parameters
+    ----------
+    distiller : BaseDistiller
+    data : dict of str to str
+        Digests of what it is fitted to.
+
+    Attributes
+    ----------
+    tensors, info : dict
+        What the file holds; empty if there is none.
+
+    Raises
+    ------
+    ValueError
+        If the file is no checkpoint, or that of another run.
+    FileNotFoundError
+        If its folder is not there.
+    """
+
+    def __init__(self, distiller, data: dict[str, str]):
+        self.path = Path(distiller.checkpoint)
+        if self.path.is_dir() or not self.path.parent.is_dir():
+            raise FileNotFoundError(f"checkpoint={str(self.path)!r} has to be a file in a folder that is there")
+        parameters = distiller.get_params(deep=False)
+        seed = {"random_state": _spelled(parameters["random_state"])} if isinstance(parameters["random_state"], Real) else {}
+        self._parameters = {name: _spelled(value) for name, value in parameters.items() if name not in _FREE} | seed
+        self._data = data
+        self.tensors: dict[str, Tensor] = {}
+        self.info: dict[str, Any] = {}
+        if self.path.exists():
+            self.tensors, self.info = read_checkpoint(self.path)
+            differ = [f"{name} differ" for name in _differing(self.info["data"], data)]
+            was = self.info["parameters"]
+            differ += [
+                f"{name} was {was.get(name)} and is {self._parameters.get(name)}" for name in _differing(was, self._parameters)
+            ]
+            if differ:
+                raise ValueError(
+                    f"checkpoint={str(self.path)!r} is that of another run: {'; '.join(differ)}. "
+                    "Go on with what it was started with, give another path, or delete the file"
+                )
+
+    def write(self, tensors: dict[str, Tensor], info: dict) -> None:
+        """Replace the file; a failure is a warning, for the run is worth more."""
+        try:
+            write_checkpoint(self.path, tensors, {**info, "data": self._data, "parameters": self._parameters})
+        except OSError as error:
+            warnings.warn(f"the checkpoint could not be written, the run goes on: {error}", RuntimeWarning, stacklevel=2)
+
+
+class Run:
+    """Follow a run from where it is to its end.
+
+    Parameters
+    ----------
+    distiller : BaseDistiller
+        Brings the parameters; its `history_` and `n_iter_` are kept up to date.
+    state : State
+        What the steps change. At the end it holds θ to keep: the best on the held-out features, where there are some.
+    score : callable or None
+        ``() → (2,)`` tensor: loss and accuracy of the present state on held-out features.
+    checkpoint : Checkpoint or None
+    seed : int
+        Of the run, for whoever goes on with it.
+    views_per_step : int
+        For the progress bar.
+    data : dict
+        ``X`` and ``y`` of `fit`, for scikit-learn's callbacks.
+    attributes : callable
+        ``() → dict``: the fitted attributes of the present state, for those of them that ask.
+    """
+
+    def __init__(
+        self,
+        distiller,
+        state: State,
+        *,
+        score: Callable[[], Tensor] | None,
+        checkpoint: Checkpoint | None,
+        seed: int,
+        views_per_step: int,
+        data: dict[str, Any],
+        attributes: Callable[[], dict],
+    ):
+        self._distiller, self._state, self._score = distiller, state, score
+        self._checkpoint, self._seed = checkpoint, seed
+        self._views_per_step = views_per_step
+        self._hooks = {**data, "reconstruction_attributes": attributes}
+        self._theta = state.parametrization.parameters
+        # The best θ on the held-out features; without such, the last one whose loss was finite.
+        self._good = [theta.detach().clone() for theta in self._theta]
+        self._best, self._improved = float("inf"), 0
+        self._finished = False
+        self._pending: list[tuple[Tensor, float]] = []
+        self._look_every = 1 if self._theta[0].device.type == "cpu" else _LOOK_EVERY
+        self._seconds_before = 0.0
+        if checkpoint is not None and checkpoint.info:
+            self._resume(checkpoint.tensors, checkpoint.info)
+        self._begin = self._written = time.perf_counter()
+        self._written_step = self._first_step = state.step
+
+    @property
+    def seconds(self) -> float:
+        """Time in the loop, that before an interruption included."""
+        return self._seconds_before + time.perf_counter() - self._begin
+
+    def progress(self) -> float:
+        """Share of the run that is done, by steps or by time, whichever is more."""
+        if self._finished:
+            return 1.0
+        by_steps = self._state.step / self._distiller.max_iter
+        budget = self._distiller.time_budget
+        return by_steps if budget is None else max(by_steps, self.seconds / budget)
+
+    def follow(self, steps: Iterator[Tensor]) -> None:
+        """Make the steps; write `history_` and checkpoints.
+
+        Ctrl-C ends them with a warning, a callback's ``StopIteration`` without one. An error leaves the best θ behind, too.
+
+        Raises
+        ------
+        FloatingPointError
+            When a loss is not finite.
+        """
+        done, total = self._state.step, self._distiller.max_iter
+        with tqdm(initial=done, total=total, desc="distilling", unit="step", disable=not self._distiller.verbose) as bar:
+            try:
+                try:
+                    for loss in steps:
+                        self._pending.append((loss, self.seconds))
+                        if self._state.step % self._look_every == 0 or self._state.step % _SCORE_EVERY == 0:
+                            self._look(bar)
+                            self._write_if_due()
+                            if self._finished:
+                                break
+                    self._finished = True
+                except StopIteration:
+                    pass
+                except KeyboardInterrupt:
+                    warnings.warn(
+                        f"interrupted after {self._distiller.n_iter_} of {total} steps; the images so far are kept", stacklevel=5
+                    )
+                self._end(bar)
+            except BaseException:
+                self._restore()
+                raise
+
+    def _look(self, bar: tqdm) -> None:
+        """Take the pending losses off the device; score the present state where it is time to."""
+        if not self._pending:
+            return
+        distiller, records = self._distiller, []
+        losses = torch.stack([loss for loss, _ in self._pending]).tolist()
+        for loss, (_, seconds) in zip(losses, self._pending, strict=True):
+            if not math.isfinite(loss):
+                raise FloatingPointError(
+                    f"the loss of step {distiller.n_iter_} is {loss} (alpha={distiller.alpha}, "
+                    f"temperature={distiller.temperature}, learning_rate={distiller.learning_rate}); the last good images are "
+                    "kept. A larger alpha or temperature, or a smaller learning_rate, may help"
+                )
+            records.append({"step": distiller.n_iter_, "loss": loss, "seconds": seconds})
+            distiller.history_.append(records[-1])
+            distiller.n_iter_ += 1
+        self._pending.clear()
+        if self._score is None:
+            self._keep()
+        elif self._state.step % _SCORE_EVERY == 0:
+            self._score_into(records[-1])
+            patience = distiller.n_iter_no_change
+            self._finished = patience is not None and self._state.step - self._improved >= patience
+        self._show(bar, records)
+        for record in records:
+            self._tell(record)
+
+    def _score_into(self, record: dict) -> None:
+        assert self._score is not None
+        loss, accuracy = self._score().tolist()
+        record |= {"val_loss": loss, "val_accuracy": accuracy}
+        if loss < self._best - self._distiller.tol:
+            self._improved = self._state.step
+        if loss < self._best:
+            self._best = loss
+            self._keep()
+
+    def _show(self, bar: tqdm, records: list[dict]) -> None:
+        if bar.disable:
+            return
+        made = self._state.step - self._first_step + 1
+        scored = [record for record in self._distiller.history_[-_SCORE_EVERY:] if "val_accuracy" in record]
+        shown = {"loss": f"{records[-1]['loss']:.3f}"}
+        if scored:
+            shown["held out"] = f"{scored[-1]['val_accuracy']:.3f}"
+        shown["img/s"] = f"{made * self._views_per_step / (self.seconds - self._seconds_before):.0f}"
+        if self._distiller.time_budget is not None:  # for the time left
+            bar.total = min(self._distiller.max_iter, round((self._state.step + 1) / max(self.progress(), 1e-9)))
+        bar.set_postfix(shown, refresh=False)
+        bar.update(len(records))
+
+    def _tell(self, record: dict) -> None:
+        """Tell the callbacks; one of scikit-learn's ends the run by what it returns."""
+        distiller = self._distiller
+        if distiller.callback is not None:
+            distiller.callback(distiller, record)
+        if getattr(distiller, "_skl_callbacks", None):
+            step = distiller._callback_fit_ctx.subcontext(task_name="step")
+            step.call_on_fit_task_begin(estimator=distiller, **self._hooks)
+            if step.call_on_fit_task_end(estimator=distiller, **self._hooks):
+                raise StopIteration
+
+    def _end(self, bar: tqdm) -> None:
+        """Score the last state; leave the one to keep."""
+        self._look(bar)
+        if not all(bool(theta.isfinite().all()) for theta in self._theta):
+            raise FloatingPointError(
+                f"step {self._state.step} has led to images that are not finite; the last good ones are kept"
+            )
+        if self._score is not None and self._distiller.history_:
+            self._score_into(self._distiller.history_[-1])
+        self._write()
+        if self._score is not None:
+            self._restore()
+
+    def _keep(self) -> None:
+        for copy, theta in zip(self._good, self._theta, strict=True):
+            copy.copy_(theta.detach())
+
+    def _restore(self) -> None:
+        with torch.no_grad():
+            for theta, copy in zip(self._theta, self._good, strict=True):
+                theta.copy_(copy)
+
+    def _write_if_due(self) -> None:
+        if self._checkpoint is None:
+            return
+        every = self._distiller.checkpoint_every
+        since = self._state.step - self._written_step if isinstance(every, Integral) else time.perf_counter() - self._written
+        if since >= every:
+            self._write()
+
+    def _write(self) -> None:
+        if self._checkpoint is None or not self._state.between_updates:
+            return
+        tensors = self._state.tensors()
+        if self._score is not None:
+            tensors |= {f"good.{i}": theta for i, theta in enumerate(self._good)}
+        info = {
+            "step": self._state.step,
+            "progress": self._state.progress,
+            "seed": self._seed,
+            "seconds": self.seconds,
+            "finished": self._finished,
+        }
+        info |= {"best": self._best, "improved": self._improved, "history": self._distiller.history_[: self._state.step]}
+        self._checkpoint.write(tensors, info)
+        self._written, self._written_step = time.perf_counter(), self._state.step
+
+    def _resume(self, tensors: dict[str, Tensor], info: dict[str, Any]) -> None:
+        self._state.load(tensors, info["step"], info["progress"])
+        for i, (copy, theta) in enumerate(zip(self._good, self._theta, strict=True)):
+            copy.copy_(tensors.get(f"good.{i}", theta.detach()))
+        self._best, self._improved, self._finished = info["best"], info["improved"], info["finished"]
+        self._seconds_before = info["seconds"]
+        self._distiller.history_ = info["history"]
+        self._distiller.n_iter_ = len(info["history"])
+
+
+def _spelled(value: Any) -> str:
+    """A parameter in words that are the same in another process."""
+    if isinstance(value, Real):
+        return repr(float(value))
+    if callable(value) and hasattr(value, "__qualname__"):
+        return f"{value.__module__}.{value.__qualname__}"
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+
+
+def _differing(was: dict[str, str], now: dict[str, str]) -> list[str]:
+    return sorted(name for name in {*was, *now} if was.get(name) != now.get(name))

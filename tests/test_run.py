@@ -1,0 +1,371 @@
+"""Around the steps of a distillation: checkpoints, stopping, held-out scores, callbacks."""
+
+import itertools
+import pickle
+import shutil
+import time
+
+import joblib
+import numpy as np
+import pandas as pd
+import pytest
+import sklearn
+from sklearn.base import clone
+from sklearn.datasets import load_digits
+from sklearn.exceptions import NotFittedError
+from sklearn.utils.fixes import parse_version
+
+from sklearn_clpdd import DSA, CLPDistiller, FrozenEncoder
+from sklearn_clpdd import _run as run_module
+from sklearn_clpdd._core.checkpoints import read_checkpoint
+from sklearn_clpdd._core.objectives import CrossEntropy
+
+
+@pytest.fixture
+def encoder(module):
+    return FrozenEncoder(module, image_size=14, crop_pct=14 / 16, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def digits():
+    X, y = load_digits(return_X_y=True)
+    return X[:600], y[:600]
+
+
+def distiller(encoder, **parameters):
+    return CLPDistiller(encoder, **{"max_iter": 45, "random_state": 0, **parameters})
+
+
+def _stop_at(step, error=KeyboardInterrupt):
+    def callback(distiller, record):
+        if record["step"] == step:
+            raise error
+
+    return callback
+
+
+# ---- checkpoints --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stop", [0, 1, 19, 20, 30, 44])
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {},
+        {"random_state": None, "init": "real", "augmentation": DSA(noise=0.02), "real_batch_size": 16},
+        {"images_per_class": 2, "parametrization": "pixels", "sampling": "balanced", "encoder_batch_size": 5},
+        {"validation_fraction": None, "objective": "mse", "augmentation": None},
+    ],
+    ids=["default", "no seed", "chunks", "nothing held out"],
+)
+def test_interrupted_and_gone_on_with_is_uninterrupted(encoder, colors, tmp_path, stop, parameters):
+    X, y = colors
+    path = tmp_path / "run"
+    run = distiller(encoder, **parameters, checkpoint=path, checkpoint_every=1)
+    with pytest.warns(UserWarning, match=f"interrupted after {stop + 1} of 45 steps"):
+        run.set_params(callback=_stop_at(stop)).fit(X, y)
+    assert run.n_iter_ == stop + 1
+    assert read_checkpoint(path)[1]["step"] == stop
+    resumed = clone(run).set_params(callback=None).fit(X, y)
+    assert [record["step"] for record in resumed.history_] == list(range(45))
+    if run.random_state is None:  # the same run, from a copy of its beginning
+        shutil.copy(path, tmp_path / "copy")
+        whole = clone(run).set_params(callback=None, checkpoint=tmp_path / "copy").fit(X, y)
+    else:
+        whole = distiller(encoder, **parameters).fit(X, y)
+    np.testing.assert_array_equal(resumed.X_synthetic_, whole.X_synthetic_)
+    without_time = [[{**record, "seconds": 0} for record in one.history_] for one in (resumed, whole)]
+    assert without_time[0] == without_time[1]
+
+
+def test_a_finished_run_is_not_made_again(encoder, colors, tmp_path):
+    X, y = colors
+    one = distiller(encoder, checkpoint=str(tmp_path / "run")).fit(X, y)
+    steps = []
+    other = clone(one).set_params(callback=lambda distiller, record: steps.append(record)).fit(X, y)
+    assert not steps
+    assert other.history_ == one.history_
+    np.testing.assert_array_equal(one.X_synthetic_, other.X_synthetic_)
+    assert list(tmp_path.iterdir()) == [tmp_path / "run"]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"temperature": 0.2}, "temperature was 0.1 and is 0.2"),
+        ({"max_iter": 46}, "max_iter was 45.0 and is 46.0"),
+        ({"random_state": 1}, "random_state was 0.0 and is 1.0"),
+        ({"augmentation": DSA(flip=0)}, r"augmentation was 'dsa' and is DSA\(.*flip=0"),
+        ({"encoder__normalize": False}, "encoder differ"),
+        ({"X": lambda X: X[::-1]}, "images differ"),
+        ({"y": lambda y: y[::-1]}, "y differ"),
+    ],
+)
+def test_another_run_is_refused_and_says_what_differs(encoder, colors, tmp_path, monkeypatch, change, words):
+    X, y = colors
+    run = distiller(encoder, checkpoint=tmp_path / "run", max_iter=45).fit(X, y)
+    before = (tmp_path / "run").read_bytes()
+    X, y = (change.pop(name, lambda values: values)(values) for name, values in (("X", X), ("y", y)))
+    monkeypatch.setattr("sklearn_clpdd._encoder._encode", lambda *args, **kwargs: pytest.fail("long work was started"))
+    with pytest.raises(ValueError, match=f"(?s)is that of another run: {words}"):
+        clone(run).set_params(**change).fit(X, y)
+    assert (tmp_path / "run").read_bytes() == before
+
+
+def test_what_does_not_matter_may_differ(digits, tmp_path):
+    X, y = digits
+    run = distiller(None, checkpoint=tmp_path / "run", alpha=1).fit(X, y)
+    again = clone(run).set_params(verbose=1, checkpoint_every=7, alpha=np.float64(1), callback=print)
+    np.testing.assert_array_equal(run.X_synthetic_, again.fit(X, y).X_synthetic_)
+
+
+@pytest.mark.parametrize("path", ["nowhere/run", "."])
+def test_a_checkpoint_needs_a_folder(encoder, colors, tmp_path, path):
+    with pytest.raises(FileNotFoundError, match="a file in a folder that is there"):
+        distiller(encoder, checkpoint=tmp_path / path).fit(*colors)
+
+
+def test_a_full_disk_does_not_end_the_run(digits, tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(run_module, "write_checkpoint", full)
+    with pytest.warns(RuntimeWarning, match=r"could not be written, the run goes on: No space left"):
+        fitted = distiller(None, checkpoint=tmp_path / "run").fit(*digits)
+    assert fitted.n_iter_ == 45
+
+
+@pytest.mark.parametrize("every", [10, 0.05])
+def test_checkpoints_are_written_by_steps_or_seconds(digits, tmp_path, monkeypatch, every):
+    written = []
+    monkeypatch.setattr(run_module, "write_checkpoint", lambda path, tensors, info: written.append(info))
+
+    def slow(distiller, record):
+        time.sleep(0.01)
+
+    distiller(None, checkpoint=tmp_path / "run", checkpoint_every=every, callback=slow).fit(*digits)
+    assert written[-1]["step"] == 45
+    assert written[-1]["finished"]
+    if every == 10:
+        assert [info["step"] for info in written] == [10, 20, 30, 40, 45]
+    else:
+        assert 5 <= len(written) <= 12
+        assert np.diff([info["seconds"] for info in written[:-1]]).min() >= 0.05
+
+
+# ---- stopping -----------------------------------------------------------------------------------------------------------
+
+
+def test_interrupt_keeps_the_best_images(encoder, colors):
+    """The loss on held-out features was best at step 20, before the images were spoiled."""
+    X, y = colors
+    seen = {}
+
+    def spoil(distiller, record):
+        if record["step"] == 20:
+            seen["best"] = distiller.transform().copy()
+        if record["step"] == 30:
+            raise KeyboardInterrupt
+
+    calls = itertools.count()
+
+    def objective(Z, Y, R, r):
+        return CrossEntropy(0.01, 0.1)(Z, Y, R, r) * (-1 if next(calls) > 21 and Z.requires_grad else 1)
+
+    with pytest.warns(UserWarning, match="interrupted after 31 of 45 steps") as caught:
+        fitted = distiller(encoder, objective=objective, callback=spoil).fit(X, y)
+    assert caught[0].filename == __file__
+    np.testing.assert_array_equal(fitted.X_synthetic_, seen["best"])
+    assert fitted.score(X, y) >= 0.8
+
+
+@pytest.mark.parametrize("held_out", [0.1, None])
+def test_errors_lose_nothing(encoder, colors, held_out):
+    X, y = colors
+    run = distiller(encoder, validation_fraction=held_out, callback=_stop_at(25, OSError("printer on fire")))
+    with pytest.raises(OSError, match="printer on fire"):
+        run.fit(X, y)
+    assert run.n_iter_ == 26
+    assert run.predict(X).shape == (60,)
+    broken = distiller(encoder, callback=_stop_at(0, OSError), objective=lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        broken.fit(X, y)
+    with pytest.raises(NotFittedError):
+        broken.predict(X)
+
+
+def test_a_callback_may_end_the_run(encoder, colors, recwarn):
+    fitted = distiller(encoder, callback=_stop_at(7, StopIteration)).fit(*colors)
+    assert fitted.n_iter_ == len(fitted.history_) == 8
+    assert not recwarn.list
+
+
+def test_no_change_ends_the_run(digits):
+    X, y = digits
+    fitted = distiller(None, max_iter=5000, learning_rate=0.1, n_iter_no_change=60, tol=1e-3).fit(X, y)
+    assert 80 <= fitted.n_iter_ < 3000
+    losses = pd.DataFrame(fitted.history_).val_loss.dropna()
+    best = losses.cummin()
+    assert fitted.n_iter_ - 1 - best.index[best.shift() - losses > 1e-3][-1] >= 60  # what has not changed by more than tol
+    patient = distiller(None, max_iter=5000, n_iter_no_change=60, tol=0).fit(X, y)
+    assert patient.n_iter_ > fitted.n_iter_
+
+
+def test_time_budget(digits):
+    begin = time.perf_counter()
+    fitted = distiller(None, max_iter=10**6, time_budget=0.5).fit(*digits)
+    assert 0.4 < fitted.history_[-1]["seconds"] < 1
+    assert time.perf_counter() - begin < 5
+    assert 10 < fitted.n_iter_ < 10**5
+    assert distiller(None, time_budget=1000).fit(*digits).n_iter_ == 45
+
+
+# ---- held-out features --------------------------------------------------------------------------------------------------
+
+
+def test_history_is_a_table_with_scores_on_held_out_features(encoder, colors):
+    X, y = colors
+    fitted = distiller(encoder, validation_fraction=0.3).fit(X, y)
+    table = pd.DataFrame(fitted.history_)
+    assert table.columns.tolist() == ["step", "loss", "seconds", "val_loss", "val_accuracy"]
+    assert table.step[table.val_loss.notna()].tolist() == [0, 20, 40, 44]
+    assert table.seconds.is_monotonic_increasing
+    # Accuracies are shares of 9 + 6 + 3 samples.
+    shares = table.val_accuracy.dropna() * 18
+    np.testing.assert_allclose(shares, shares.round(), atol=1e-5)
+    alone = pd.DataFrame(distiller(encoder, validation_fraction=None).fit(X, y).history_)
+    assert alone.columns.tolist() == ["step", "loss", "seconds"]
+
+
+def test_the_best_state_is_kept(encoder, colors):
+    """A rate that overshoots: the last state is worse than one before it."""
+    X, y = colors
+    images = {}
+
+    def watch(distiller, record):
+        images[record["step"]] = distiller.transform()
+
+    fitted = distiller(encoder, learning_rate=3.0, callback=watch, validation_fraction=0.3, max_iter=61).fit(X, y)
+    scores = pd.DataFrame(fitted.history_).val_loss.dropna()
+    if scores.idxmin() != 60:
+        np.testing.assert_array_equal(fitted.X_synthetic_, images[scores.idxmin()])
+
+
+def test_held_out_features_are_not_learned_from(digits):
+    """Labels that are wrong in the held-out part alone change nothing but its scores."""
+    X, y = digits
+    order = distiller(None)
+    seen = []
+
+    def objective(Z, Y, R, r):
+        seen.append((Z.requires_grad, R.numpy().copy()))
+        return CrossEntropy(1.0, 0.1)(Z, Y, R, r)
+
+    order.set_params(objective=objective, max_iter=2, validation_fraction=0.2).fit(X, y)
+    training, held_out = (next(R for learns, R in seen if learns == kind) for kind in (True, False))
+    rows = {row.tobytes() for row in training}
+    assert len(training) + len(held_out) == len(X)
+    assert not any(row.tobytes() in rows for row in held_out)
+
+
+# ---- going on with a fitted estimator -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["images", "features"])
+@pytest.mark.parametrize("parametrization", ["pyramid", "pixels"])
+def test_warm_start(encoder, colors, digits, kind, parametrization):
+    X, y = colors if kind == "images" else digits
+    run = distiller(encoder if kind == "images" else None, parametrization=parametrization, warm_start=True).fit(X, y)
+    before = run.transform()
+    run.set_params(max_iter=1, learning_rate=1e-9).fit(X, y)
+    np.testing.assert_allclose(run.transform(), before, atol=1 / 256 if kind == "images" else 1e-4)
+    assert run.n_iter_ == len(run.history_) == 46
+    assert [record["step"] for record in run.history_] == list(range(46))
+    run.set_params(max_iter=40, learning_rate=0.05).fit(X, y)
+    assert run.n_iter_ == 86
+    assert run.history_[-1]["loss"] < np.mean([record["loss"] for record in run.history_[:20]])
+    assert run.set_params(warm_start=False).fit(X, y).n_iter_ == 40
+
+
+def test_warm_start_of_something_else(encoder, colors, tmp_path):
+    X, y = colors
+    run = distiller(encoder, warm_start=True, max_iter=1).fit(X, y)
+    with pytest.raises(ValueError, match=r"classes \['blue', 'green', 'red'\].*and \[False, True\]"):
+        run.fit(X, y == "red")
+    with pytest.raises(ValueError, match=r"shape \(3, 16, 16, 3\) .*ask for \(6, 16, 16, 3\)"):
+        run.set_params(images_per_class=2).fit(X, y)
+    with pytest.raises(ValueError, match="one of the two"):
+        run.set_params(images_per_class=1, checkpoint=tmp_path / "run").fit(X, y)
+    assert run.predict(X).shape == (60,)
+
+
+# ---- callbacks ----------------------------------------------------------------------------------------------------------
+
+
+def test_callback_sees_each_record_and_the_images_of_the_moment(encoder, colors):
+    X, y = colors
+    seen = []
+    run = distiller(encoder, validation_fraction=None, callback=lambda *args: seen.append((*args, args[0].transform())))
+    run.fit(X, y)
+    assert all(one is run for one, _, _ in seen)
+    assert [record for _, record, _ in seen] == run.history_
+    images = [present for *_, present in seen]
+    assert all(present.shape == (3, 16, 16, 3) for present in images)
+    assert all(np.abs(one - other).max() > 0 for one, other in itertools.pairwise([*images, run.transform()]))
+
+
+def test_pickles_while_it_runs_and_afterwards(encoder, colors, tmp_path):
+    run = distiller(encoder, callback=lambda distiller, record: copies.append(pickle.loads(pickle.dumps(distiller.history_))))
+    copies = []
+    run.fit(*colors)
+    assert copies[3] == run.history_[:4]
+    assert not [name for name in vars(run) if "present" in name or "callback_fit" in name]
+    joblib.dump(run.set_params(callback=None), tmp_path / "run")
+
+
+@pytest.mark.skipif(parse_version(sklearn.__version__) < parse_version("1.9"), reason="callbacks came with scikit-learn 1.9")
+def test_scikit_learns_callbacks(encoder, colors):
+    from sklearn.callback import ScoringMonitor
+
+    class Watcher:
+        def __init__(self, stop=None):
+            self.seen, self.stop = [], stop
+
+        def setup(self, estimator, context):
+            self.seen.append("setup")
+
+        def teardown(self, estimator, context):
+            self.seen.append("teardown")
+
+        def on_fit_task_begin(self, estimator, context, *, X, y):
+            self.seen.append(("begin", context.task_name, len(X)))
+
+        def on_fit_task_end(self, estimator, context, *, fitted_estimator):
+            if context.task_name == "step":
+                step = estimator.history_[-1]["step"]
+                self.seen.append((step, fitted_estimator.predict(colors[0]).shape))
+                return step == self.stop
+            self.seen.append("end")
+
+    X, y = colors
+    watcher = Watcher(stop=2)
+    run = distiller(encoder, max_iter=5).set_callbacks(watcher).fit(X, y)
+    assert run.n_iter_ == 3
+    steps = [one for step in range(3) for one in (("begin", "step", 60), (step, (60,)))]
+    assert watcher.seen == ["setup", ("begin", "fit", 60), *steps, "end", "teardown"]
+    failing = Watcher()
+    with pytest.raises(ZeroDivisionError):
+        distiller(encoder, objective=lambda *args: 1 / 0).set_callbacks(failing).fit(X, y)
+    assert failing.seen[-1] == "teardown"
+    monitor = ScoringMonitor(scoring="accuracy")
+    run = distiller(encoder, max_iter=3).set_callbacks(monitor).fit(X, y)
+    assert run.n_iter_ == 3
+
+
+def test_progress_bar(encoder, colors, capfd):
+    distiller(encoder, verbose=1, max_iter=21).fit(*colors)
+    shown = capfd.readouterr().err
+    assert "21/21" in shown
+    assert all(word in shown for word in ("loss=", "held out=", "img/s="))
+    distiller(encoder, verbose=1, max_iter=10**6, time_budget=0.3).fit(*colors)
+    assert "1000000" not in capfd.readouterr().err.split("\r")[-1]
