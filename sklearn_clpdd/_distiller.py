@@ -49,22 +49,50 @@ class CLPDistiller(BaseDistiller):
         Random views of the synthetic images in each step. ``None``: the image as the probe sees it.
     n_views : int, default=2
         Views of each synthetic image per step.
+    progressive : bool, default=True
+        Whether views pass the encoder at half their side while the pyramid has no level finer than a quarter of the image's
+        pixels, where the encoder takes that (convolutional networks do) and is left with 48 px at least.
     init : {"noise", "real"}, default="noise"
         What the images start from: noise, or random real images of their class.
     learning_rate : float, default=0.1
         Adam's rate; constant over the first half of the run, then falling linearly to zero.
     max_iter : int, default=600
-        Steps.
+        Steps, at most.
+    time_budget : float, default=None
+        Seconds of the steps, at most; those of encoding the real images do not count. Learning rate and pyramid follow whichever
+        of the two limits is nearer, so that a short run ends as a long one does.
     real_batch_size : int, default=4096
         Real samples in the outer loss of a step; all of them where there are no more.
-    encoder_batch_size : int, default=64
-        Views that pass the encoder together. Memory is proportional to it; where a step has more views they pass it twice.
+    sampling : {"uniform", "balanced"}, default="uniform"
+        Whether all real samples are equally likely to be in it, or all classes.
+    encoder_batch_size : "auto" or int, default="auto"
+        Views that pass the encoder together. Where a step has more they pass it twice: once for the features, once for their
+        gradient, which is the same. ``"auto"``: as many as keep half a GiB for their gradient (on a GPU a quarter of its
+        memory), by what one image is seen to keep.
+    n_iter_no_change : int, default=None
+        The run ends when the loss on held-out real features has not fallen by more than `tol` in so many steps.
+    validation_fraction : float in (0, 1) or None, default=0.1
+        Share of each class's real features, rounded down, that nothing is learned from. Every 20 steps and at the end the
+        images are scored on them, and the images with the least loss are what is kept. ``None``: the last images are.
+    tol : float, default=1e-4
+        See `n_iter_no_change`.
+    checkpoint : path, default=None
+        A file that the run is written to, whole at any moment. A `fit` that finds the file of the same run, of the same data and
+        parameters, goes on from it; on the same machine to bit-identical images, unless there is a `time_budget`.
+    checkpoint_every : float or int, default=60.0
+        Between two writings: seconds if it is a float, steps if it is an integer.
+    warm_start : bool, default=False
+        Whether `fit` goes on from the images of the last one, with up to `max_iter` steps more, instead of starting anew.
     memory : str or joblib.Memory, default=None
         Cache of the real features, for an encoder given by name or as a module.
     device : str or torch.device, default="auto"
         Where to compute, for an encoder given by name or as a module; a `FrozenEncoder` brings its own.
+    callback : callable, default=None
+        Called as ``callback(distiller, record)`` with each record of `history_`; ``distiller.transform()`` gives the images of
+        the moment. ``StopIteration`` ends the run. On a GPU records come in tens. scikit-learn's own callbacks are taken by
+        `set_callbacks` where scikit-learn has them (1.9).
     random_state : int, RandomState instance or None, default=None
-        Seed of the start, the views and the batches.
+        Seed of the start, the views, the batches and what is held out.
     verbose : int, default=0
         Above 0: progress bars.
 
@@ -85,19 +113,34 @@ class CLPDistiller(BaseDistiller):
     alpha_, temperature_ : float
         The ridge strength and the temperature used.
     history_ : list of dict
-        One record per step: ``step``, ``loss``, ``seconds`` since the start of the loop.
+        One record per step: ``step``, ``loss`` before it, ``seconds`` in the loop; every 20th, and the last, also ``val_loss``
+        and ``val_accuracy`` on the held-out real features. ``pandas.DataFrame(history_)`` is a table.
     n_iter_ : int
         Steps done.
+    encoder_batch_size_ : int
+        Views that passed the encoder together, at most.
     n_features_in_ : int
         Number of features, when ``encoder=None``.
 
     Raises
     ------
     ValueError, TypeError, FileNotFoundError, OSError
-        In `fit`, before any long work: parameters, images, labels or an encoder that cannot be used.
+        In `fit`, before any long work: parameters, images, labels or an encoder that cannot be used; a checkpoint of another
+        run, with what differs.
     FloatingPointError
-        In `fit`, when the loss is no longer finite. The estimator is then fitted with the last images whose loss was seen to be
-        finite.
+        In `fit`, when the loss is no longer finite.
+
+    Warns
+    -----
+    UserWarning
+        When Ctrl-C has ended the steps early.
+    RuntimeWarning
+        When a checkpoint could not be written.
+
+    Notes
+    -----
+    Nothing that was computed is lost. Ctrl-C leaves a fitted estimator; so does an error in the middle of the steps, which is
+    raised all the same: with the best images so far, by the loss on held-out features, or the last ones whose loss was finite.
 
     See Also
     --------
@@ -128,6 +171,7 @@ class CLPDistiller(BaseDistiller):
         "temperature": [Interval(Real, 0, None, closed="neither")],
         "parametrization": [StrOptions(set(PARAMETRIZATIONS)), type],
         "augmentation": [StrOptions(set(AUGMENTATIONS)), Augmentation, None],
+        "progressive": ["boolean"],
         "n_views": [Interval(Integral, 1, None, closed="left")],
         "init": [StrOptions({"noise", "real"})],
         "learning_rate": [Interval(Real, 0, None, closed="neither")],
@@ -161,6 +205,7 @@ class CLPDistiller(BaseDistiller):
         parametrization="pyramid",
         augmentation="dsa",
         n_views=2,
+        progressive=True,
         init="noise",
         learning_rate=0.1,
         max_iter=600,
@@ -189,6 +234,7 @@ class CLPDistiller(BaseDistiller):
         self.parametrization = parametrization
         self.augmentation = augmentation
         self.n_views = n_views
+        self.progressive = progressive
         self.init = init
         self.learning_rate = learning_rate
         self.max_iter = max_iter
@@ -262,7 +308,7 @@ class CLPDistiller(BaseDistiller):
             RealFeatures(R_train, r_train, self.real_batch_size, self.sampling, space.device, dtype),
             n_classes=n_classes,
             encode=space.encode,
-            preprocessing=space.preprocessing,
+            preprocessing=space.preprocessing_for if self.progressive else lambda detail: space.preprocessing,
             augmentation=augmentation,
             n_views=n_views,
             objective=objective,

@@ -61,7 +61,8 @@ class FrozenEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
     n_jobs : int, default=None
         Threads that decode image files; ``None`` is one, ``-1`` all.
     memory : str or joblib.Memory, default=None
-        Where features are cached, keyed by the images, the model, its weights and its preprocessing.
+        Where features are cached, keyed by the images, the model, its weights and its preprocessing; 1,024 images at a time, so
+        that an interrupted encoding goes on where it was.
     device : str or torch.device, default="auto"
         ``"auto"`` is CUDA where there is some, else the CPU.
     verbose : int, default=0

@@ -5,6 +5,7 @@ A space is what the loop needs to know of the user's data, in one form for both.
 
 import dataclasses
 import tempfile
+from collections.abc import Callable
 from typing import Protocol
 
 import joblib
@@ -19,6 +20,8 @@ from ._images import Images
 
 # Bytes of real features in float32 above which they live on disk.
 _IN_MEMORY = 2**30
+# Images of so much detail at most pass the encoder at half the size.
+_COARSE = 1 / 4
 
 
 class Space(Protocol):
@@ -60,6 +63,9 @@ class Space(Protocol):
 
     def preprocessing(self, samples: Tensor) -> Tensor:
         """What happens to a whole sample before `encode`."""
+
+    def preprocessing_for(self, detail: float) -> Callable[[Tensor], Tensor]:
+        """The same for samples that have so much detail only: at a smaller size, where the encoder takes it."""
 
     def encode(self, views: Tensor) -> Tensor:
         """Preprocessed samples to features, differentiably."""
@@ -116,7 +122,7 @@ class ImageSpace:
         }
 
     def chunk_size(self):
-        return max(1, encoder_memory(self.device) // self._backbone.graph_bytes())
+        return max(1, encoder_memory(self.device) // self._backbone.graph_bytes)
 
     def read(self, indices):
         whole = dataclasses.replace(self.preprocessing, image_size=self._side, crop_pct=1.0)
@@ -124,6 +130,9 @@ class ImageSpace:
 
     def start(self, parametrization, m, generator):
         return parametrization((m, 3, self._side, self._side), generator, device=self.device)
+
+    def preprocessing_for(self, detail):
+        return self.preprocessing.half() if detail <= _COARSE and self._backbone.takes_half else self.preprocessing
 
     def encode(self, views):
         return features_of(self._backbone, views, self.encoder.normalize)
@@ -174,6 +183,9 @@ class PointSpace:
 
     def preprocessing(self, samples):
         return samples
+
+    def preprocessing_for(self, detail):
+        return self.preprocessing
 
     def encode(self, views):
         return views

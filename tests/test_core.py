@@ -209,7 +209,7 @@ def _start(max_iter=30, objective=None, chunk_size=64, seed=0):
         _real(R + 0.5 * F.one_hot(r, 7), r),
         n_classes=3,
         encode=lambda views: views,
-        preprocessing=lambda samples: samples,
+        preprocessing=lambda detail: lambda samples: samples,
         augmentation=Augmentation(),
         n_views=1,
         objective=objective or CrossEntropy(0.1, 0.1),
@@ -334,3 +334,12 @@ def test_loop_lowers_the_loss_and_repeats_itself():
     assert losses == again
     assert torch.equal(samples, same)
     torch.testing.assert_close(_run(chunk_size=2)[1], samples)
+
+
+def test_the_pyramid_says_how_much_detail_it_has():
+    pyramid = Pyramid((1, 3, 64, 128), generator())
+    details = []
+    for progress in (0, 0.12, 0.27, 0.31, 0.9):
+        pyramid.grow(progress)
+        details.append(pyramid.detail)
+    assert details == [1 / 128, 4 / 128, 32 / 128, 64 / 128, 1]

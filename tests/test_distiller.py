@@ -372,6 +372,28 @@ def test_a_class_that_is_no_parametrization(encoder, colors):
         distiller(encoder, parametrization=dict).fit(*colors)
 
 
+def test_coarse_images_pass_at_half_the_size(module, colors, monkeypatch):
+    X, y = colors
+    sizes = []
+    original = spaces_module.features_of
+
+    def watched(backbone, views, normalize):
+        sizes.append(views.shape[-1])
+        return original(backbone, views, normalize)
+
+    monkeypatch.setattr(spaces_module, "features_of", watched)
+    parameters = {"max_iter": 41, "validation_fraction": None}
+    for augmentation in ("dsa", None):
+        encoder = FrozenEncoder(module, image_size=96, crop_pct=0.75, device="cpu")
+        distiller(encoder, augmentation=augmentation, **parameters).fit(X, y)
+        assert sizes == [48] * 13 + [96] * 28  # levels of 1 to 32 of 128 px; 64 px come at 30 %
+        sizes.clear()
+    distiller(encoder, progressive=False, **parameters).fit(X, y)
+    assert sizes == [96] * 41
+    distiller(encoder, parametrization="pixels", **parameters).fit(X, y)
+    assert sizes == [96] * 82
+
+
 def test_own_parametrization(encoder, colors):
     class Dark(Pixels):
         def decode(self, theta):

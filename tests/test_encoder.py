@@ -328,3 +328,18 @@ def test_set_output_does_not_reach_what_the_library_does_itself(module, colors):
 def test_bad_parameters(parameters):
     with pytest.raises(ValueError, match=next(iter(parameters))):
         FrozenEncoder(**parameters).transform(images())
+
+
+def test_which_networks_take_images_of_half_the_size(module):
+    assert FrozenEncoder(module, image_size=96).load().takes_half
+    assert not FrozenEncoder(module, image_size=94).load().takes_half  # 47 px
+    assert not FrozenEncoder("vit_tiny_patch16_224", weights=None).load().takes_half
+    flat = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 96 * 96, 5))
+    assert not FrozenEncoder(flat, image_size=96).load().takes_half
+
+
+def test_memory_of_a_graph_is_measured(module):
+    """Two convolutions: the input, what the activations keep, and their outputs, in float32."""
+    small, large = (FrozenEncoder(module, image_size=size).load().graph_bytes for size in (32, 64))
+    assert 3.5 < large / small < 4.5
+    assert 4 * 32 * 32 * (3 + 6) < small < 4 * 32 * 32 * (3 + 4 * 6 + 12)

@@ -12,8 +12,8 @@ import math
 import os
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from functools import lru_cache
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -26,6 +26,9 @@ from torch import Tensor, nn
 
 from .folding import folded
 from .weights import load_strictly, read_state_dict
+
+# Pixels below which networks are not asked for features of images that they were not made for.
+_LEAST_SIZE = 48
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,10 @@ class Preprocessing:
         """Length of the shorter side before the crop, in pixels."""
         return math.floor(self.image_size / self.crop_pct + 1e-6)  # 128 / (128 / 186) is 185.99…
 
+    def half(self) -> "Preprocessing":
+        """The same for half the side."""
+        return replace(self, image_size=self.image_size // 2)
+
     def __call__(self, images: Tensor) -> Tensor:
         """Resize and centre-crop ``(n, 3, H, W)`` in [0, 1] to ``(n, 3, image_size, image_size)``, still in [0, 1]."""
         shorter = min(images.shape[-2:])
@@ -96,7 +103,6 @@ class Backbone:
         self.n_features = n_features
         self.device = device
         self.digest: str | None = None  # of the network, once somebody has computed it
-        self._graph_bytes: int | None = None
         self._mean, self._std = (
             torch.tensor(values, device=device)[:, None, None] for values in (preprocessing.mean, preprocessing.std)
         )
@@ -105,27 +111,37 @@ class Backbone:
         normalized = (images - self._mean.to(images.dtype)) / self._std.to(images.dtype)
         return self.module(normalized.contiguous(memory_format=torch.channels_last))
 
-    @torch.enable_grad()
-    @torch.inference_mode(False)
+    @cached_property
+    def takes_half(self) -> bool:
+        """Whether the network gives as many features for images of half the side, where these are not too small to mean much."""
+        size = self.preprocessing.image_size // 2
+        if size < _LEAST_SIZE:
+            return False
+        try:
+            with torch.inference_mode():
+                return self(torch.zeros(1, 3, size, size, device=self.device)).shape == (1, self.n_features)
+        except (RuntimeError, ValueError, AssertionError, TypeError):
+            return False
+
+    @cached_property
     def graph_bytes(self) -> int:
         """Memory that one image keeps in the network until its gradient is had, measured on one."""
-        if self._graph_bytes is None:
-            size = self.preprocessing.image_size
-            own = {tensor.untyped_storage().data_ptr() for tensor in (*self.module.parameters(), *self.module.buffers())}
-            kept: dict[int, int] = {}
+        size = self.preprocessing.image_size
+        own = {tensor.untyped_storage().data_ptr() for tensor in (*self.module.parameters(), *self.module.buffers())}
+        kept: dict[int, int] = {}
 
-            def note(tensor: Tensor) -> Tensor:
-                storage = tensor.untyped_storage()
-                if storage.data_ptr() not in own:
-                    kept[storage.data_ptr()] = storage.nbytes()
-                return tensor
+        def note(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in own:
+                kept[storage.data_ptr()] = storage.nbytes()
+            return tensor
 
+        with torch.inference_mode(False), torch.enable_grad():
             image = torch.zeros(1, 3, size, size, device=self.device, requires_grad=True)
             with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-                features = self(image)
-            self._graph_bytes = max(1, sum(kept.values()))
-            del features
-        return self._graph_bytes
+                features = self(image)  # holds them until they are counted
+        del features
+        return max(1, sum(kept.values()))
 
 
 @torch.inference_mode(False)  # tensors made in inference mode would never let a gradient through

@@ -83,7 +83,7 @@ def distill(
     *,
     n_classes: int,
     encode: Callable[[Tensor], Tensor],
-    preprocessing: Callable[[Tensor], Tensor],
+    preprocessing: Callable[[float], Callable[[Tensor], Tensor]],
     augmentation: Augmentation,
     n_views: int,
     objective: Objective,
@@ -104,7 +104,7 @@ def distill(
     encode : callable
         Views to features, differentiable.
     preprocessing : callable
-        What the encoder does to a whole image; has the view's side as ``image_size``.
+        What happens to a whole image before the encoder, with the view's side as ``image_size``, for the detail that it has.
     augmentation : Augmentation
     n_views : int
         Views ``k`` of each sample per step.
@@ -123,13 +123,14 @@ def distill(
     while (done := progress()) < 1:
         state.begin_step(done)
         state.optimizer.param_groups[0]["lr"] = learning_rate * min(1.0, 2 * (1 - done))
+        prepare = preprocessing(state.parametrization.detail)
         draws = augmentation.draw(len(Y), state.views)
         R, r = real.sample(state.batches)
 
-        def features(samples: Tensor, rows: slice, draws=draws) -> Tensor:
+        def features(samples: Tensor, rows: slice, draws=draws, prepare=prepare) -> Tensor:
             own = {name: drawn[rows] for name, drawn in draws.items()}
             views = (rows.stop - rows.start) // len(samples)
-            return encode(augmentation(samples.repeat_interleave(views, dim=0), own, preprocessing))
+            return encode(augmentation(samples.repeat_interleave(views, dim=0), own, prepare))
 
         def loss_of(Z: Tensor, R=R, r=r) -> Tensor:
             return objective(Z, Y, R, r)

@@ -52,6 +52,11 @@ class Parametrization:
         """Move θ so that it decodes to ``samples``, as nearly as it can."""
         raise NotImplementedError
 
+    @property
+    def detail(self) -> float:
+        """How finely the images are resolved by now: as a share of their pixels along a side."""
+        return 1.0
+
     def grow(self, progress: float) -> None:
         """Told before each step what share of the run is done, in [0, 1)."""
 
@@ -104,6 +109,10 @@ class Pyramid(Parametrization):
 
     def grow(self, progress):
         self.n_active = max(self.n_active, min(len(self.parameters), 1 + int(progress / self.growth)))
+
+    @property
+    def detail(self):
+        return max(self.parameters[self.n_active - 1].shape[-2:]) / max(self.shape[-2:])
 
     def decode(self, theta):
         image = theta[0]

@@ -1,0 +1,286 @@
+"""What a step of distillation costs beside the encoder's own work, in time and in memory.
+
+    python benchmarks/step.py [SECTION ...] [--output DIR]
+
+``parts``: one step beside a forward pass and an input gradient of the encoder over as many views, both in this run, and the share
+of each part measured alone. ``memory``: peak above the loaded encoder, each figure in a process of its own. ``objective``: the
+outer loss over features of the size of ImageNet-1K's, from a float16 file. Images and features are random.
+"""
+
+import argparse
+import gc
+import itertools
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from sklearn_clpdd import FrozenEncoder
+from sklearn_clpdd._core.augmentations import DSA
+from sklearn_clpdd._core.backbones import Backbone
+from sklearn_clpdd._core.devices import encoder_memory
+from sklearn_clpdd._core.loop import State, chunks_of, distill
+from sklearn_clpdd._core.objectives import CrossEntropy
+from sklearn_clpdd._core.parametrizations import Pyramid
+from sklearn_clpdd._core.real_features import RealFeatures
+from sklearn_clpdd._encoder import features_of
+
+CPU = torch.device("cpu")
+ROUNDS = 7
+
+
+def seconds(work, rounds=ROUNDS):
+    """Median time of a few calls, after one that does not count."""
+    work()
+    times = []
+    for _ in range(rounds):
+        begin = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - begin)
+    return statistics.median(times)
+
+
+class Case:
+    """One setting: classes (one image each), views of each, pixels, rows of real features, views in one chunk."""
+
+    def __init__(self, classes: int, views: int, size: int, batch: int = 4096, chunk: int | None = None):
+        self.backbone: Backbone = FrozenEncoder(image_size=size, device="cpu").load()
+        self.classes, self.views, self.size = classes, views, size
+        self.total = classes * views
+        self.chunk = chunk or max(1, encoder_memory(CPU) // self.backbone.graph_bytes)
+        self.chunks = chunks_of(classes, views, self.chunk)
+        side = self.backbone.preprocessing.resized
+        generators = [torch.Generator().manual_seed(i) for i in range(4)]
+        self.parametrization = Pyramid((classes, 3, side, side), generators[0])
+        self.parametrization.grow(1.0)
+        self.state = State(self.parametrization, generators[1], generators[2])
+        n = max(2 * batch, 4 * classes)
+        R = F.normalize(torch.randn(n, self.backbone.n_features, generator=generators[3]), dim=1).numpy()
+        self.real = RealFeatures(R, np.arange(n) % classes, batch, "uniform", CPU, torch.float32)
+        self.y = torch.arange(classes)
+        self.objective = CrossEntropy(1.0, 0.1)
+        self.draws = DSA().draw(self.total, generators[1])
+        self.pixels = torch.rand(max(len(range(*rows.indices(self.total))) for rows in self.chunks), 3, size, size)
+
+    def steps(self):
+        """The library's own loop."""
+        return distill(
+            self.state,
+            self.y,
+            self.real,
+            n_classes=self.classes,
+            encode=lambda views: features_of(self.backbone, views, True),
+            preprocessing=lambda detail: self.backbone.preprocessing,
+            augmentation=DSA(),
+            n_views=self.views,
+            objective=self.objective,
+            learning_rate=0.1,
+            progress=lambda: 0.5,
+            chunk_size=self.chunk,
+        )
+
+    # The parts, each over all chunks as a step has them.
+
+    def encoder(self):
+        """Forward and input gradient, with the normalisation of the features: the floor."""
+        for rows in self.chunks:
+            views = self.pixels[: rows.stop - rows.start].clone().requires_grad_()
+            Z = features_of(self.backbone, views, True)
+            torch.autograd.grad(Z, views, Z.detach())
+
+    def first_pass(self):
+        """Forward passes without a graph, of all chunks but the last."""
+        with torch.no_grad():
+            for rows in self.chunks[:-1]:
+                features_of(self.backbone, self.pixels[: rows.stop - rows.start], True)
+
+    def images(self):
+        """θ to images, and back."""
+        for rows in self.chunks:
+            samples = slice(rows.start // self.views, -(-rows.stop // self.views))
+            theta = [level.detach()[samples].requires_grad_() for level in self.parametrization.parameters]
+            decoded = self.parametrization.decode(theta)
+            torch.autograd.grad(decoded, theta, torch.ones_like(decoded))
+
+    def views_of_images(self):
+        """Images to views, and back."""
+        decoded = torch.rand(1, *self.parametrization.shape[1:])
+        for rows in self.chunks:
+            n = -(-rows.stop // self.views) - rows.start // self.views
+            samples = decoded.expand(n, -1, -1, -1).clone().requires_grad_()
+            own = {name: drawn[rows] for name, drawn in self.draws.items()}
+            k = (rows.stop - rows.start) // n
+            views = DSA()(samples.repeat_interleave(k, dim=0), own, self.backbone.preprocessing)
+            torch.autograd.grad(views, samples, torch.ones_like(views))
+
+    def outer_loss(self):
+        """A batch of real features; the probe; the loss and its gradient in the features of the views."""
+        Z = F.normalize(torch.randn(self.total, self.backbone.n_features), dim=1).requires_grad_()
+        Y = F.one_hot(self.y.repeat_interleave(self.views), self.classes).float()
+        torch.autograd.grad(self.objective(Z, Y, *self.real.sample(self.state.batches)), Z)
+
+
+def parts():
+    heads = ["classes × views, pixels, views in a chunk", "encoder (floor)", "step", "step / floor"]
+    yield table_row([*heads, "first pass", "images", "views", "outer loss", "Adam"])
+    yield table_row(["---"] * 9)
+    for classes, views, size, chunk in (
+        (10, 2, 112, None),
+        (10, 10, 112, 100),
+        (10, 10, 112, None),
+        (10, 10, 224, 100),
+        (10, 10, 224, None),
+        (1000, 1, 112, None),
+    ):
+        case = Case(classes, views, size, chunk=chunk)
+        steps = case.steps()
+        rounds = 3 if case.total * size**2 > 3e6 else ROUNDS
+        # In turn, so that the machine's moods meet both.
+        for _ in range(2):
+            case.encoder(), next(steps)
+        floor, step = [], []
+        for _ in range(rounds):
+            floor.append(seconds_of(case.encoder))
+            step.append(seconds_of(lambda steps=steps: next(steps)))
+        floor, step = statistics.median(floor), statistics.median(step)
+        own = [
+            seconds(part, rounds)
+            for part in (case.first_pass, case.images, case.views_of_images, case.outer_loss, case.state.optimizer.step)
+        ]
+        largest = max(rows.stop - rows.start for rows in case.chunks)
+        head = [
+            f"{classes:,} × {views}, {size}, {largest}",
+            f"{1e3 * floor:.0f} ms",
+            f"{1e3 * step:.0f} ms",
+            f"{step / floor:.2f}",
+        ]
+        yield table_row(head + [f"{100 * part / floor:.1f} %" for part in own])
+        del case, steps
+        gc.collect()
+    yield ""
+    yield "Parts in per cent of the floor. Where a step has several chunks, the first pass is what two passes cost more than one."
+
+
+def table_row(cells):
+    """A row of a Markdown table."""
+    return f"| {' | '.join(cells)} |"
+
+
+def seconds_of(work):
+    begin = time.perf_counter()
+    work()
+    return time.perf_counter() - begin
+
+
+def peak(classes, views, size, chunk):
+    """Peak memory of three steps above the loaded encoder, in a process of its own."""
+    script = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import step, resource; from sklearn_clpdd import FrozenEncoder\n"
+        "classes, views, size, chunk = map(int, sys.argv[2:])\n"
+        "backbone = FrozenEncoder(image_size=size, device='cpu').load(); step.warm(backbone)\n"
+        "before = step.resident()\n"
+        "case = step.Case(classes, views, size, batch=4096, chunk=chunk or None); steps = case.steps()\n"
+        "for _ in range(3): next(steps)\n"
+        "R = case.real._R.numel() * 4 / 1e6; theta = sum(level.numel() for level in case.parametrization.parameters) * 4 / 1e6\n"
+        "print(step.most() - before, R, theta, max(rows.stop - rows.start for rows in case.chunks))"
+    )
+    arguments = [str(value) for value in (Path(__file__).parent, classes, views, size, chunk or 0)]
+    return map(
+        float,
+        subprocess.run([sys.executable, "-c", script, *arguments], check=True, capture_output=True, text=True).stdout.split(),
+    )
+
+
+def warm(backbone):
+    """One forward pass, so that libraries have what they keep."""
+    with torch.no_grad():
+        backbone(torch.zeros(1, 3, *[backbone.preprocessing.image_size] * 2))
+
+
+def resident():
+    """Memory in use, in MB."""
+    with open("/proc/self/status") as lines:
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) / 1e3
+
+
+def most():
+    """The most there has been of it."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+
+
+def memory():
+    heads = ["classes × views, pixels", "views in a chunk", "peak above the loaded encoder"]
+    yield table_row([*heads, "of it real features", "θ, its gradient and two moments"])
+    yield table_row(["---"] * 5)
+    for classes, views, size, chunk in (
+        (10, 10, 224, None),
+        (100, 10, 224, None),
+        (10, 100, 224, None),
+        (10, 10, 224, 100),
+        (10, 10, 112, None),
+        (10, 100, 112, None),
+        (1000, 1, 112, None),
+    ):
+        total, R, theta, largest = peak(classes, views, size, chunk)
+        yield f"| {classes:,} × {views}, {size} | {largest:.0f} | {total:.0f} MB | {R:.0f} MB | {4 * theta:.0f} MB |"
+
+
+def objective():
+    n, d, classes = 1_281_167, 768, 1000
+    generator = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as folder:
+        R = np.memmap(Path(folder, "features"), dtype=np.float16, mode="w+", shape=(n, d))
+        for start in range(0, n, 8192):
+            R[start : start + 8192] = generator.standard_normal(R[start : start + 8192].shape, dtype=np.float32) / d**0.5
+        r = generator.integers(classes, size=n)
+        Z = F.normalize(torch.randn(classes, d), dim=1).requires_grad_()
+        Y = F.one_hot(torch.arange(classes), classes).float()
+        loss = CrossEntropy(1.0, 0.1)
+        yield "| rows in a batch | uniform | balanced | a batch in memory |"
+        yield "| --- | --- | --- | --- |"
+        for size in (4096, 16384, 65536):
+            line = []
+            for sampling in ("uniform", "balanced"):
+                real = RealFeatures(R, r, size, sampling, CPU, torch.float32)
+                draws = torch.Generator().manual_seed(0)
+                line.append(seconds(lambda real=real, draws=draws: torch.autograd.grad(loss(Z, Y, *real.sample(draws)), Z), 3))
+            batch = real.sample(draws)
+            line.append(seconds(lambda batch=batch: torch.autograd.grad(loss(Z, Y, *batch), Z), 3))
+            yield f"| {size:,} | " + " | ".join(f"{1e3 * value:.0f} ms" for value in line) + " |"
+        yield ""
+        yield f"Gradient of the outer loss in Z, {n:,} × {d} features in a float16 file, 1,000 classes."
+
+
+SECTIONS = {"parts": parts, "memory": memory, "objective": objective}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"of {', '.join(SECTIONS)}; all by default")
+    parser.add_argument("--output", type=Path)
+    arguments = parser.parse_args()
+    if unknown := set(arguments.sections) - set(SECTIONS):
+        parser.error(f"no section {sorted(unknown)}; there are {list(SECTIONS)}")
+    for name in arguments.sections or SECTIONS:
+        title = f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, EfficientNet-Lite0; "
+        lines = []
+        for line in itertools.chain([f"{title}`python benchmarks/step.py {name}`", ""], SECTIONS[name]()):
+            print(line, flush=True)
+            lines.append(line)
+        print()
+        if arguments.output is not None:
+            arguments.output.mkdir(parents=True, exist_ok=True)
+            (arguments.output / f"step-{name}.md").write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()
