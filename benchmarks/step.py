@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from sklearn_clpdd import FrozenEncoder
 from sklearn_clpdd._core.augmentations import DSA
 from sklearn_clpdd._core.backbones import Backbone
-from sklearn_clpdd._core.devices import encoder_memory
+from sklearn_clpdd._core.devices import graph_memory
 from sklearn_clpdd._core.loop import State, chunks_of, distill
 from sklearn_clpdd._core.objectives import CrossEntropy
 from sklearn_clpdd._core.parametrizations import Pyramid
@@ -56,7 +56,9 @@ class Case:
         self.backbone: Backbone = FrozenEncoder(image_size=size, device="cpu").load()
         self.classes, self.views, self.size = classes, views, size
         self.total = classes * views
-        self.chunk = chunk or max(1, encoder_memory(CPU) // self.backbone.graph_bytes)
+        one, every = graph_memory(CPU)  # as `encoder_batch_size="auto"` has it
+        self.chunk = chunk or max(1, one // self.backbone.graph_bytes)
+        self.one_pass = chunk is None and self.total * self.backbone.graph_bytes <= every
         self.chunks = chunks_of(classes, views, self.chunk)
         side = self.backbone.preprocessing.resized
         generators = [torch.Generator().manual_seed(i) for i in range(4)]
@@ -86,6 +88,7 @@ class Case:
             learning_rate=0.1,
             progress=lambda: 0.5,
             chunk_size=self.chunk,
+            one_pass=self.one_pass,
         )
 
     # The parts, each over all chunks as a step has them.
@@ -100,7 +103,7 @@ class Case:
     def first_pass(self):
         """Forward passes without a graph, of all chunks but the last."""
         with torch.no_grad():
-            for rows in self.chunks[:-1]:
+            for rows in [] if self.one_pass else self.chunks[:-1]:
                 features_of(self.backbone, self.pixels[: rows.stop - rows.start], True)
 
     def images(self):
@@ -130,13 +133,13 @@ class Case:
 
 
 def parts():
-    heads = ["classes × views, pixels, views in a chunk", "encoder (floor)", "step", "step / floor"]
+    heads = ["classes × views, pixels, views in a chunk", "passes", "encoder (floor)", "step", "step / floor"]
     yield table_row([*heads, "first pass", "images", "views", "outer loss", "Adam"])
-    yield table_row(["---"] * 9)
+    yield table_row(["---"] * 10)
     for classes, views, size, chunk in (
         (10, 2, 112, None),
-        (10, 10, 112, 100),
         (10, 10, 112, None),
+        (10, 10, 112, 34),
         (10, 10, 224, 100),
         (10, 10, 224, None),
         (1000, 1, 112, None),
@@ -167,7 +170,7 @@ def parts():
         del case, steps
         gc.collect()
     yield ""
-    yield "Parts in per cent of the floor. Where a step has several chunks, the first pass is what two passes cost more than one."
+    yield "Parts in per cent of the floor; the first pass is what two passes cost more than one."
 
 
 def table_row(cells):

@@ -67,8 +67,8 @@ class CLPDistiller(BaseDistiller):
         Whether all real samples are equally likely to be in it, or all classes.
     encoder_batch_size : "auto" or int, default="auto"
         Views that pass the encoder together. Where a step has more they pass it twice: once for the features, once for their
-        gradient, which is the same. ``"auto"``: as many as keep half a GiB for their gradient (on a GPU a quarter of its
-        memory), by what one image is seen to keep.
+        gradient, which is the same. ``"auto"``: as many as keep half a GiB for their gradient, by what one image is seen to
+        keep; and all pass once where they keep less than 1.5 GiB together. On a GPU both limits are a quarter of its memory.
     n_iter_no_change : int, default=None
         The run ends when the loss on held-out real features has not fallen by more than `tol` in so many steps.
     validation_fraction : float in (0, 1) or None, default=0.1
@@ -278,8 +278,10 @@ class CLPDistiller(BaseDistiller):
             parametrization.set(space.read(np.concatenate(rows)))
         augmentation, objective = self._augmentation(space), self._objective()
         n_views = self.n_views if augmentation.is_random else 1
-        chunk_size = space.chunk_size() if self.encoder_batch_size == "auto" else self.encoder_batch_size
-        self.encoder_batch_size_ = chunk_size or n_views * len(y)
+        if self.encoder_batch_size == "auto" or not space.is_image:
+            self.encoder_batch_size_, one_pass = space.chunk_size(n_views * len(y))
+        else:
+            self.encoder_batch_size_, one_pass = self.encoder_batch_size, False
         labels = torch.from_numpy(y).to(space.device)
         dtype = parametrization.parameters[0].dtype
         held_out = None
@@ -315,6 +317,7 @@ class CLPDistiller(BaseDistiller):
             learning_rate=self.learning_rate,
             progress=following.progress,
             chunk_size=self.encoder_batch_size_,
+            one_pass=one_pass,
         )
         self._present = lambda: space.to_user(parametrization().detach())
         try:

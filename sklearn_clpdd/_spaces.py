@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ._core.devices import encoder_memory
+from ._core.devices import graph_memory
 from ._core.parametrizations import Parametrization, Points
 from ._encoder import FrozenEncoder, features_of
 from ._images import Images
@@ -52,8 +52,8 @@ class Space(Protocol):
     def identity(self) -> dict[str, str]:
         """Digests of the real samples and of what gives their features."""
 
-    def chunk_size(self) -> int | None:
-        """Views whose graph is small enough to pass the encoder together; ``None`` is any number."""
+    def chunk_size(self, n_views: int) -> tuple[int, bool]:
+        """Views that are best passed through the encoder together, and whether the graphs of all may be in memory."""
 
     def read(self, indices: np.ndarray) -> Tensor:
         """Real samples in the form of synthetic ones."""
@@ -121,8 +121,9 @@ class ImageSpace:
             "encoder": self.encoder.identity(),
         }
 
-    def chunk_size(self):
-        return max(1, encoder_memory(self.device) // self._backbone.graph_bytes)
+    def chunk_size(self, n_views):
+        one, every = graph_memory(self.device)
+        return max(1, one // self._backbone.graph_bytes), n_views * self._backbone.graph_bytes <= every
 
     def read(self, indices):
         whole = dataclasses.replace(self.preprocessing, image_size=self._side, crop_pct=1.0)
@@ -171,8 +172,8 @@ class PointSpace:
     def identity(self):
         return {"X": joblib.hash(self._X)}
 
-    def chunk_size(self):
-        return None
+    def chunk_size(self, n_views):
+        return n_views, True
 
     def read(self, indices):
         return self.from_user(self._X[indices])

@@ -153,8 +153,8 @@ def test_gradient_of_the_whole_step_against_finite_differences(module, objective
 
 
 @pytest.mark.parametrize("kind", PARAMETRIZATIONS)
-@pytest.mark.parametrize("size", [1, 2, 3, 4, 7, 12])
-def test_two_passes_give_the_gradient_of_one(module, kind, size):
+@pytest.mark.parametrize(("size", "kept"), [(1, 1), (2, 1), (2, 99), (3, 2), (4, 1), (7, 99), (12, 1), (15, 1)])
+def test_two_passes_give_the_gradient_of_one(module, kind, size, kept):
     """Chunks of whole images, and of some views of one, give what a graph of everything gives."""
     module = module.double()
     m, k = 5, 3
@@ -175,8 +175,9 @@ def test_two_passes_give_the_gradient_of_one(module, kind, size):
     one.grow(0.1), two.grow(0.1)
     expected = loss_of(features(one(), slice(0, m * k)))
     expected.backward()
+    chunks = chunks_of(m, k, size)
     for _ in range(2):  # once more: what is there from the last step is replaced
-        loss = backpropagate(two, features, loss_of, chunks_of(m, k, size), k)
+        loss = backpropagate(two, features, loss_of, chunks, k, min(kept, len(chunks)))
         torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
         for theta, same in zip(two.parameters, one.parameters, strict=True):
             assert (theta.grad is None) == (same.grad is None)

@@ -29,14 +29,15 @@ def resolve_device(device) -> torch.device:
     return resolved
 
 
-def encoder_memory(device: torch.device) -> int:
-    """Bytes that the graph of one chunk of views may take: the same on the same machine, whoever else is at work on it.
+def graph_memory(device: torch.device) -> tuple[int, int]:
+    """Bytes that the graph of one chunk of views, and those of all chunks, may take: the same whoever else is on the machine.
 
-    On CPUs larger chunks are not faster (``benchmarks/step.py``), on a GPU they are.
+    On CPUs large chunks are slower, for fresh memory is cleared page by page (``benchmarks/step.py``); on a GPU they are faster.
     """
     if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory // 4
-    return 2**29
+        quarter = torch.cuda.get_device_properties(device).total_memory // 4
+        return quarter, quarter
+    return 2**29, 3 * 2**29
 
 
 def available_memory(device: torch.device) -> int | None:

@@ -3,7 +3,7 @@
 θ → images ``S`` → views → features ``Z`` → probe → loss → gradient back to θ. The encoder enters only through ``Z``, so the
 gradient can be had in two passes: features without a graph, the gradient of the (tiny) objective in ``Z``, and then its
 vector–Jacobian product from there to θ, a chunk of views at a time. Images are decoded chunk by chunk as well: memory is that of
-one chunk, of θ, its gradient and Adam's two moments, whatever the number of views is.
+one chunk, of θ, its gradient and Adam's two moments, whatever the number of views is. Chunks that keep their graphs pass once.
 """
 
 from collections.abc import Callable, Iterator
@@ -90,6 +90,7 @@ def distill(
     learning_rate: float,
     progress: Callable[[], float],
     chunk_size: int,
+    one_pass: bool = False,
 ) -> Iterator[Tensor]:
     """Improve the synthetic samples step by step; yield each step's loss, still on its device, before θ moves.
 
@@ -115,7 +116,9 @@ def distill(
     progress : callable
         What share of the run is done; the run ends at 1.
     chunk_size : int
-        Views that pass the encoder together. One chunk needs one pass, more need two.
+        Views that pass the encoder together.
+    one_pass : bool
+        Whether all chunks keep their graphs in memory; else the last one does, and the others pass twice.
     """
     k = n_views
     Y = F.one_hot(y.repeat_interleave(k), n_classes).to(real.dtype)
@@ -135,7 +138,7 @@ def distill(
         def loss_of(Z: Tensor, R=R, r=r) -> Tensor:
             return objective(Z, Y, R, r)
 
-        yield backpropagate(state.parametrization, features, loss_of, chunks, k)
+        yield backpropagate(state.parametrization, features, loss_of, chunks, k, kept=len(chunks) if one_pass else 1)
         state.update()
 
 
@@ -156,8 +159,9 @@ def backpropagate(
     loss_of: Callable[[Tensor], Tensor],
     chunks: list[slice],
     k: int,
+    kept: int = 1,
 ) -> Tensor:
-    """The loss; its gradient is written to that of θ. The graph of one chunk is in memory at a time.
+    """The loss; its gradient is written to that of θ.
 
     Parameters
     ----------
@@ -170,6 +174,8 @@ def backpropagate(
         Rows of ``Z``, in order.
     k : int
         Views of each sample.
+    kept : int
+        Chunks, the last ones, whose graphs are in memory until their gradient is had; the others pass twice.
     """
 
     def forward(rows: slice) -> tuple[list[Tensor], Tensor]:
@@ -177,16 +183,16 @@ def backpropagate(
         theta = [parameter.detach()[samples].requires_grad_() for parameter in parametrization.parameters]
         return theta, features(parametrization.decode(theta), rows)
 
+    first = len(chunks) - kept
     with torch.no_grad():
-        Zs = [forward(rows)[1] for rows in chunks[:-1]]
+        Zs = [forward(rows)[1] for rows in chunks[:first]]
     with torch.enable_grad():
-        theta, own = forward(chunks[-1])  # keeps its graph: where there is one chunk it passes once
-        Z = torch.cat([*Zs, own.detach()]).requires_grad_()
+        graphs = [forward(rows) for rows in chunks[first:]]
+        Z = torch.cat([*Zs, *(own.detach() for _, own in graphs)]).requires_grad_()
         loss = loss_of(Z)
         (dZ,) = torch.autograd.grad(loss, Z)
         for rows in reversed(chunks):
-            if rows is not chunks[-1]:
-                theta, own = forward(rows)
+            theta, own = graphs.pop() if graphs else forward(rows)
             gradients = torch.autograd.grad(own, theta, dZ[rows], allow_unused=True)
             _write_gradients(parametrization.parameters, gradients, rows, k)
             del theta, own
