@@ -81,7 +81,9 @@ class BaseDistiller(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Classifie
             raise ValueError(f"distillation needs samples of at least two classes; y holds one class, {classes.tolist()[0]!r}")
         self._check(classes, np.bincount(codes))
         start = self._warm_start_from(classes, (len(classes) * self.images_per_class, *space.sample_shape))
-        checkpoint = None if self.checkpoint is None else Checkpoint(self, {**space.identity(), "y": joblib.hash(y)})
+        checkpoint = (
+            None if self.checkpoint is None else Checkpoint(self, {**space.identity(), "y": joblib.hash(np.ascontiguousarray(y))})
+        )
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         if checkpoint is not None and checkpoint.info:
             seed = checkpoint.info["seed"]
@@ -89,6 +91,11 @@ class BaseDistiller(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Classifie
         if hasattr(self, "_init_callback_context"):
             self._init_callback_context(max_subtasks=self.max_iter).call_on_fit_task_begin(estimator=self, X=X, y=y)
         order, n_held_out = shuffled(codes, self.validation_fraction, rng)
+        if self.n_iter_no_change is not None and not n_held_out:
+            raise ValueError(
+                f"n_iter_no_change={self.n_iter_no_change} needs held-out real samples, and validation_fraction="
+                f"{self.validation_fraction} of classes of at most {np.bincount(codes).max()} samples is none; give more"
+            )
         real = RealSet(space.real_features(order), codes[order], order, n_held_out)
         self.__dict__.pop("probe_", None)  # from here on not fitted, until `_learn` is done
         if start is None:
@@ -104,7 +111,7 @@ class BaseDistiller(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Classifie
 
     def _warm_start_from(self, classes: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
         """Synthetic samples of the last fit, where they are to be gone on with."""
-        if not (self.warm_start and hasattr(self, "X_synthetic_")):
+        if not (self.warm_start and hasattr(self, "probe_")):
             return None
         if np.array_equal(classes, self.classes_) and self.X_synthetic_.shape == shape:
             return self.X_synthetic_

@@ -72,13 +72,13 @@ class CLPDistiller(BaseDistiller):
     n_iter_no_change : int, default=None
         The run ends when the loss on held-out real features has not fallen by more than `tol` in so many steps.
     validation_fraction : float in (0, 1) or None, default=0.1
-        Share of each class's real features, rounded down, that nothing is learned from. Every 20 steps and at the end the
-        images are scored on them, and the images with the least loss are what is kept. ``None``: the last images are.
+        Share of each class's real features, rounded down (10,000 in all, at most), that the images are not learned from. Every 20
+        steps and at the end they are scored on them, and those with the least loss are kept. ``None``: the last ones are.
     tol : float, default=1e-4
         See `n_iter_no_change`.
     checkpoint : path, default=None
-        A file that the run is written to, whole at any moment. A `fit` that finds the file of the same run, of the same data and
-        parameters, goes on from it; on the same machine to bit-identical images, unless there is a `time_budget`.
+        A file that the run is written to, whole at any moment. A `fit` that finds the file of the same run (same data, same
+        parameters) goes on from it; on the same CPU, with as many threads and no `time_budget`, to bit-identical images.
     checkpoint_every : float or int, default=60.0
         Between two writings: seconds if it is a float, steps if it is an integer.
     warm_start : bool, default=False
@@ -273,8 +273,8 @@ class CLPDistiller(BaseDistiller):
         if start is not None:
             parametrization.set(space.from_user(start))
         elif self.init == "real":
-            of_class = (real.order[real.codes == c] for c in range(n_classes))
-            rows = [rng.choice(members, self.images_per_class, replace=False) for members in of_class]
+            # In random order, held-out samples last.
+            rows = [real.order[real.codes == c][: self.images_per_class] for c in range(n_classes)]
             parametrization.set(space.read(np.concatenate(rows)))
         augmentation, objective = self._augmentation(space), self._objective()
         n_views = self.n_views if augmentation.is_random else 1
@@ -322,14 +322,20 @@ class CLPDistiller(BaseDistiller):
         self._present = lambda: space.to_user(parametrization().detach())
         try:
             following.follow(steps)
-        except Exception:
+        except BaseException:
             if self.n_iter_:  # nothing computed so far is lost
                 with suppress(Exception):
                     self.__dict__.update(self._fitted(space, parametrization(), y, real))
             raise
         finally:
             del self._present
-        self.__dict__.update(self._fitted(space, parametrization(), y, real))
+        with torch.no_grad():
+            samples = parametrization()
+        try:
+            fitted = self._fitted(space, samples, y, real)
+        except KeyboardInterrupt:  # the images are worth the second that this takes
+            fitted = self._fitted(space, samples, y, real)
+        self.__dict__.update(fitted)
 
     def _objective(self):
         if isinstance(self.objective, str):

@@ -309,6 +309,8 @@ def _identity(backbone: Backbone) -> str:
         try:
             network = _ByContent("md5").hash(backbone.module)
         except Exception as error:  # whatever pickling a user's module raises
-            raise ValueError(f"memory= needs a module that can be pickled, to tell it from others: {error}") from error
+            raise ValueError(
+                f"memory= and checkpoint= need a module that can be pickled, to tell it from others: {error}"
+            ) from error
         backbone.digest = joblib.hash((network, backbone.preprocessing, *map(version, ("sklearn-clpdd", "torch", "timm"))))
     return backbone.digest

@@ -5,10 +5,12 @@ import re
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
+import joblib
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -18,8 +20,10 @@ from ._core.loop import State
 
 # Steps between two scores of the held-out features; each costs a forward pass of the images without views.
 _SCORE_EVERY = 20
-# Steps between two looks at the losses on a GPU, each of which waits for it.
+# Steps between two looks at the losses on a GPU, each of which waits for it; a divisor of the above.
 _LOOK_EVERY = 10
+# Frames between the user and `Run.follow`: `fit` and `_learn`, and since scikit-learn 1.9 a wrapper of `fit`.
+_USER = 5 if find_spec("sklearn.callback") else 4
 # Parameters that a run and its continuation need not share.
 _FREE = {"encoder", "memory", "device", "verbose", "callback", "checkpoint", "checkpoint_every", "random_state"}
 
@@ -125,6 +129,7 @@ class Run:
         self._seconds_before = 0.0
         if checkpoint is not None and checkpoint.info:
             self._resume(checkpoint.tensors, checkpoint.info)
+            checkpoint.tensors = {}
         self._begin = self._written = time.perf_counter()
         self._written_step = self._first_step = state.step
 
@@ -157,7 +162,7 @@ class Run:
                 try:
                     for loss in steps:
                         self._pending.append((loss, self.seconds))
-                        if self._state.step % self._look_every == 0 or self._state.step % _SCORE_EVERY == 0:
+                        if self._state.step % self._look_every == 0:
                             self._look(bar)
                             self._write_if_due()
                             if self._finished:
@@ -167,7 +172,8 @@ class Run:
                     pass
                 except KeyboardInterrupt:
                     warnings.warn(
-                        f"interrupted after {self._distiller.n_iter_} of {total} steps; the images so far are kept", stacklevel=5
+                        f"interrupted after {self._state.step} of {total} steps; the images so far are kept",
+                        stacklevel=_USER,
                     )
                 self._end(bar)
             except BaseException:
@@ -179,8 +185,9 @@ class Run:
         if not self._pending:
             return
         distiller, records = self._distiller, []
-        losses = torch.stack([loss for loss, _ in self._pending]).tolist()
-        for loss, (_, seconds) in zip(losses, self._pending, strict=True):
+        pending, self._pending = self._pending, []
+        losses = torch.stack([loss for loss, _ in pending]).tolist()
+        for loss, (_, seconds) in zip(losses, pending, strict=True):
             if not math.isfinite(loss):
                 raise FloatingPointError(
                     f"the loss of step {distiller.n_iter_} is {loss} (alpha={distiller.alpha}, "
@@ -190,7 +197,6 @@ class Run:
             records.append({"step": distiller.n_iter_, "loss": loss, "seconds": seconds})
             distiller.history_.append(records[-1])
             distiller.n_iter_ += 1
-        self._pending.clear()
         if self._score is None:
             self._keep()
         elif self._state.step % _SCORE_EVERY == 0:
@@ -229,7 +235,7 @@ class Run:
         """Tell the callbacks; one of scikit-learn's ends the run by what it returns."""
         distiller = self._distiller
         if distiller.callback is not None:
-            distiller.callback(distiller, record)
+            distiller.callback(distiller, dict(record))
         if getattr(distiller, "_skl_callbacks", None):
             step = distiller._callback_fit_ctx.subcontext(task_name="step")
             step.call_on_fit_task_begin(estimator=distiller, **self._hooks)
@@ -243,9 +249,13 @@ class Run:
             raise FloatingPointError(
                 f"step {self._state.step} has led to images that are not finite; the last good ones are kept"
             )
+        # Whoever goes on from here must not see the score of a moment at which an uninterrupted run has none.
+        if not self._finished:
+            self._write()
         if self._score is not None and self._distiller.history_:
             self._score_into(self._distiller.history_[-1])
-        self._write()
+        if self._finished:
+            self._write()
         if self._score is not None:
             self._restore()
 
@@ -279,7 +289,8 @@ class Run:
             "seconds": self.seconds,
             "finished": self._finished,
         }
-        info |= {"best": self._best, "improved": self._improved, "history": self._distiller.history_[: self._state.step]}
+        history = self._distiller.history_ if self._finished else self._distiller.history_[: self._state.step]
+        info |= {"best": self._best, "improved": self._improved, "history": history}
         self._checkpoint.write(tensors, info)
         self._written, self._written_step = time.perf_counter(), self._state.step
 
@@ -294,12 +305,31 @@ class Run:
 
 
 def _spelled(value: Any) -> str:
-    """A parameter in words that are the same in another process."""
+    """A parameter in words that are the same in another process, and others for another value."""
     if isinstance(value, Real):
         return repr(float(value))
-    if callable(value) and hasattr(value, "__qualname__"):
+    if isinstance(value, type):
         return f"{value.__module__}.{value.__qualname__}"
-    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+    words = re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+    if words == repr(value):
+        return words
+    try:
+        return f"{words} {joblib.hash(_content(value))}"
+    except Exception:  # whatever pickling a user's object raises
+        return words
+
+
+def _content(value: Any) -> Any:
+    """What tells two functions, or two objects without a `repr` of their own, apart."""
+    code = getattr(value, "__code__", None)
+    if code is None:
+        return vars(value)
+    plain = [part for part in (*code.co_consts, *_enclosed(value)) if isinstance(part, str | Real | None)]
+    return code.co_code, code.co_names, plain, value.__defaults__
+
+
+def _enclosed(function: Any) -> list:
+    return [cell.cell_contents for cell in function.__closure__ or ()]
 
 
 def _differing(was: dict[str, str], now: dict[str, str]) -> list[str]:

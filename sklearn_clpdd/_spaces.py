@@ -4,6 +4,7 @@ A space is what the loop needs to know of the user's data, in one form for both.
 """
 
 import dataclasses
+import os
 import tempfile
 from collections.abc import Callable
 from typing import Protocol
@@ -113,7 +114,9 @@ class ImageSpace:
         return R
 
     def features(self, samples):
-        return self.encoder.encode(samples)
+        # Not to be cached: no other run has these.
+        quiet = {**self.encoder.get_params(deep=False), "memory": None, "verbose": 0}
+        return type(self.encoder)(**quiet).encode(samples)
 
     def identity(self):
         return {
@@ -170,7 +173,7 @@ class PointSpace:
         return (samples - self.center) / self.scale
 
     def identity(self):
-        return {"X": joblib.hash(self._X)}
+        return {"X": joblib.hash(np.ascontiguousarray(self._X))}
 
     def chunk_size(self, n_views):
         return n_views, True
@@ -200,5 +203,8 @@ class PointSpace:
 
 def _on_disk(n: int, d: int, *, half: bool) -> np.memmap:
     """An array in a file that is gone when nobody has the array any more; float16 where the features are of unit norm."""
+    itemsize = 2 if half else 4
     with tempfile.TemporaryFile() as file:
+        if hasattr(os, "posix_fallocate"):  # a full disk is an error here, and none that ends the process later
+            os.posix_fallocate(file.fileno(), 0, itemsize * n * d)
         return np.memmap(file, dtype=np.float16 if half else np.float32, mode="w+", shape=(n, d))

@@ -62,7 +62,7 @@ def test_interrupted_and_gone_on_with_is_uninterrupted(encoder, colors, tmp_path
     X, y = colors
     path = tmp_path / "run"
     run = distiller(encoder, **parameters, checkpoint=path, checkpoint_every=1)
-    with pytest.warns(UserWarning, match=f"interrupted after {stop + 1} of 45 steps"):
+    with pytest.warns(UserWarning, match=f"interrupted after {stop} of 45 steps"):
         run.set_params(callback=_stop_at(stop)).fit(X, y)
     assert run.n_iter_ == stop + 1
     assert read_checkpoint(path)[1]["step"] == stop
@@ -78,9 +78,46 @@ def test_interrupted_and_gone_on_with_is_uninterrupted(encoder, colors, tmp_path
     assert without_time[0] == without_time[1]
 
 
-def test_a_finished_run_is_not_made_again(encoder, colors, tmp_path):
+@pytest.fixture(scope="module")
+def noisy(digits):
+    """Half of the labels are wrong: the loss on held-out features rises while that of the run falls."""
+    X, y = digits
+    rng = np.random.RandomState(0)
+    return X[:150], np.where(rng.rand(150) < 0.5, rng.permutation(y[:150]), y[:150])
+
+
+@pytest.mark.parametrize("where", ["callback", "objective"])
+@pytest.mark.parametrize("stop", [11, 23, 29, 38, 61])
+def test_interrupts_leave_no_trace(noisy, tmp_path, stop, where):
+    """The score of the moment of an interrupt is no score of the run."""
+    parameters = {"max_iter": 121, "n_iter_no_change": 90, "tol": 0.0}
+    whole = distiller(None, **parameters).fit(*noisy)
+    table = pd.DataFrame(whole.history_)
+    assert table.val_loss.idxmin() < 60 < whole.n_iter_ - 30
+    calls = itertools.count()
+
+    def objective(Z, Y, R, r):
+        if Z.requires_grad and next(calls) == stop:
+            raise KeyboardInterrupt
+        return CrossEntropy(1.0, 0.1)(Z, Y, R, r)
+
+    run = distiller(None, **parameters, checkpoint=tmp_path / "run", checkpoint_every=1)
+    if where == "callback":
+        run.set_params(callback=_stop_at(stop))
+    else:
+        run.objective = objective
+    with pytest.warns(UserWarning, match=f"interrupted after {stop} of 121"):
+        run.fit(*noisy)
+    resumed = clone(run).set_params(callback=None).fit(*noisy)  # the objective's counter is past the interrupt now
+    np.testing.assert_array_equal(resumed.X_synthetic_, whole.X_synthetic_)
+    assert [{**record, "seconds": 0} for record in resumed.history_] == [{**record, "seconds": 0} for record in whole.history_]
+
+
+@pytest.mark.parametrize("parameters", [{}, {"n_iter_no_change": 20, "max_iter": 500, "tol": 0.05}], ids=["steps", "patience"])
+def test_a_finished_run_is_not_made_again(encoder, colors, tmp_path, parameters):
     X, y = colors
-    one = distiller(encoder, checkpoint=str(tmp_path / "run")).fit(X, y)
+    one = distiller(encoder, **parameters, checkpoint=str(tmp_path / "run")).fit(X, y)
+    assert (one.n_iter_ < one.max_iter) == bool(parameters)
     steps = []
     other = clone(one).set_params(callback=lambda distiller, record: steps.append(record)).fit(X, y)
     assert not steps
@@ -97,6 +134,7 @@ def test_a_finished_run_is_not_made_again(encoder, colors, tmp_path):
         ({"random_state": 1}, "random_state was 0.0 and is 1.0"),
         ({"augmentation": DSA(flip=0)}, r"augmentation was 'dsa' and is DSA\(.*flip=0"),
         ({"encoder__normalize": False}, "encoder differ"),
+        ({"objective": CrossEntropy(1.0, 0.1)}, "objective was 'cross_entropy' and is <"),
         ({"X": lambda X: X[::-1]}, "images differ"),
         ({"y": lambda y: y[::-1]}, "y differ"),
     ],
@@ -110,6 +148,27 @@ def test_another_run_is_refused_and_says_what_differs(encoder, colors, tmp_path,
     with pytest.raises(ValueError, match=f"(?s)is that of another run: {words}"):
         clone(run).set_params(**change).fit(X, y)
     assert (tmp_path / "run").read_bytes() == before
+
+
+def test_objectives_are_told_apart(digits, tmp_path):
+    def squared(power):
+        return lambda Z, Y, R, r: (Z**power).sum()
+
+    objectives = [
+        CrossEntropy(1.0, 0.1),
+        CrossEntropy(1.0, 0.2),
+        lambda Z, Y, R, r: Z.square().sum(),
+        lambda Z, Y, R, r: Z.square().sum() * 2,
+        lambda Z, Y, R, r: Z.abs().sum(),
+        squared(2),
+        squared(4),
+    ]
+    for i, objective in enumerate(objectives):
+        run = distiller(None, objective=objective, max_iter=2, checkpoint=tmp_path / str(i)).fit(*digits)
+        assert run.fit(*digits).n_iter_ == 2
+        for other in objectives[:i] + objectives[i + 1 :]:
+            with pytest.raises(ValueError, match="objective was"):
+                clone(run).set_params(objective=other).fit(*digits)
 
 
 def test_what_does_not_matter_may_differ(digits, tmp_path):
@@ -149,7 +208,7 @@ def test_checkpoints_are_written_by_steps_or_seconds(digits, tmp_path, monkeypat
     if every == 10:
         assert [info["step"] for info in written] == [10, 20, 30, 40, 45]
     else:
-        assert 5 <= len(written) <= 12
+        assert 2 <= len(written) < 45
         assert np.diff([info["seconds"] for info in written[:-1]]).min() >= 0.05
 
 
@@ -172,7 +231,7 @@ def test_interrupt_keeps_the_best_images(encoder, colors):
     def objective(Z, Y, R, r):
         return CrossEntropy(0.01, 0.1)(Z, Y, R, r) * (-1 if next(calls) > 21 and Z.requires_grad else 1)
 
-    with pytest.warns(UserWarning, match="interrupted after 31 of 45 steps") as caught:
+    with pytest.warns(UserWarning, match="interrupted after 30 of 45 steps") as caught:
         fitted = distiller(encoder, objective=objective, callback=spoil).fit(X, y)
     assert caught[0].filename == __file__
     np.testing.assert_array_equal(fitted.X_synthetic_, seen["best"])
@@ -212,11 +271,10 @@ def test_no_change_ends_the_run(digits):
 
 
 def test_time_budget(digits):
-    begin = time.perf_counter()
     fitted = distiller(None, max_iter=10**6, time_budget=0.5).fit(*digits)
-    assert 0.4 < fitted.history_[-1]["seconds"] < 1
-    assert time.perf_counter() - begin < 5
-    assert 10 < fitted.n_iter_ < 10**5
+    seconds = [record["seconds"] for record in fitted.history_]
+    assert seconds[-2] < 0.5 < seconds[-1] + max(np.diff(seconds)) * 3
+    assert fitted.n_iter_ < 10**5
     assert distiller(None, time_budget=1000).fit(*digits).n_iter_ == 45
 
 
@@ -237,22 +295,26 @@ def test_history_is_a_table_with_scores_on_held_out_features(encoder, colors):
     assert alone.columns.tolist() == ["step", "loss", "seconds"]
 
 
-def test_the_best_state_is_kept(encoder, colors):
-    """A rate that overshoots: the last state is worse than one before it."""
-    X, y = colors
-    images = {}
+def test_the_best_state_is_kept(noisy):
+    points = {}
 
     def watch(distiller, record):
-        images[record["step"]] = distiller.transform()
+        points[record["step"]] = distiller.transform()
 
-    fitted = distiller(encoder, learning_rate=3.0, callback=watch, validation_fraction=0.3, max_iter=61).fit(X, y)
-    scores = pd.DataFrame(fitted.history_).val_loss.dropna()
-    if scores.idxmin() != 60:
-        np.testing.assert_array_equal(fitted.X_synthetic_, images[scores.idxmin()])
+    fitted = distiller(None, callback=watch, max_iter=121).fit(*noisy)
+    best = pd.DataFrame(fitted.history_).val_loss.idxmin()
+    assert best < 100
+    np.testing.assert_array_equal(fitted.X_synthetic_, points[best])
+
+
+def test_patience_needs_held_out_samples(digits):
+    X, y = digits
+    for parameters in ({"validation_fraction": None}, {"validation_fraction": 0.01}):
+        with pytest.raises(ValueError, match="n_iter_no_change=5 needs held-out real samples"):
+            distiller(None, n_iter_no_change=5, **parameters).fit(X, y)
 
 
 def test_held_out_features_are_not_learned_from(digits):
-    """Labels that are wrong in the held-out part alone change nothing but its scores."""
     X, y = digits
     order = distiller(None)
     seen = []
@@ -314,11 +376,15 @@ def test_callback_sees_each_record_and_the_images_of_the_moment(encoder, colors)
     assert all(np.abs(one - other).max() > 0 for one, other in itertools.pairwise([*images, run.transform()]))
 
 
+def _pickle_it(distiller, record):
+    if record["step"] == 3:
+        assert pickle.loads(pickle.dumps(distiller)).n_iter_ == 4
+        raise StopIteration
+
+
 def test_pickles_while_it_runs_and_afterwards(encoder, colors, tmp_path):
-    run = distiller(encoder, callback=lambda distiller, record: copies.append(pickle.loads(pickle.dumps(distiller.history_))))
-    copies = []
-    run.fit(*colors)
-    assert copies[3] == run.history_[:4]
+    run = distiller(encoder, callback=_pickle_it).fit(*colors)
+    assert run.n_iter_ == 4
     assert not [name for name in vars(run) if "present" in name or "callback_fit" in name]
     joblib.dump(run.set_params(callback=None), tmp_path / "run")
 

@@ -35,10 +35,10 @@ def write_checkpoint(path: Path, tensors: dict[str, Tensor], info: dict) -> None
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, beside, metadata={_KEY: json.dumps(info)})
     except SafetensorError as error:
         raise OSError(f"{beside}: {error}") from error
-    _to_disk(beside)
+    _to_disk(beside, os.O_RDWR)
     os.replace(beside, path)
     if os.name == "posix":
-        _to_disk(path.parent)
+        _to_disk(path.parent, os.O_RDONLY)
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict]:
@@ -52,13 +52,13 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict]:
     try:
         with safe_open(path, framework="pt") as file:
             info = json.loads((file.metadata() or {})[_KEY])
-            return {name: file.get_tensor(name) for name in file.keys()}, info  # noqa: SIM118 (no mapping)
+            return {name: file.get_tensor(name).clone() for name in file.keys()}, info  # noqa: SIM118 (no mapping)
     except (SafetensorError, KeyError, json.JSONDecodeError) as error:
         raise ValueError(f"checkpoint={os.fspath(path)!r} is there, but no checkpoint of a distillation: {error!r}") from error
 
 
-def _to_disk(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+def _to_disk(path: Path, flags: int) -> None:
+    descriptor = os.open(path, flags)
     try:
         os.fsync(descriptor)
     finally:

@@ -41,9 +41,12 @@ class State:
         self.optimizer = torch.optim.Adam(parametrization.parameters, fused=fused or None)
 
     def begin_step(self, progress: float) -> None:
-        """Remember the random numbers of this step, which `tensors` gives: the step can then be made again."""
+        """Say how far the run is; `tensors` gives what it takes to make this step again."""
         self.progress = progress
         self.parametrization.grow(progress)
+        self._remember()
+
+    def _remember(self) -> None:
         self._drawn = {"views": self.views.get_state(), "batches": self.batches.get_state()}
 
     def update(self) -> None:
@@ -51,6 +54,7 @@ class State:
         self.between_updates = False
         self.optimizer.step()
         self.step += 1
+        self._remember()
         self.between_updates = True
 
     def tensors(self) -> dict[str, Tensor]:

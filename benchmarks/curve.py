@@ -1,0 +1,76 @@
+"""Accuracy against the time of distillation, one image per class, within a budget.
+
+    python benchmarks/curve.py [DIR] [--seconds 60] [--seeds 3] [--output DIR]
+
+DIR holds ``train`` and ``val`` folders with one folder of images per class, by default ``$SKLEARN_CLPDD_DATA/imagenette``.
+The images of each twentieth step are taken aside while the run is going on, and scored with the closed-form probe after it.
+"""
+
+import argparse
+import os
+import platform
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from sklearn_clpdd import CLPDistiller, FrozenEncoder
+from sklearn_clpdd.datasets import load_image_folder
+
+
+def curve(encoder, X, y, X_test, y_test, **parameters):
+    """Seconds and validation accuracies along a run; those of the images that it keeps come last."""
+    moments = []
+
+    def take_aside(distiller, record):
+        if record["step"] % 20 == 0:
+            moments.append((record["seconds"], distiller.transform()))
+
+    distiller = CLPDistiller(encoder, callback=take_aside, **parameters).fit(X, y)
+    test, labels = encoder.encode(X_test), distiller.y_synthetic_
+    points = [(seconds, distiller._fit_probe(encoder.encode(images), labels).score(test, y_test)) for seconds, images in moments]
+    return [*points, (distiller.history_[-1]["seconds"], distiller.probe_.score(test, y_test))]
+
+
+def main():
+    data = os.environ.get("SKLEARN_CLPDD_DATA")
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("folder", nargs="?", type=Path, default=Path(data, "imagenette") if data else None)
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--output", type=Path)
+    arguments = parser.parse_args()
+    if arguments.folder is None:
+        sys.exit("give the folder of a data set, or set SKLEARN_CLPDD_DATA to the folder that holds imagenette/")
+    sets = (*load_image_folder(arguments.folder / "train"), *load_image_folder(arguments.folder / "val"))
+    grid = np.linspace(0, arguments.seconds, 13)[1:]
+    lines = [
+        f"`{arguments.folder.name}`, closed-form validation accuracy after so many seconds of distillation; EfficientNet-Lite0, "
+        f"128 px images, 112 px views, 1 image per class; {platform.machine()}, {os.cpu_count()} cores, "
+        f"torch {torch.__version__}; `python benchmarks/curve.py DIR --seconds {arguments.seconds:g} --seeds {arguments.seeds}`",
+        "",
+        f"| | {' | '.join(f'{seconds:g} s' for seconds in grid)} | kept | first ≥ 0.90 |",
+        "| --- |" + " --- |" * (len(grid) + 2),
+    ]
+    with tempfile.TemporaryDirectory() as cache:
+        encoder = FrozenEncoder(image_size=112, n_jobs=-1, memory=cache)
+        for progressive in (True, False):
+            for seed in range(arguments.seeds):
+                budget = {"max_iter": 100_000, "time_budget": arguments.seconds}
+                points = curve(encoder, *sets, progressive=progressive, random_state=seed, **budget)
+                seconds, scores = map(np.array, zip(*points, strict=True))
+                cells = [f"{scores[:-1][seconds[:-1] <= limit][-1]:.3f}" for limit in grid]
+                reached = np.append(seconds[:-1][scores[:-1] >= 0.9], np.inf)[0]
+                name = "progressive" if progressive else "full size throughout"
+                lines.append(f"| {name}, seed {seed} | {' | '.join(cells)} | {scores[-1]:.3f} | {reached:.0f} s |")
+                print(lines[-1], flush=True)
+    print("\n".join(lines))
+    if arguments.output is not None:
+        arguments.output.mkdir(parents=True, exist_ok=True)
+        (arguments.output / "curve.md").write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()
