@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ._core.calibration import temperature_of
 from ._core.devices import resolve_device
+from ._core.heap import kept_heap
 from ._core.objectives import anchors, inner_weights
 from ._core.real_features import RealSet, shuffled
 from ._core.ridge import relative_penalty
@@ -103,7 +104,7 @@ class BaseDistiller(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Classifie
         self.classes_, self.encoder_ = classes, space.encoder
         self._center, self._scale = space.center, space.scale
         run = partial(Run, self, checkpoint=checkpoint, seed=seed, data={"X": X, "y": y})
-        with torch.inference_mode(False), torch.enable_grad():  # whatever mode the caller is in
+        with torch.inference_mode(False), torch.enable_grad(), kept_heap():  # whatever mode the caller is in
             self._learn(space, real, rng, start, run)
         if hasattr(self, "_callback_fit_ctx"):
             self._callback_fit_ctx.call_on_fit_task_end(estimator=self, X=X, y=y)

@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 
 from ._core.backbones import Backbone, load_backbone
 from ._core.devices import resolve_device
+from ._core.heap import kept_heap
 from ._images import Images, as_images
 
 # Images whose features are one entry of the cache.
@@ -268,12 +269,13 @@ def _encode(images: Images, backbone: Backbone, *, batch_size, n_jobs, bar, fing
     batches = images.batches(batch_size, backbone.preprocessing, n_jobs)
     if backbone.device.type != "cpu":
         batches = _ahead(batches)
-    for batch in batches:
-        with torch.inference_mode():
-            Z = features_of(backbone, batch.to(backbone.device, non_blocking=True), normalize, dtype)
-            features[done : done + len(batch)] = Z.cpu().numpy()
-        done += len(batch)
-        bar.update(len(batch))
+    with kept_heap():
+        for batch in batches:
+            with torch.inference_mode():
+                Z = features_of(backbone, batch.to(backbone.device, non_blocking=True), normalize, dtype)
+                features[done : done + len(batch)] = Z.cpu().numpy()
+            done += len(batch)
+            bar.update(len(batch))
     return features
 
 

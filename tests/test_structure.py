@@ -23,6 +23,7 @@ LAYERS = [
         "_core.augmentations",
         "_core.parametrizations",
         "_core.devices",
+        "_core.heap",
         "_core.checkpoints",
         "_core.weights",
         "_core.folding",

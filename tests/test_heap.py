@@ -1,0 +1,54 @@
+"""The allocator's settings: within a fit, and after it."""
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = """
+import os
+from contextlib import ExitStack
+import torch
+from sklearn_clpdd._core.heap import kept_heap
+
+def faults():
+    fields = open("/proc/self/stat").read().rpartition(")")[2].split()
+    return int(fields[7])
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGESIZE")
+
+def work():
+    before = faults()
+    for _ in range(20):
+        torch.ones(2**24)  # 64 MB
+    return faults() - before
+
+work()
+print(work())
+with kept_heap():
+    work()
+    with kept_heap():
+        print(work())
+    print(work(), end=" ")
+    before = resident()
+print(work(), before - resident())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="there are other allocators")
+def test_memory_is_kept_within_and_given_back_after():
+    lines = subprocess.run([sys.executable, "-c", SCRIPT], check=True, capture_output=True, text=True).stdout.split()
+    before, nested, within, after, given_back = map(int, lines)
+    assert min(before, after) > 500  # each tensor anew: pages of 4 kB, or of 2 MB
+    assert max(nested, within) < before / 10
+    assert given_back > 2**25
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="there are other allocators")
+@pytest.mark.parametrize("tuned", [{"MALLOC_ARENA_MAX": "2"}, {"GLIBC_TUNABLES": "glibc.malloc.check=0"}])
+def test_a_tuned_allocator_is_left_alone(tuned):
+    script = "from sklearn_clpdd._core.heap import _glibc; print(_glibc())"
+    out = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True, env=tuned).stdout
+    assert out.strip() == "None"
