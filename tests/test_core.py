@@ -96,13 +96,24 @@ def test_dsa_without_randomness_is_the_image():
 
 
 def test_dsa_crops_have_the_area_asked_for_and_stay_inside():
-    affine = DSA(scale=(0.2, 0.4)).draw(1000, generator())["affine"]
-    width, height = affine[:, 0, 0].abs(), affine[:, 1, 1].abs()
+    draws = DSA(scale=(0.2, 0.4)).draw(1000, generator())
+    width, height = draws["scale"].abs().unbind(1)
     assert 0.2 <= (width * height).min() < 0.21
     assert 0.39 < (width * height).max() <= 0.4
-    assert (affine[:, 0, 2].abs() + width).max() <= 1 + 1e-6
-    assert (affine[:, 1, 2].abs() + height).max() <= 1 + 1e-6
-    assert 0.4 < (affine[:, 0, 0] < 0).double().mean() < 0.6
+    assert (draws["center"].abs() + draws["scale"].abs()).max() <= 1 + 1e-6
+    assert 0.4 < (draws["scale"][:, 0] < 0).double().mean() < 0.6
+    assert (draws["scale"][:, 1] > 0).all()
+
+
+def test_dsa_views_are_affine_crops():
+    """Against torch's own sampling of each view by itself."""
+    dsa, images, k, side = DSA(), torch.rand(3, 3, SIZE, SIZE + 5, generator=generator()), 4, 9
+    draws = dsa.draw(3 * k, generator())
+    views = dsa(images, draws, Preprocessing(image_size=side))
+    affine = torch.cat([torch.diag_embed(draws["scale"]), draws["center"][..., None]], dim=2)
+    grid = F.affine_grid(affine, [3 * k, 3, side, side], align_corners=False)
+    single = F.grid_sample(images.repeat_interleave(k, dim=0), grid, padding_mode="reflection", align_corners=False)
+    torch.testing.assert_close(views, single)
 
 
 def _features(n, d=7, C=3, seed=0):
@@ -139,13 +150,14 @@ def test_gradient_of_the_whole_step_against_finite_differences(module, objective
     preprocessing = Preprocessing(image_size=8, crop_pct=8 / SIZE, interpolation="bilinear")
     y = torch.arange(3)
     R, r = _features(20, d=12, seed=1)
-    draws = augmentation.draw(6, generator())
+    k = 2 if augmentation.is_random else 1
+    draws = augmentation.draw(3 * k, generator())
     loss_of = OBJECTIVES[objective](alpha=0.1, temperature=0.5)
 
     def loss(*parameters):
         parametrization.parameters = list(parameters)
-        views = augmentation(parametrization().repeat_interleave(2, dim=0), draws, preprocessing)
-        return loss_of(F.normalize(module(views), dim=1), F.one_hot(y.repeat_interleave(2), 3).double(), R, r)
+        views = augmentation(parametrization(), draws, preprocessing)
+        return loss_of(F.normalize(module(views), dim=1), F.one_hot(y.repeat_interleave(k), 3).double(), R, r)
 
     for parametrization in (kind((3, 3, SIZE, SIZE), generator(), dtype=torch.float64) for kind in PARAMETRIZATIONS.values()):
         parametrization.grow(0.99)
@@ -164,9 +176,7 @@ def test_two_passes_give_the_gradient_of_one(module, kind, size, kept):
     Y = F.one_hot((torch.arange(m) % 3).repeat_interleave(k), 3).double()
 
     def features(samples, rows):
-        own = {name: drawn[rows] for name, drawn in draws.items()}
-        views = (rows.stop - rows.start) // len(samples)
-        return module(dsa(samples.repeat_interleave(views, dim=0), own, Preprocessing(image_size=8)))
+        return module(dsa(samples, {name: drawn[rows] for name, drawn in draws.items()}, Preprocessing(image_size=8)))
 
     def loss_of(Z):
         return CrossEntropy(0.1, 0.2)(Z, Y, R, r)

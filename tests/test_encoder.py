@@ -11,11 +11,12 @@ import torch
 from sklearn import config_context
 from sklearn.base import clone
 from sklearn.pipeline import make_pipeline
+from timm.layers import Conv2dSame
 from torch import nn
 
 from sklearn_clpdd import ClosedFormProbe, CLPDistiller, FrozenEncoder
 from sklearn_clpdd._core.backbones import BACKBONES, Backbone
-from sklearn_clpdd._core.folding import fold_batch_norms, folded
+from sklearn_clpdd._core.folding import SameConv2d, fold_batch_norms, fold_paddings, folded
 
 
 class Power(nn.Module):
@@ -66,7 +67,7 @@ def test_folded_is_unfolded(module):
     x = torch.rand(2, 3, 16, 16)
     wanted = module(x)
     plain = copy.deepcopy(module)
-    result = folded(module, x, wanted)
+    result = folded(module, x, wanted, paddings=True)
     assert not any(isinstance(child, nn.BatchNorm2d) for child in result.modules())
     torch.testing.assert_close(result(x), wanted, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(module.state_dict(), plain.state_dict())  # a copy was folded
@@ -84,7 +85,32 @@ def test_a_network_that_does_not_run_in_its_childrens_order_is_left_alone():
 
     module = Backwards().eval()
     x = torch.rand(2, 3, 8, 8)
-    assert folded(module, x, module(x)) is module
+    assert folded(module, x, module(x), paddings=True) is module
+
+
+@pytest.mark.parametrize("size", [(8, 8), (9, 9), (8, 9), (3, 3), (1, 1)])
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 2), (5, 2), (4, 2), (3, 1), (2, 3), (1, 2), (3, (2, 1)), ((3, 5), 2)])
+def test_folded_paddings_are_the_same(size, kernel, stride):
+    module = nn.Sequential(Conv2dSame(4, 4, kernel, stride, groups=2).double())
+    x = torch.randn(2, 4, *size, dtype=torch.float64, requires_grad=True)
+    wanted = module(x)
+    (gradient,) = torch.autograd.grad(wanted.square().sum(), x)
+    assert [fold_paddings(module), fold_paddings(module)] == [1, 0]
+    result = module(x)
+    torch.testing.assert_close(result, wanted)
+    torch.testing.assert_close(torch.autograd.grad(result.square().sum(), x)[0], gradient)
+
+
+@pytest.mark.parametrize("size", [112, 113, 96, 49])
+def test_the_default_encoder_pads_without_copies(size, monkeypatch):
+    backbone = FrozenEncoder(image_size=size, device="cpu").load()
+    assert sum(isinstance(child, SameConv2d) for child in backbone.module.modules()) == 5
+    monkeypatch.setattr(SameConv2d, "forward", lambda self, x: self.convolution(x))
+    images = torch.rand(2, 3, size, size)
+    with torch.no_grad():
+        wanted = backbone(images)
+        monkeypatch.undo()
+        torch.testing.assert_close(backbone(images), wanted, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Augmentations: synthetic images → differentiable random views.
+"""Augmentations: synthetic images → differentiable random views, all those of an image in a row.
 
 An augmentation draws its random numbers first (`draw`) and applies them afterwards (`__call__`), so that the same views can
 be made twice: once for the features and once, chunk by chunk, for their gradient. A new one is a subclass here plus an entry
@@ -24,7 +24,7 @@ class Augmentation:
         return {}
 
     def __call__(self, images: Tensor, draws: dict[str, Tensor], preprocessing: Callable) -> Tensor:
-        """One view of each image, of the size that the encoder takes: ``(n, 3, H, W)`` → ``(n, 3, s, s)``."""
+        """Views of each image, as many as are drawn, of the encoder's size: ``(n, 3, H, W)`` → ``(n·k, 3, s, s)``."""
         return preprocessing(images)
 
 
@@ -70,24 +70,27 @@ class DSA(Augmentation):
         ratio = torch.exp(low + (high - low) * u[1])
         width, height = (area * ratio).sqrt().clamp(max=1), (area / ratio).sqrt().clamp(max=1)
         mirror = 1 - 2 * (u[2] < self.flip).to(u)
-        zero = torch.zeros_like(width)
-        # Affine map from the view's [-1, 1]² to the image's: scaled to the crop, its centre such that it stays inside.
-        rows = [mirror * width, zero, (2 * u[3] - 1) * (1 - width), zero, height, (2 * u[4] - 1) * (1 - height)]
+        # What the view's [-1, 1]² becomes in the image's: scaled to the crop, its centre such that it stays inside.
+        center = (2 * u[3] - 1) * (1 - width), (2 * u[4] - 1) * (1 - height)
         seeds = torch.randint(2**62, (n_views,), generator=generator, device="cpu")
-        return {"affine": torch.stack(rows, dim=1).view(-1, 2, 3), "seed": seeds}
+        return {"scale": torch.stack([mirror * width, height], 1), "center": torch.stack(center, 1), "seed": seeds}
 
     def __call__(self, images, draws, preprocessing):
-        size = preprocessing.image_size
-        affine = draws["affine"].to(images, non_blocking=True)
-        grid = F.affine_grid(affine, [len(images), images.shape[1], size, size], align_corners=False)
-        views = F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
+        n, channels, s = len(images), images.shape[1], preprocessing.image_size
+        scale, center = (draws[name].to(images, non_blocking=True) for name in ("scale", "center"))
+        ticks = (2 * torch.arange(s, device=images.device) + 1) / s - 1
+        x, y = (scale[..., None] * ticks + center[..., None]).unbind(1)
+        grid = torch.stack(torch.broadcast_tensors(x[:, None, :], y[:, :, None]), dim=-1)
+        # The views of an image are one tall view of it: they read it in place, without a copy for each.
+        tall = F.grid_sample(images, grid.view(n, -1, s, 2), padding_mode="border", align_corners=False)
+        views = tall.view(n, channels, -1, s, s).permute(0, 2, 3, 4, 1).reshape(-1, s, s, channels).permute(0, 3, 1, 2)
         return views + self.noise * _noise_like(views, draws["seed"]) if self.noise else views
 
 
 def _noise_like(views: Tensor, seeds: Tensor) -> Tensor:
     """Standard normal noise, each view's from its own seed: the same whatever chunk the view is in."""
     generator = torch.Generator(views.device)
-    noise = torch.empty_like(views)
+    noise = torch.empty_like(views, memory_format=torch.contiguous_format)
     for view, seed in zip(noise, seeds.tolist(), strict=True):
         view.normal_(generator=generator.manual_seed(seed))
     return noise

@@ -288,7 +288,8 @@ def _finish(module: nn.Module, preprocessing: Preprocessing, device: torch.devic
             f"an encoder maps images (n, 3, H, W) to a tensor of features (n, d); {type(module).__name__} gave {seen} "
             "for one image. Wrap it in a module that pools or picks its output"
         )
-    module = folded(module, noise, features).to(device).to(memory_format=torch.channels_last)
+    module = folded(module, noise, features, paddings=device.type == "cpu")
+    module = module.to(device).to(memory_format=torch.channels_last)
     return Backbone(module, preprocessing, features.shape[1], device)
 
 

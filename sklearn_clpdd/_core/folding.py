@@ -1,7 +1,9 @@
-"""Batch norms of a frozen network folded into the convolutions before them."""
+"""A frozen network's batch norms and uneven paddings, folded into its convolutions."""
 
 import copy
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn, no_grad
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
@@ -9,7 +11,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 _TOLERANCE = 1e-3
 
 
-def folded(module: nn.Module, images: Tensor, features: Tensor) -> nn.Module:
+def folded(module: nn.Module, images: Tensor, features: Tensor, *, paddings: bool) -> nn.Module:
     """A folded copy of the module; the module itself where there is nothing to fold, or where the copy disagrees.
 
     Parameters
@@ -18,9 +20,11 @@ def folded(module: nn.Module, images: Tensor, features: Tensor) -> nn.Module:
         In eval mode.
     images, features : Tensor
         An input and the module's output for it.
+    paddings : bool
+        Whether paddings are folded too: it spares copies of the activations, and was measured on CPUs only.
     """
     copied = copy.deepcopy(module)
-    if not fold_batch_norms(copied):
+    if not fold_batch_norms(copied) + (paddings and fold_paddings(copied)):
         return module
     with no_grad():
         error = (copied(images) - features).norm()
@@ -46,3 +50,42 @@ def fold_batch_norms(module: nn.Module) -> int:
                 count += 1
             previous = child
     return count
+
+
+def fold_paddings(module: nn.Module) -> int:
+    """Replace, in place, every convolution with TensorFlow's "same" padding by one that need not copy its input; count them."""
+    from timm.layers import Conv2dSame
+
+    count = 0
+    for parent in list(module.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child) is Conv2dSame and child.dilation == (1, 1) and not isinstance(parent, SameConv2d):
+                setattr(parent, name, SameConv2d(child))
+                count += 1
+    return count
+
+
+class SameConv2d(nn.Module):
+    """A convolution with TensorFlow's "same" padding, which has a pixel more at the end where it is odd.
+
+    A kernel with a row and a column of zeros before it makes that padding an even one, which the convolution does by itself: the
+    same numbers without a padded copy of the input.
+    """
+
+    def __init__(self, convolution: nn.Conv2d):
+        super().__init__()
+        self.convolution = convolution
+        self.register_buffer("shifted", F.pad(convolution.weight.detach(), (1, 0, 1, 0)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        conv = self.convolution
+        padding = [
+            max(0, (-(-n // stride) - 1) * stride + kernel - n)
+            for n, stride, kernel in zip(x.shape[-2:], conv.stride, conv.kernel_size, strict=True)
+        ]
+        odd = {total % 2 for total in padding}
+        if len(odd) > 1:
+            return conv(x)
+        weight = self.get_buffer("shifted") if odd.pop() else conv.weight
+        half = [-(-total // 2) for total in padding]
+        return torch.conv2d(x, weight, conv.bias, conv.stride, half, conv.dilation, conv.groups)

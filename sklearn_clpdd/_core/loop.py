@@ -135,9 +135,7 @@ def distill(
         R, r = real.sample(state.batches)
 
         def features(samples: Tensor, rows: slice, draws=draws, prepare=prepare) -> Tensor:
-            own = {name: drawn[rows] for name, drawn in draws.items()}
-            views = (rows.stop - rows.start) // len(samples)
-            return encode(augmentation(samples.repeat_interleave(views, dim=0), own, prepare))
+            return encode(augmentation(samples, {name: drawn[rows] for name, drawn in draws.items()}, prepare))
 
         def loss_of(Z: Tensor, R=R, r=r) -> Tensor:
             return objective(Z, Y, R, r)

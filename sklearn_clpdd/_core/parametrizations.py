@@ -119,7 +119,7 @@ class Pyramid(Parametrization):
         for level in theta[1 : self.n_active]:
             image = _resize(image, level.shape[-2:]) + level
         image = _resize(image, self.shape[-2:])
-        return torch.sigmoid(torch.einsum("ij,njhw->nihw", self._color, image))
+        return torch.sigmoid((self._color @ image.flatten(2)).view_as(image))
 
     def set(self, samples):
         """Laplacian pyramid of ``samples``; all levels take part from here on."""

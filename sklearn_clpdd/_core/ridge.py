@@ -8,6 +8,7 @@
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 SOLVERS = ("auto", "primal", "dual")
 
@@ -17,13 +18,29 @@ _MIN_BLOCK = 96
 
 
 def solve_ridged(A: Tensor, B: Tensor, penalty: Tensor | float) -> Tensor:
-    """Solve ``(A + penalty·I) X = B`` for a positive semi-definite ``A`` by Cholesky."""
-    ridged = A + penalty * torch.eye(len(A), dtype=A.dtype, device=A.device)
-    # `cholesky` would wait for the device to learn whether it failed; here a failure shows as non-finite weights,
-    # which every caller checks at a moment of its own choice.
-    L, info = torch.linalg.cholesky_ex(ridged)
-    X = torch.cholesky_solve(B, L)
-    return torch.where(info == 0, X, torch.full_like(X, torch.nan))
+    """Solve ``(A + penalty·I) X = B`` for a symmetric positive semi-definite ``A`` by Cholesky."""
+    return _Solve.apply(A + penalty * torch.eye(len(A), dtype=A.dtype, device=A.device), B)
+
+
+class _Solve(torch.autograd.Function):
+    """``X = K⁻¹ B``; its gradient, ``dB = K⁻¹ dX`` and ``dK = −dB Xᵀ``, uses the factors once more instead of differentiating them."""
+
+    @staticmethod
+    def forward(ctx, K: Tensor, B: Tensor) -> Tensor:
+        # `cholesky` would wait for the device to learn whether it failed; here a failure shows as non-finite weights,
+        # which every caller checks at a moment of its own choice.
+        L, info = torch.linalg.cholesky_ex(K)
+        X = torch.cholesky_solve(B, L)
+        X = torch.where(info == 0, X, torch.full_like(X, torch.nan))
+        ctx.save_for_backward(L, X)
+        return X
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dX: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        L, X = ctx.saved_tensors
+        dB = torch.cholesky_solve(dX, L)
+        return -dB @ X.mT if ctx.needs_input_grad[0] else None, dB if ctx.needs_input_grad[1] else None
 
 
 def ridge_primal(Z: Tensor, Y: Tensor, penalty: Tensor | float) -> Tensor:
