@@ -3,16 +3,17 @@
     python benchmarks/step.py [SECTION ...] [--output DIR]
 
 ``parts``: one step beside a forward pass and an input gradient of the encoder over as many views, both in this run, and the share
-of each part measured alone. ``memory``: peak above the loaded encoder, each figure in a process of its own. ``objective``: the
-outer loss over features of the size of ImageNet-1K's, from a float16 file. Images and features are random.
+of each part measured alone. ``memory``: peak above the loaded encoder, each figure in a process of its own. ``growth``: how both
+grow with what is asked for, with a plot beside the table. ``objective``: the outer loss over features of the size of
+ImageNet-1K's, from a float16 file. Images and features are random.
 """
 
 import argparse
 import gc
 import itertools
+import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -27,13 +28,14 @@ import torch.nn.functional as F
 from sklearn_clpdd import FrozenEncoder
 from sklearn_clpdd._core.augmentations import DSA
 from sklearn_clpdd._core.backbones import Backbone
-from sklearn_clpdd._core.devices import graph_memory
 from sklearn_clpdd._core.heap import kept_heap
-from sklearn_clpdd._core.loop import State, chunks_of, distill
+from sklearn_clpdd._core.loop import State, distill
 from sklearn_clpdd._core.objectives import CrossEntropy
 from sklearn_clpdd._core.parametrizations import Pyramid
 from sklearn_clpdd._core.real_features import RealFeatures
 from sklearn_clpdd._encoder import features_of
+from sklearn_clpdd._images import as_images
+from sklearn_clpdd._spaces import ImageSpace
 
 CPU = torch.device("cpu")
 ROUNDS = 7
@@ -51,25 +53,34 @@ def seconds(work, rounds=ROUNDS):
 
 
 class Case:
-    """One setting: classes (one image each), views of each, pixels, rows of real features, views in one chunk."""
+    """One setting: classes, views of an image, pixels, views in a chunk, real features in a step and in all, images per class."""
 
-    def __init__(self, classes: int, views: int, size: int, batch: int = 4096, chunk: int | None = None):
-        self.backbone: Backbone = FrozenEncoder(image_size=size, device="cpu").load()
+    def __init__(
+        self,
+        classes: int,
+        views: int,
+        size: int,
+        chunk: int | None = None,
+        batch: int = 4096,
+        real: int | None = None,
+        images_per_class: int = 1,
+    ):
+        encoder = FrozenEncoder(image_size=size, device="cpu")
+        self.backbone: Backbone = encoder.load()
         self.classes, self.views, self.size = classes, views, size
-        self.total = classes * views
-        one, every = graph_memory(CPU)  # as `encoder_batch_size="auto"` has it
-        self.chunk = chunk or max(1, one // self.backbone.graph_bytes)
-        self.one_pass = chunk is None and self.total * self.backbone.graph_bytes <= every
-        self.chunks = chunks_of(classes, views, self.chunk)
+        m = classes * images_per_class
+        self.total = m * views
+        self.passes = ImageSpace(as_images(np.zeros((1, size, size), np.uint8)), encoder, None).passes(self.total, chunk)
+        self.chunks, self.kept = self.passes.chunks(m, views)
         side = self.backbone.preprocessing.resized
         generators = [torch.Generator().manual_seed(i) for i in range(4)]
-        self.parametrization = Pyramid((classes, 3, side, side), generators[0])
+        self.parametrization = Pyramid((m, 3, side, side), generators[0])
         self.parametrization.grow(1.0)
         self.state = State(self.parametrization, generators[1], generators[2])
-        n = max(2 * batch, 4 * classes)
+        n = real or max(2 * batch, 4 * classes)
         R = F.normalize(torch.randn(n, self.backbone.n_features, generator=generators[3]), dim=1).numpy()
         self.real = RealFeatures(R, np.arange(n) % classes, batch, "uniform", CPU, torch.float32)
-        self.y = torch.arange(classes)
+        self.y = torch.arange(classes).repeat_interleave(images_per_class)
         self.objective = CrossEntropy(1.0, 0.1)
         self.draws = DSA().draw(self.total, generators[1])
         self.pixels = torch.rand(max(len(range(*rows.indices(self.total))) for rows in self.chunks), 3, size, size)
@@ -88,9 +99,13 @@ class Case:
             objective=self.objective,
             learning_rate=0.1,
             progress=lambda: 0.5,
-            chunk_size=self.chunk,
-            one_pass=self.one_pass,
+            passes=self.passes,
         )
+
+    @property
+    def twice(self):
+        """Share of the views that pass twice."""
+        return sum(rows.stop - rows.start for rows in self.chunks[: -self.kept]) / self.total
 
     # The parts, each over all chunks as a step has them.
 
@@ -126,10 +141,10 @@ class Case:
         torch.autograd.grad(self.objective(Z, Y, *self.real.sample(self.state.batches)), Z)
 
 
-def parts():
-    heads = ["classes × views, pixels", "views in a chunk", "passes", "encoder (floor)", "step", "step / floor"]
-    yield table_row([*heads, "images", "views", "outer loss", "Adam", "floor with glibc's heap as it is"])
-    yield table_row(["---"] * 11)
+def parts(output):
+    heads = ["classes × views, pixels", "views in a chunk", "pass twice", "encoder (floor)", "step", "step / floor"]
+    yield table_row([*heads, "images", "views", "outer loss", "Adam"])
+    yield table_row(["---"] * 10)
     for classes, views, size, chunk in (
         (10, 2, 112, None),
         (10, 10, 112, None),
@@ -152,17 +167,15 @@ def parts():
             floor, step = statistics.median(floor), statistics.median(step)
             parts = (case.images, case.views_of_images, case.outer_loss, case.state.optimizer.step)
             shares = [f"{100 * seconds(part, rounds) / floor:.1f} %" for part in parts]
-        as_it_is = seconds(case.encoder, rounds)
         yield table_row(
             [
                 f"{classes:,} × {views}, {size}",
                 f"{max(rows.stop - rows.start for rows in case.chunks)}",
-                "1" if case.one_pass or len(case.chunks) == 1 else "2",
+                f"{100 * case.twice:.0f} %",
                 f"{1e3 * floor:.0f} ms",
                 f"{1e3 * step:.0f} ms",
                 f"{step / floor:.2f}",
                 *shares,
-                f"{1e3 * as_it_is:.0f} ms",
             ]
         )
         del case, steps
@@ -182,24 +195,23 @@ def seconds_of(work):
     return time.perf_counter() - begin
 
 
-def peak(classes, views, size, chunk):
-    """Peak memory of three steps above the loaded encoder, in a process of its own."""
+def alone(rounds=3, **case):
+    """Peak memory above the loaded encoder and median time of a few steps, in a process of its own: MB, seconds, and of what."""
     script = (
-        "import sys; sys.path.insert(0, sys.argv[1]); import step, resource; from sklearn_clpdd import FrozenEncoder\n"
-        "classes, views, size, chunk = map(int, sys.argv[2:])\n"
-        "backbone = FrozenEncoder(image_size=size, device='cpu').load(); step.warm(backbone)\n"
+        "import json, statistics, sys; sys.path.insert(0, sys.argv[1]); import step\n"
+        "case, rounds = json.loads(sys.argv[2]), int(sys.argv[3])\n"
+        "backbone = step.FrozenEncoder(image_size=case['size'], device='cpu').load(); step.warm(backbone)\n"
         "before = step.resident()\n"
-        "case = step.Case(classes, views, size, batch=4096, chunk=chunk or None); steps = case.steps()\n"
+        "case = step.Case(**case); steps = case.steps()\n"
         "with step.kept_heap():\n"
-        "    for _ in range(3): next(steps)\n"
+        "    next(steps)\n"
+        "    took = statistics.median(step.seconds_of(lambda: next(steps)) for _ in range(rounds))\n"
         "R = case.real._R.numel() * 4 / 1e6; theta = sum(level.numel() for level in case.parametrization.parameters) * 4 / 1e6\n"
-        "print(step.most() - before, R, theta, max(rows.stop - rows.start for rows in case.chunks))"
+        "chunk = max(rows.stop - rows.start for rows in case.chunks)\n"
+        "print(json.dumps({'peak': step.most() - before, 'seconds': took, 'R': R, 'theta': theta, 'chunk': chunk}))"
     )
-    arguments = [str(value) for value in (Path(__file__).parent, classes, views, size, chunk or 0)]
-    return map(
-        float,
-        subprocess.run([sys.executable, "-c", script, *arguments], check=True, capture_output=True, text=True).stdout.split(),
-    )
+    command = [sys.executable, "-c", script, str(Path(__file__).parent), json.dumps(case), str(rounds)]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 def warm(backbone):
@@ -210,16 +222,21 @@ def warm(backbone):
 
 def resident():
     """Memory in use, in MB."""
+    return status("VmRSS")
+
+
+def status(name):
+    """What Linux says of this process: `getrusage` would count what the one that started it had."""
     with open("/proc/self/status") as lines:
-        return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) / 1e3
+        return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 1e3
 
 
 def most():
     """The most there has been of it."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    return status("VmHWM")
 
 
-def memory():
+def memory(output):
     heads = ["classes × views, pixels", "views in a chunk", "peak above the loaded encoder"]
     yield table_row([*heads, "of it real features", "θ, its gradient and two moments"])
     yield table_row(["---"] * 5)
@@ -227,16 +244,62 @@ def memory():
         (10, 10, 224, None),
         (100, 10, 224, None),
         (10, 100, 224, None),
+        (10, 10, 224, 10),
+        (10, 100, 224, 10),
         (10, 10, 224, 100),
         (10, 10, 112, None),
         (10, 100, 112, None),
         (1000, 1, 112, None),
     ):
-        total, R, theta, largest = peak(classes, views, size, chunk)
-        yield f"| {classes:,} × {views}, {size} | {largest:.0f} | {total:.0f} MB | {R:.0f} MB | {4 * theta:.0f} MB |"
+        seen = alone(classes=classes, views=views, size=size, chunk=chunk)
+        yield (
+            f"| {classes:,} × {views}, {size} | {seen['chunk']} | {seen['peak']:.0f} MB | {seen['R']:.0f} MB | "
+            f"{4 * seen['theta']:.0f} MB |"
+        )
 
 
-def objective():
+# Around 10 classes of one image, 2 views of 112 px, a batch of 4,096 of 8,192 real features.
+SWEEPS = {
+    "classes": ("classes", (10, 30, 100, 300, 1000)),
+    "images per class": ("images_per_class", (1, 3, 10, 30, 100)),
+    "views of an image": ("views", (1, 2, 5, 10, 30, 100)),
+    "side of a view": ("size", (64, 80, 112, 160, 224)),
+    "real samples in a step": ("batch", (1024, 4096, 16384, 65536)),
+    "real samples": ("real", (8192, 32768, 131072, 524288)),
+}
+
+
+def growth(output):
+    seen = {}
+    yield table_row(["growing", *["value: time of a step, peak"] * 6, "exponents between the last two"])
+    yield table_row(["---"] * 8)
+    for name, (parameter, values) in SWEEPS.items():
+        base = {"classes": 10, "views": 2, "size": 112, "real": 131072 if parameter == "batch" else 8192}
+        seen[name] = [(value, alone(**{**base, parameter: value})) for value in values]
+        cells = [f"{value:,}: {one['seconds']:.3f} s, {one['peak']:.0f} MB" for value, one in seen[name]]
+        (low, first), (high, last) = seen[name][-2:]
+        slopes = [np.log(last[key] / first[key]) / np.log(high / low) for key in ("seconds", "peak")]
+        yield table_row([name, *cells, *[""] * (6 - len(cells)), f"{slopes[0]:.2f}, {slopes[1]:.2f}"])
+    if output is not None:
+        plot(seen, output / "step-growth.png")
+
+
+def plot(seen, path):
+    import matplotlib.pyplot as plt
+
+    _, axes = plt.subplots(2, len(seen), figsize=(2.4 * len(seen), 5), sharey="row", sharex="col", layout="constrained")
+    for (above, below), (name, points) in zip(axes.T, seen.items(), strict=True):
+        values = [value for value, _ in points]
+        above.loglog(values, [one["seconds"] for _, one in points], "o-")
+        below.loglog(values, [one["peak"] for _, one in points], "o-", color="C1")
+        below.set_xlabel(name)
+    axes[0, 0].set_ylabel("seconds a step")
+    axes[1, 0].set_ylabel("peak above the encoder, MB")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    plt.savefig(path, dpi=100)
+
+
+def objective(output):
     n, d, classes = 1_281_167, 768, 1000
     generator = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
@@ -262,7 +325,7 @@ def objective():
         yield f"Gradient of the outer loss in Z, {n:,} × {d} features in a float16 file, 1,000 classes."
 
 
-SECTIONS = {"parts": parts, "memory": memory, "objective": objective}
+SECTIONS = {"parts": parts, "memory": memory, "growth": growth, "objective": objective}
 
 
 def main():
@@ -275,7 +338,7 @@ def main():
     for name in arguments.sections or SECTIONS:
         title = f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, EfficientNet-Lite0; "
         lines = []
-        for line in itertools.chain([f"{title}`python benchmarks/step.py {name}`", ""], SECTIONS[name]()):
+        for line in itertools.chain([f"{title}`python benchmarks/step.py {name}`", ""], SECTIONS[name](arguments.output)):
             print(line, flush=True)
             lines.append(line)
         print()

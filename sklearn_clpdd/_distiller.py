@@ -67,8 +67,9 @@ class CLPDistiller(BaseDistiller):
         Whether all real samples are equally likely to be in it, or all classes.
     encoder_batch_size : "auto" or int, default="auto"
         Views that pass the encoder together. Where a step has more they pass it twice: once for the features, once for their
-        gradient, which is the same. ``"auto"``: as many as keep half a GiB for their gradient, by what one image is seen to
-        keep; and all pass once where they keep less than 1.5 GiB together. On a GPU both limits are a quarter of its memory.
+        gradient, which is the same. ``"auto"``: as many as keep a quarter of a GiB for their gradient, by what one image is
+        seen to keep; and of these chunks as many pass once as keep 640 MiB together. On a GPU both limits are a quarter of its
+        memory.
     n_iter_no_change : int, default=None
         The run ends when the loss on held-out real features has not fallen by more than `tol` in so many steps.
     validation_fraction : float in (0, 1) or None, default=0.1
@@ -278,10 +279,9 @@ class CLPDistiller(BaseDistiller):
             parametrization.set(space.read(np.concatenate(rows)))
         augmentation, objective = self._augmentation(space), self._objective()
         n_views = self.n_views if augmentation.is_random else 1
-        if self.encoder_batch_size == "auto" or not space.is_image:
-            self.encoder_batch_size_, one_pass = space.chunk_size(n_views * len(y))
-        else:
-            self.encoder_batch_size_, one_pass = self.encoder_batch_size, False
+        given = None if self.encoder_batch_size == "auto" else self.encoder_batch_size
+        passes = space.passes(n_views * len(y), given)
+        self.encoder_batch_size_ = passes.chunk_size
         labels = torch.from_numpy(y).to(space.device)
         dtype = parametrization.parameters[0].dtype
         held_out = None
@@ -292,7 +292,7 @@ class CLPDistiller(BaseDistiller):
 
             @torch.no_grad()
             def held_out() -> Tensor:
-                Z = whole_features(parametrization, len(y), space.encode, space.preprocessing, self.encoder_batch_size_)
+                Z = whole_features(parametrization, len(y), space.encode, space.preprocessing, passes.chunk_size)
                 predicted = (R @ inner_weights(Z, Y, self.alpha_)).argmax(dim=1)
                 return torch.stack([objective(Z, Y, R, r), (predicted == r).to(dtype).mean()])
 
@@ -316,8 +316,7 @@ class CLPDistiller(BaseDistiller):
             objective=objective,
             learning_rate=self.learning_rate,
             progress=following.progress,
-            chunk_size=self.encoder_batch_size_,
-            one_pass=one_pass,
+            passes=passes,
         )
         self._present = lambda: space.to_user(parametrization().detach())
         try:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ._core.devices import graph_memory
+from ._core.loop import Passes
 from ._core.parametrizations import Parametrization, Points
 from ._encoder import FrozenEncoder, features_of
 from ._images import Images
@@ -53,8 +54,8 @@ class Space(Protocol):
     def identity(self) -> dict[str, str]:
         """Digests of the real samples and of what gives their features."""
 
-    def chunk_size(self, n_views: int) -> tuple[int, bool]:
-        """Views that are best passed through the encoder together, and whether the graphs of all may be in memory."""
+    def passes(self, n_views: int, chunk_size: int | None) -> Passes:
+        """How the views of a step pass the encoder; how many of them together, if that is not given."""
 
     def read(self, indices: np.ndarray) -> Tensor:
         """Real samples in the form of synthetic ones."""
@@ -124,9 +125,11 @@ class ImageSpace:
             "encoder": self.encoder.identity(),
         }
 
-    def chunk_size(self, n_views):
+    def passes(self, n_views, chunk_size):
+        if chunk_size is not None:
+            return Passes(chunk_size)
         one, every = graph_memory(self.device)
-        return max(1, one // self._backbone.graph_bytes), n_views * self._backbone.graph_bytes <= every
+        return Passes(max(1, min(n_views, one // self._backbone.graph_bytes)), every // self._backbone.graph_bytes)
 
     def read(self, indices):
         whole = dataclasses.replace(self.preprocessing, image_size=self._side, crop_pct=1.0)
@@ -175,8 +178,8 @@ class PointSpace:
     def identity(self):
         return {"X": joblib.hash(np.ascontiguousarray(self._X))}
 
-    def chunk_size(self, n_views):
-        return n_views, True
+    def passes(self, n_views, chunk_size):
+        return Passes(n_views)
 
     def read(self, indices):
         return self.from_user(self._X[indices])

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from sklearn_clpdd._core.augmentations import AUGMENTATIONS, DSA, Augmentation
 from sklearn_clpdd._core.backbones import Preprocessing
 from sklearn_clpdd._core.checkpoints import read_checkpoint, write_checkpoint
-from sklearn_clpdd._core.loop import State, backpropagate, chunks_of, distill
+from sklearn_clpdd._core.loop import Passes, State, backpropagate, chunks_of, distill
 from sklearn_clpdd._core.objectives import OBJECTIVES, CrossEntropy, anchors
 from sklearn_clpdd._core.parametrizations import PARAMETRIZATIONS, Points, Pyramid
 from sklearn_clpdd._core.real_features import SAMPLINGS, RealFeatures, shuffled
@@ -164,6 +164,20 @@ def test_gradient_of_the_whole_step_against_finite_differences(module, objective
         assert torch.autograd.gradcheck(loss, parametrization.parameters, fast_mode=True)
 
 
+@pytest.mark.parametrize(("m", "alpha"), [(30, 1.0), (300, 0.3), (300, 1e-3), (30, 1e-5)])
+def test_single_precision_is_enough_or_not_used(m, alpha):
+    """Gradients for features in float32 against float64, with nearly collinear features on both sides of the limit."""
+    Z, R = (F.normalize(1 + 0.1 * torch.randn(n, 40, generator=generator(n)), dim=1) for n in (m, 50))
+    Y, r = F.one_hot(torch.arange(m) % 5, 5).float(), torch.arange(50) % 5
+
+    def gradient(dtype):
+        z = Z.to(dtype).requires_grad_()
+        return torch.autograd.grad(CrossEntropy(alpha, 0.1)(z, Y.to(dtype), R.to(dtype), r), z)[0].double()
+
+    error = (gradient(torch.float32) - gradient(torch.float64)).norm() / gradient(torch.float64).norm()
+    assert error <= 1e-4
+
+
 @pytest.mark.parametrize("kind", PARAMETRIZATIONS)
 @pytest.mark.parametrize(("size", "kept"), [(1, 1), (2, 1), (2, 99), (3, 2), (4, 1), (7, 99), (12, 1), (15, 1)])
 def test_two_passes_give_the_gradient_of_one(module, kind, size, kept):
@@ -207,6 +221,17 @@ def test_chunks_cover_all_views_and_are_of_about_equal_size(m, k, size):
         assert (rows.stop - rows.start) % samples == 0
 
 
+@pytest.mark.parametrize(
+    ("size", "views", "kept"),
+    [(100, 0, 1), (30, 0, 1), (30, 39, 1), (30, 60, 2), (30, 99, 3), (30, 100, 4), (30, 999, 4), (4, 21, 6)],
+)
+def test_as_many_chunks_keep_their_graphs_as_there_is_room_for(size, views, kept):
+    chunks, n = Passes(size, views).chunks(10, 10)
+    assert n == kept
+    assert n == 1 or sum(rows.stop - rows.start for rows in chunks[-n:]) <= views
+    assert n == len(chunks) or sum(rows.stop - rows.start for rows in chunks[-n - 1 :]) > views
+
+
 def _real(R, r, batch_size=40, sampling="uniform"):
     return RealFeatures(R.numpy(), r.numpy(), batch_size, sampling, torch.device("cpu"), R.dtype)
 
@@ -226,7 +251,7 @@ def _start(max_iter=30, objective=None, chunk_size=64, seed=0):
         objective=objective or CrossEntropy(0.1, 0.1),
         learning_rate=0.1,
         progress=lambda: state.step / max_iter,
-        chunk_size=chunk_size,
+        passes=Passes(chunk_size),
     )
     return state, steps
 

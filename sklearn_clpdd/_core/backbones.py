@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .folding import folded
+from .frozen import frugal
 from .weights import load_strictly, read_state_dict
 
 # Pixels below which networks are not asked for features of images that they were not made for.
@@ -289,6 +290,7 @@ def _finish(module: nn.Module, preprocessing: Preprocessing, device: torch.devic
             "for one image. Wrap it in a module that pools or picks its output"
         )
     module = folded(module, noise, features, paddings=device.type == "cpu")
+    frugal(module)
     module = module.to(device).to(memory_format=torch.channels_last)
     return Backbone(module, preprocessing, features.shape[1], device)
 

@@ -2,10 +2,11 @@
 
 import copy
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn, no_grad
 from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from .frozen import frozen_conv2d
 
 # Largest change of the features, relative to their norm, that folding may make (Lite0: 2e-6).
 _TOLERANCE = 1e-3
@@ -88,4 +89,4 @@ class SameConv2d(nn.Module):
             return conv(x)
         weight = self.get_buffer("shifted") if odd.pop() else conv.weight
         half = [-(-total // 2) for total in padding]
-        return torch.conv2d(x, weight, conv.bias, conv.stride, half, conv.dilation, conv.groups)
+        return frozen_conv2d(x, weight, conv.bias, conv.stride, half, conv.dilation, conv.groups)

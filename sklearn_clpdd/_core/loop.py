@@ -3,10 +3,12 @@
 θ → images ``S`` → views → features ``Z`` → probe → loss → gradient back to θ. The encoder enters only through ``Z``, so the
 gradient can be had in two passes: features without a graph, the gradient of the (tiny) objective in ``Z``, and then its
 vector–Jacobian product from there to θ, a chunk of views at a time. Images are decoded chunk by chunk as well: memory is that of
-one chunk, of θ, its gradient and Adam's two moments, whatever the number of views is. Chunks that keep their graphs pass once.
+the graphs of one chunk, of θ, its gradient and Adam's two moments, whatever the number of views is. Chunks whose graphs there is
+memory for pass once.
 """
 
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +19,27 @@ from .parametrizations import Parametrization
 from .real_features import RealFeatures
 
 Objective = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+class Passes(NamedTuple):
+    """How the views of a step pass the encoder.
+
+    Parameters
+    ----------
+    chunk_size : int
+        Views that pass together.
+    kept : int
+        Views, the last ones, whose graphs may be in memory until their gradient is had; those of one chunk are, always. The
+        others pass twice.
+    """
+
+    chunk_size: int
+    kept: int = 0
+
+    def chunks(self, m: int, k: int) -> tuple[list[slice], int]:
+        """Rows of ``k`` views of each of ``m`` samples in chunks, and how many of these, the last ones, keep their graphs."""
+        chunks = chunks_of(m, k, self.chunk_size)
+        return chunks, max(1, sum(m * k - rows.start <= self.kept for rows in chunks))
 
 
 class State:
@@ -93,8 +116,7 @@ def distill(
     objective: Objective,
     learning_rate: float,
     progress: Callable[[], float],
-    chunk_size: int,
-    one_pass: bool = False,
+    passes: Passes,
 ) -> Iterator[Tensor]:
     """Improve the synthetic samples step by step; yield each step's loss, still on its device, before θ moves.
 
@@ -119,14 +141,11 @@ def distill(
         Adam's, constant over the first half of the run and falling linearly to zero over the second.
     progress : callable
         What share of the run is done; the run ends at 1.
-    chunk_size : int
-        Views that pass the encoder together.
-    one_pass : bool
-        Whether all chunks keep their graphs in memory; else the last one does, and the others pass twice.
+    passes : Passes
     """
     k = n_views
     Y = F.one_hot(y.repeat_interleave(k), n_classes).to(real.dtype)
-    chunks = chunks_of(len(y), k, chunk_size)
+    chunks, kept = passes.chunks(len(y), k)
     while (done := progress()) < 1:
         state.begin_step(done)
         state.optimizer.param_groups[0]["lr"] = learning_rate * min(1.0, 2 * (1 - done))
@@ -140,7 +159,7 @@ def distill(
         def loss_of(Z: Tensor, R=R, r=r) -> Tensor:
             return objective(Z, Y, R, r)
 
-        yield backpropagate(state.parametrization, features, loss_of, chunks, k, kept=len(chunks) if one_pass else 1)
+        yield backpropagate(state.parametrization, features, loss_of, chunks, k, kept)
         state.update()
 
 

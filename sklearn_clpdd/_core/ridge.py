@@ -23,7 +23,7 @@ def solve_ridged(A: Tensor, B: Tensor, penalty: Tensor | float) -> Tensor:
 
 
 class _Solve(torch.autograd.Function):
-    """``X = K⁻¹ B``; its gradient, ``dB = K⁻¹ dX`` and ``dK = −dB Xᵀ``, uses the factors once more instead of differentiating them."""
+    """``X = K⁻¹ B``; its gradient, ``dB = K⁻¹ dX`` and ``dK = −dB Xᵀ``, uses the factors once more instead of their own."""
 
     @staticmethod
     def forward(ctx, K: Tensor, B: Tensor) -> Tensor:

@@ -1,0 +1,130 @@
+"""Layers that keep less: the same numbers as torch's own, and how much less."""
+
+import copy
+import pickle
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from sklearn_clpdd import FrozenEncoder
+from sklearn_clpdd._core.frozen import FrozenConv2d, FrozenHardtanh, FrozenReLU, frugal
+
+CONVOLUTIONS = {
+    "plain": {},
+    "padded, strided": {"stride": 2, "padding": (1, 2)},
+    "depthwise, no bias": {"groups": 4, "padding": 1, "bias": False},
+    "dilated groups": {"groups": 2, "dilation": 2},
+}
+RECTIFIERS = {
+    "relu": nn.ReLU(),
+    "relu6": nn.ReLU6(),
+    "relu6 in place": nn.ReLU6(inplace=True),
+    "hardtanh": nn.Hardtanh(-1.5, 0.5),
+}
+
+
+def gradient(module, x, dy):
+    x = x.detach().requires_grad_()
+    y = module(x + 0)  # what a rectifier may overwrite
+    return y.detach().clone(), torch.autograd.grad(y, x, dy)[0]
+
+
+@pytest.fixture(params=[torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels last"])
+def x(request):
+    x = 4 * torch.randn((3, 4, 9, 11), generator=torch.Generator().manual_seed(0))
+    x[0, 0, :2] = torch.tensor([0, 6, -1.5, 0.5, 7, -7, -0.0, float("inf"), -float("inf"), 3, 1])  # the bounds themselves
+    return x.contiguous(memory_format=request.param)
+
+
+@pytest.mark.parametrize("settings", CONVOLUTIONS.values(), ids=CONVOLUTIONS)
+def test_convolutions_are_torchs(settings, x):
+    plain = nn.Conv2d(4, 8, 3, **settings).requires_grad_(False)
+    x = x.nan_to_num(posinf=1, neginf=-1)
+    ours = copy.deepcopy(plain)
+    frugal(ours)
+    assert type(ours) is FrozenConv2d
+    for own in (plain, ours):
+        own.double()
+    dy = torch.randn_like(plain(x.double()))
+    for one, other in zip(gradient(ours, x.double(), dy), gradient(plain, x.double(), dy), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("plain", RECTIFIERS.values(), ids=RECTIFIERS)
+def test_rectifiers_are_torchs(plain, x):
+    ours = copy.deepcopy(plain)
+    frugal(ours)
+    assert type(ours) in (FrozenReLU, FrozenHardtanh)
+    tensors = [x, x.double(), x[:, :3], x[..., 0, 0], x.flatten(), x.transpose(0, 3)]
+    for own in tensors:
+        for dy in (torch.randn(own.shape, dtype=own.dtype), torch.ones((), dtype=own.dtype).expand_as(own)):
+            for one, other in zip(gradient(ours, own, dy), gradient(plain, own, dy), strict=True):
+                assert torch.equal(one, other)
+
+
+def test_networks_are_torchs():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        plain = timm.create_model("resnet10t", num_classes=0).eval().requires_grad_(False)
+        images, dy = torch.rand(2, 3, 64, 64), torch.randn(2, 512)
+    ours = copy.deepcopy(plain)
+    frugal(ours)
+    seen = gradient(ours, images, dy)
+    for one, other in zip(seen, gradient(plain, images, dy), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    again = pickle.loads(pickle.dumps(ours))
+    assert torch.equal(again(images), seen[0])
+
+
+def kept(module, x):
+    """Bytes that a graph keeps, beside parameters."""
+    own = {tensor.untyped_storage().data_ptr() for tensor in module.parameters()}
+    kept = {}
+
+    def note(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        y = module(x.requires_grad_())
+    del y
+    return sum(size for pointer, size in kept.items() if pointer not in own)
+
+
+def test_what_is_kept():
+    plain = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU6(inplace=True), nn.Conv2d(8, 8, 1), nn.ReLU6(inplace=True)).requires_grad_(
+        False
+    )
+    ours = copy.deepcopy(plain)
+    frugal(ours)
+    x = torch.rand(1, 3, 32, 32)
+    number = 8 * 32 * 32
+    assert kept(plain, x) == 4 * (3 * 32 * 32 + 3 * number)
+    assert kept(ours, x) == 4 * 2 * number
+    with torch.no_grad():
+        assert kept(ours, x.detach()) == 0
+
+
+def test_what_the_default_encoder_keeps():
+    backbone = FrozenEncoder(image_size=64, device="cpu").load()
+    plain = timm.create_model("tf_efficientnet_lite0", num_classes=0).eval().requires_grad_(False)
+    with torch.enable_grad():
+        assert backbone.graph_bytes <= 0.5 * kept(plain, torch.rand(1, 3, 64, 64))
+
+
+def test_what_is_no_plain_layer_is_left_alone():
+    class Own(nn.Conv2d):
+        pass
+
+    module = nn.Sequential(
+        Own(3, 3, 1),
+        nn.Conv2d(3, 3, 3, padding="same"),
+        nn.Conv2d(3, 3, 3, padding=1, padding_mode="reflect"),
+        nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 3, 1)),
+        nn.LeakyReLU(),
+    )
+    kinds = [type(child) for child in module]
+    frugal(module)
+    assert [type(child) for child in module] == kinds
