@@ -2,13 +2,14 @@
 
     python benchmarks/step.py [SECTION ...] [--output DIR]
 
-``parts``: one step beside a forward pass and an input gradient of the encoder over as many views, both in this run, and the share
-of each part measured alone. ``memory``: peak above the loaded encoder, each figure in a process of its own. ``growth``: how both
-grow with what is asked for, with a plot beside the table. ``objective``: the outer loss over features of the size of
-ImageNet-1K's, from a float16 file. Images and features are random.
+``encoder``: what is done to the encoder before a step, one thing after the other. ``parts``: one step beside a forward pass and
+an input gradient of the encoder over as many views, both in this run, and the share of each part measured alone. ``memory``: peak
+above the loaded encoder, each figure in a process of its own. ``growth``: how both grow with what is asked for, and a plot of it.
+``objective``: the outer loss over features of the size of ImageNet-1K's, from a float16 file. Images and features are random.
 """
 
 import argparse
+import copy
 import gc
 import itertools
 import json
@@ -19,15 +20,20 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import timm
 import torch
 import torch.nn.functional as F
 
 from sklearn_clpdd import FrozenEncoder
 from sklearn_clpdd._core.augmentations import DSA
 from sklearn_clpdd._core.backbones import Backbone
+from sklearn_clpdd._core.folding import fold_batch_norms, fold_paddings
+from sklearn_clpdd._core.frozen import frugal
 from sklearn_clpdd._core.heap import kept_heap
 from sklearn_clpdd._core.loop import State, distill
 from sklearn_clpdd._core.objectives import CrossEntropy
@@ -78,8 +84,9 @@ class Case:
         self.parametrization.grow(1.0)
         self.state = State(self.parametrization, generators[1], generators[2])
         n = real or max(2 * batch, 4 * classes)
-        R = F.normalize(torch.randn(n, self.backbone.n_features, generator=generators[3]), dim=1).numpy()
-        self.real = RealFeatures(R, np.arange(n) % classes, batch, "uniform", CPU, torch.float32)
+        R = torch.randn(n, self.backbone.n_features, generator=generators[3])
+        R /= R.norm(dim=1, keepdim=True)  # in place: the memory is measured
+        self.real = RealFeatures(R.numpy(), np.arange(n) % classes, batch, "uniform", CPU, torch.float32)
         self.y = torch.arange(classes).repeat_interleave(images_per_class)
         self.objective = CrossEntropy(1.0, 0.1)
         self.draws = DSA().draw(self.total, generators[1])
@@ -110,11 +117,9 @@ class Case:
     # The parts, each over all chunks as a step has them.
 
     def encoder(self):
-        """Forward and input gradient, with the normalisation of the features: the floor."""
+        """The floor."""
         for rows in self.chunks:
-            views = self.pixels[: rows.stop - rows.start].clone().requires_grad_()
-            Z = features_of(self.backbone, views, True)
-            torch.autograd.grad(Z, views, Z.detach())
+            gradient(self.backbone, self.pixels[: rows.stop - rows.start])
 
     def images(self):
         """θ to images, and back."""
@@ -139,6 +144,48 @@ class Case:
         Z = F.normalize(torch.randn(self.total, self.backbone.n_features), dim=1).requires_grad_()
         Y = F.one_hot(self.y.repeat_interleave(self.views), self.classes).float()
         torch.autograd.grad(self.objective(Z, Y, *self.real.sample(self.state.batches)), Z)
+
+
+def encoder(output):
+    heads = ["", "112 px, 34 views", "", "224 px, 10 views", "", "kept for the gradient of a view of 224 px"]
+    yield table_row(heads)
+    yield table_row(["---"] * 6)
+    module = timm.create_model("tf_efficientnet_lite0", num_classes=0).eval().requires_grad_(False)
+    stages = {"timm's, `channels_last`": copy.deepcopy(module).to(memory_format=torch.channels_last)}
+    for name, change in {
+        "batch norms folded": fold_batch_norms,
+        "paddings folded": fold_paddings,
+        "layers keep less": frugal,
+        "memory stays with the process": lambda module: None,
+    }.items():
+        change(module)
+        stages[name] = copy.deepcopy(module).to(memory_format=torch.channels_last)
+    times = {}
+    for size, n in ((112, 34), (224, 10)):
+        preprocessing = FrozenEncoder(image_size=size, device="cpu").load().preprocessing
+        backbones = {name: Backbone(module, preprocessing, 1280, CPU) for name, module in stages.items()}
+        pixels = torch.rand(n, 3, size, size)
+        for _ in range(ROUNDS + 1):  # in turn; the first does not count
+            for name, backbone in backbones.items():
+                with kept_heap() if name == list(stages)[-1] else nullcontext():
+                    gradient(backbone, pixels)  # memory that is to stay has to be there
+                    times.setdefault((name, size), []).append(seconds_of(partial(gradient, backbone, pixels)))
+    first = next(iter(stages))
+    for name in stages:
+        cells = []
+        for size in (112, 224):
+            ours, floor = (statistics.median(times[one, size][1:]) for one in (name, first))
+            cells += [f"{1e3 * ours:.0f} ms", f"{ours / floor:.2f}"]
+        yield table_row([name, *cells, f"{backbones[name].graph_bytes / 1e6:.1f} MB"])
+    yield ""
+    yield "Forward pass and input gradient; each row has what those above it have."
+
+
+def gradient(backbone, pixels):
+    """Forward and input gradient, with the normalisation of the features."""
+    views = pixels.clone().requires_grad_()
+    Z = features_of(backbone, views, True)
+    torch.autograd.grad(Z, views, Z.detach())
 
 
 def parts(output):
@@ -186,7 +233,7 @@ def parts(output):
 
 def table_row(cells):
     """A row of a Markdown table."""
-    return f"| {' | '.join(cells)} |"
+    return f"| {' | '.join(map(str, cells))} |"
 
 
 def seconds_of(work):
@@ -207,8 +254,9 @@ def alone(rounds=3, **case):
         "    next(steps)\n"
         "    took = statistics.median(step.seconds_of(lambda: next(steps)) for _ in range(rounds))\n"
         "R = case.real._R.numel() * 4 / 1e6; theta = sum(level.numel() for level in case.parametrization.parameters) * 4 / 1e6\n"
-        "chunk = max(rows.stop - rows.start for rows in case.chunks)\n"
-        "print(json.dumps({'peak': step.most() - before, 'seconds': took, 'R': R, 'theta': theta, 'chunk': chunk}))"
+        "chunk = max(rows.stop - rows.start for rows in case.chunks); once = round(case.total * (1 - case.twice))\n"
+        "seen = {'R': R, 'theta': theta, 'chunk': chunk, 'once': once}\n"
+        "print(json.dumps({'peak': step.most() - before, 'seconds': took, **seen}))"
     )
     command = [sys.executable, "-c", script, str(Path(__file__).parent), json.dumps(case), str(rounds)]
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
@@ -237,9 +285,9 @@ def most():
 
 
 def memory(output):
-    heads = ["classes × views, pixels", "views in a chunk", "peak above the loaded encoder"]
+    heads = ["classes × views, pixels", "`encoder_batch_size`", "views in a chunk", "pass once", "peak above the loaded encoder"]
     yield table_row([*heads, "of it real features", "θ, its gradient and two moments"])
-    yield table_row(["---"] * 5)
+    yield table_row(["---"] * 7)
     for classes, views, size, chunk in (
         (10, 10, 224, None),
         (100, 10, 224, None),
@@ -252,10 +300,8 @@ def memory(output):
         (1000, 1, 112, None),
     ):
         seen = alone(classes=classes, views=views, size=size, chunk=chunk)
-        yield (
-            f"| {classes:,} × {views}, {size} | {seen['chunk']} | {seen['peak']:.0f} MB | {seen['R']:.0f} MB | "
-            f"{4 * seen['theta']:.0f} MB |"
-        )
+        sizes = [f"{seen[name]:.0f} MB" for name in ("peak", "R")] + [f"{4 * seen['theta']:.0f} MB"]
+        yield table_row([f"{classes:,} × {views}, {size}", chunk or "auto", seen["chunk"], seen["once"], *sizes])
 
 
 # Around 10 classes of one image, 2 views of 112 px, a batch of 4,096 of 8,192 real features.
@@ -325,7 +371,7 @@ def objective(output):
         yield f"Gradient of the outer loss in Z, {n:,} × {d} features in a float16 file, 1,000 classes."
 
 
-SECTIONS = {"parts": parts, "memory": memory, "growth": growth, "objective": objective}
+SECTIONS = {"encoder": encoder, "parts": parts, "memory": memory, "growth": growth, "objective": objective}
 
 
 def main():

@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Callable
+from contextlib import ExitStack, nullcontext
 from functools import partial, wraps
 
 import joblib
@@ -104,7 +105,11 @@ class BaseDistiller(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Classifie
         self.classes_, self.encoder_ = classes, space.encoder
         self._center, self._scale = space.center, space.scale
         run = partial(Run, self, checkpoint=checkpoint, seed=seed, data={"X": X, "y": y})
-        with torch.inference_mode(False), torch.enable_grad(), kept_heap():  # whatever mode the caller is in
+        device = space.device.type
+        as_ever = torch.inference_mode(False), torch.enable_grad(), torch.autocast(device, enabled=False)
+        with ExitStack() as stack:  # whatever mode the caller is in
+            for context in (*as_ever, kept_heap() if device == "cpu" else nullcontext()):
+                stack.enter_context(context)
             self._learn(space, real, rng, start, run)
         if hasattr(self, "_callback_fit_ctx"):
             self._callback_fit_ctx.call_on_fit_task_end(estimator=self, X=X, y=y)

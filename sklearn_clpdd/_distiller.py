@@ -38,7 +38,8 @@ class CLPDistiller(BaseDistiller):
         Side of the synthetic images in pixels. ``None``: to which the encoder resizes, before its centre crop.
     objective : {"cross_entropy", "mse"} or callable, default="cross_entropy"
         Outer loss. A callable ``(Z, Y, R, r) -> scalar`` gets synthetic features ``(m·k, d)``, their one-hot labels, real
-        features ``(B, d)`` and their class indices, as tensors, and is differentiated in ``Z``.
+        features ``(B, d)`` and their class indices, as tensors, and is differentiated in ``Z``. On held-out real features it is
+        called with those ``(m, d)`` of the images themselves.
     alpha : float, default=1.0
         Ridge strength of the inner problem, > 0, relative to the mean squared norm of the synthetic features.
     temperature : float, default=0.1

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from importlib.metadata import version
 from numbers import Integral, Real
 
@@ -19,6 +20,7 @@ from tqdm.auto import tqdm
 
 from ._core.backbones import Backbone, load_backbone
 from ._core.devices import resolve_device
+from ._core.folding import SameConv2d
 from ._core.heap import kept_heap
 from ._images import Images, as_images
 
@@ -269,7 +271,8 @@ def _encode(images: Images, backbone: Backbone, *, batch_size, n_jobs, bar, fing
     batches = images.batches(batch_size, backbone.preprocessing, n_jobs)
     if backbone.device.type != "cpu":
         batches = _ahead(batches)
-    with kept_heap():
+    # A single batch has nothing to use again.
+    with kept_heap() if backbone.device.type == "cpu" and len(images) > batch_size else nullcontext():
         for batch in batches:
             with torch.inference_mode():
                 Z = features_of(backbone, batch.to(backbone.device, non_blocking=True), normalize, dtype)
@@ -296,10 +299,15 @@ def features_of(backbone: Backbone, views: Tensor, normalize: bool, dtype: str =
 
 
 class _ByContent(NumpyHasher):
-    """joblib's hash, for which a tensor is its values: torch's own pickles tell copies of a module apart."""
+    """joblib's hash, for which a tensor is its values: torch's own pickles tell copies of a module apart.
+
+    Folded paddings, of CPUs only, make no difference either: what a GPU has begun a CPU goes on with.
+    """
 
     def save(self, obj):
         """Tensors as arrays."""
+        if isinstance(obj, SameConv2d):
+            obj = obj.convolution
         if isinstance(obj, Tensor):
             obj = (str(obj.dtype), obj.shape, obj.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
         super().save(obj)

@@ -5,12 +5,15 @@ import re
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from importlib.util import find_spec
 from numbers import Integral, Real
 from pathlib import Path
+from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import joblib
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -20,8 +23,8 @@ from ._core.loop import State
 
 # Steps between two scores of the held-out features; each costs a forward pass of the images without views.
 _SCORE_EVERY = 20
-# Steps between two looks at the losses on a GPU, each of which waits for it; a divisor of the above.
-_LOOK_EVERY = 10
+# Steps between two looks at the losses, each of which waits for a GPU; a divisor of the above.
+_LOOK_EVERY, _LOOK_EVERY_CPU = 10, 1
 # Frames between the user and `Run.follow`: `fit` and `_learn`, and since scikit-learn 1.9 a wrapper of `fit`.
 _USER = 5 if find_spec("sklearn.callback") else 4
 # Parameters that a run and its continuation need not share.
@@ -125,7 +128,7 @@ class Run:
         self._best, self._improved = float("inf"), 0
         self._finished = False
         self._pending: list[tuple[Tensor, float]] = []
-        self._look_every = 1 if self._theta[0].device.type == "cpu" else _LOOK_EVERY
+        self._look_every = _LOOK_EVERY_CPU if self._theta[0].device.type == "cpu" else _LOOK_EVERY
         self._seconds_before = 0.0
         if checkpoint is not None and checkpoint.info:
             self._resume(checkpoint.tensors, checkpoint.info)
@@ -168,6 +171,7 @@ class Run:
                             if self._finished:
                                 break
                     self._finished = True
+                    self._look(bar)
                 except StopIteration:
                     pass
                 except KeyboardInterrupt:
@@ -185,8 +189,8 @@ class Run:
         if not self._pending:
             return
         distiller, records = self._distiller, []
+        losses = torch.stack([loss for loss, _ in self._pending]).tolist()  # an interrupt while this waits loses none
         pending, self._pending = self._pending, []
-        losses = torch.stack([loss for loss, _ in pending]).tolist()
         for loss, (_, seconds) in zip(losses, pending, strict=True):
             if not math.isfinite(loss):
                 raise FloatingPointError(
@@ -202,7 +206,8 @@ class Run:
         elif self._state.step % _SCORE_EVERY == 0:
             self._score_into(records[-1])
             patience = distiller.n_iter_no_change
-            self._finished = patience is not None and self._state.step - self._improved >= patience
+            if patience is not None and self._state.step - self._improved >= patience:
+                self._finished = True
         self._show(bar, records)
         for record in records:
             self._tell(record)
@@ -211,11 +216,21 @@ class Run:
         assert self._score is not None
         loss, accuracy = self._score().tolist()
         record |= {"val_loss": loss, "val_accuracy": accuracy}
+        if math.isnan(loss):
+            raise FloatingPointError(
+                f"the loss of held-out samples at step {record['step']} is nan; the last good images are kept. "
+                "A larger alpha or temperature may help, or an objective that takes any number of views"
+            )
         if loss < self._best - self._distiller.tol:
             self._improved = self._state.step
         if loss < self._best:
-            self._best = loss
-            self._keep()
+            try:
+                self._keep()
+            except KeyboardInterrupt:
+                self._keep()  # half a copy would be of neither
+                raise
+            finally:
+                self._best = loss
 
     def _show(self, bar: tqdm, records: list[dict]) -> None:
         if bar.disable:
@@ -244,7 +259,8 @@ class Run:
 
     def _end(self, bar: tqdm) -> None:
         """Score the last state; leave the one to keep."""
-        self._look(bar)
+        with suppress(StopIteration):  # it is the end; what an interrupt has left
+            self._look(bar)
         if not all(bool(theta.isfinite().all()) for theta in self._theta):
             raise FloatingPointError(
                 f"step {self._state.step} has led to images that are not finite; the last good ones are kept"
@@ -320,16 +336,25 @@ def _spelled(value: Any) -> str:
 
 
 def _content(value: Any) -> Any:
-    """What tells two functions, or two objects without a `repr` of their own, apart."""
-    code = getattr(value, "__code__", None)
-    if code is None:
-        return vars(value)
-    plain = [part for part in (*code.co_consts, *_enclosed(value)) if isinstance(part, str | Real | None)]
-    return code.co_code, code.co_names, plain, value.__defaults__
-
-
-def _enclosed(function: Any) -> list:
-    return [cell.cell_contents for cell in function.__closure__ or ()]
+    """What tells two functions, or two objects without a `repr` of their own, apart: the same in another process."""
+    if isinstance(value, MethodType):
+        return _content(value.__func__), _content(value.__self__)
+    if isinstance(value, FunctionType):
+        enclosed = [cell.cell_contents for cell in value.__closure__ or ()]
+        return [_content(part) for part in (value.__code__, enclosed, value.__defaults__, value.__kwdefaults__)]
+    if isinstance(value, CodeType):
+        return value.co_code, value.co_names, _content(value.co_consts)
+    if isinstance(value, Tensor):
+        return value.detach().cpu().numpy()
+    if isinstance(value, dict):
+        return {name: _content(own) for name, own in value.items()}
+    if isinstance(value, list | tuple):
+        return [_content(own) for own in value]
+    if isinstance(value, str | bytes | Real | np.ndarray | None):
+        return value
+    kind = value if isinstance(value, type | ModuleType) else type(value)
+    own = {} if value is kind else getattr(value, "__dict__", {})
+    return kind.__name__, _content(own)  # of an iterator, say, no more than that it is one
 
 
 def _differing(was: dict[str, str], now: dict[str, str]) -> list[str]:

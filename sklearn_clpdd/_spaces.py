@@ -91,6 +91,7 @@ class ImageSpace:
         self._images = images
         self.encoder = encoder
         self._backbone = encoder.load()
+        self._graph_bytes = self._backbone.graph_bytes
         self.device = self._backbone.device
         self.preprocessing = self._backbone.preprocessing
         self._side = side or self.preprocessing.resized
@@ -129,7 +130,7 @@ class ImageSpace:
         if chunk_size is not None:
             return Passes(chunk_size)
         one, every = graph_memory(self.device)
-        return Passes(max(1, min(n_views, one // self._backbone.graph_bytes)), every // self._backbone.graph_bytes)
+        return Passes(max(1, min(n_views, one // self._graph_bytes)), every // self._graph_bytes)
 
     def read(self, indices):
         whole = dataclasses.replace(self.preprocessing, image_size=self._side, crop_pct=1.0)

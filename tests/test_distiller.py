@@ -410,3 +410,40 @@ def test_images_before_fit(colors, method):
 
 def test_pickled_while_unfitted():
     assert pickle.loads(pickle.dumps(CLPDistiller())).get_params()["max_iter"] == CLPDistiller().max_iter
+
+
+def test_an_encoder_without_gradients_is_found_out_before_the_long_work(module, colors, encoded):
+    class Closed(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = module
+
+        @torch.no_grad()
+        def forward(self, x):
+            return self.inner(x)
+
+    closed = FrozenEncoder(Closed(), image_size=16)
+    with pytest.raises(ValueError, match="Closed gives features without a gradient"):
+        distiller(closed).fit(*colors)
+    assert not encoded
+    assert closed.transform(colors[0]).shape == (60, 12)
+
+
+@pytest.mark.parametrize("mode", ["default dtype", "autocast", "low matmul precision"])
+def test_fit_works_whatever_the_callers_precision(encoder, colors, mode):
+    X, y = colors
+    parameters = {"max_iter": 3, "augmentation": DSA(noise=0.01)}
+    wanted = distiller(encoder, **parameters).fit(X, y)
+    dtype, precision = torch.get_default_dtype(), torch.get_float32_matmul_precision()
+    try:
+        if mode == "default dtype":
+            torch.set_default_dtype(torch.float64)
+        elif mode == "low matmul precision":
+            torch.set_float32_matmul_precision("medium")
+        with torch.autocast("cpu", torch.bfloat16, enabled=mode == "autocast"):
+            seen = distiller(encoder, **parameters).fit(X, y)
+    finally:
+        torch.set_default_dtype(dtype)
+        torch.set_float32_matmul_precision(precision)
+    assert seen.X_synthetic_.dtype == np.float32
+    np.testing.assert_allclose(seen.X_synthetic_, wanted.X_synthetic_, atol=1e-2)

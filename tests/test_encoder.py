@@ -15,7 +15,7 @@ from timm.layers import Conv2dSame
 from torch import nn
 
 from sklearn_clpdd import ClosedFormProbe, CLPDistiller, FrozenEncoder
-from sklearn_clpdd._core.backbones import BACKBONES, Backbone
+from sklearn_clpdd._core.backbones import BACKBONES, Backbone, _load_named
 from sklearn_clpdd._core.folding import SameConv2d, fold_batch_norms, fold_paddings, folded
 
 
@@ -99,6 +99,32 @@ def test_folded_paddings_are_the_same(size, kernel, stride):
     result = module(x)
     torch.testing.assert_close(result, wanted)
     torch.testing.assert_close(torch.autograd.grad(result.square().sum(), x)[0], gradient)
+
+
+def test_folded_paddings_leave_the_identity_as_it_is(monkeypatch):
+    """What a GPU, where none are folded, has cached or begun a CPU goes on with."""
+    ours = FrozenEncoder(image_size=64, weights=None, device="cpu").identity()
+    with monkeypatch.context() as patch:
+        patch.setattr("sklearn_clpdd._core.folding.fold_paddings", lambda module: 0)
+        _load_named.cache_clear()
+        encoder = FrozenEncoder(image_size=64, weights=None, device="cpu")
+        assert not any(isinstance(child, SameConv2d) for child in encoder.load().module.modules())
+        assert encoder.identity() == ours
+    _load_named.cache_clear()
+
+
+def test_a_network_that_looks_into_its_layers_is_left_alone():
+    class Curious(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+
+        def forward(self, x):
+            return (self.norm(self.conv(x)) * self.norm.weight.mean()).mean((2, 3))
+
+    module = Curious().eval()
+    x = torch.rand(2, 3, 8, 8)
+    assert folded(module, x, module(x), paddings=True) is module
 
 
 @pytest.mark.parametrize("size", [112, 113, 96, 49])
@@ -216,8 +242,6 @@ def test_every_listed_backbone_exists_in_timm():
 def test_untrained_weights_are_always_the_same():
     first, second = (FrozenEncoder("vit_tiny_patch16_224", weights=None, image_size=size) for size in (32, 32))
     wanted = first.transform(images())
-    from sklearn_clpdd._core.backbones import _load_named
-
     _load_named.cache_clear()
     np.testing.assert_array_equal(second.transform(images()), wanted)
 

@@ -4,12 +4,14 @@ import itertools
 import pickle
 import shutil
 import time
+from contextlib import nullcontext
 
 import joblib
 import numpy as np
 import pandas as pd
 import pytest
 import sklearn
+import torch
 from sklearn.base import clone
 from sklearn.datasets import load_digits
 from sklearn.exceptions import NotFittedError
@@ -154,6 +156,22 @@ def test_objectives_are_told_apart(digits, tmp_path):
     def squared(power):
         return lambda Z, Y, R, r: (Z**power).sum()
 
+    class Loss:
+        def __init__(self, power):
+            self.power = power
+
+        def run(self, Z, Y, R, r):
+            return (Z**self.power).sum()
+
+    def weighted(weights, *, power=2):
+        return lambda Z, Y, R, r: (weights * Z**power).sum()
+
+    def default(Z, Y, R, r, *, power=2):
+        return (Z**power).sum()
+
+    def other_default(Z, Y, R, r, *, power=4):
+        return (Z**power).sum()
+
     objectives = [
         CrossEntropy(1.0, 0.1),
         CrossEntropy(1.0, 0.2),
@@ -162,6 +180,13 @@ def test_objectives_are_told_apart(digits, tmp_path):
         lambda Z, Y, R, r: Z.abs().sum(),
         squared(2),
         squared(4),
+        Loss(2).run,
+        Loss(4).run,
+        weighted(torch.ones(64)),
+        weighted(torch.full((64,), 2.0)),
+        weighted(torch.ones(64), power=4),
+        default,
+        other_default,
     ]
     for i, objective in enumerate(objectives):
         run = distiller(None, objective=objective, max_iter=2, checkpoint=tmp_path / str(i)).fit(*digits)
@@ -210,6 +235,35 @@ def test_checkpoints_are_written_by_steps_or_seconds(digits, tmp_path, monkeypat
     else:
         assert 2 <= len(written) < 45
         assert np.diff([info["seconds"] for info in written[:-1]]).min() >= 0.05
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch):
+    """Losses are looked at ten at a time."""
+    monkeypatch.setattr(run_module, "_LOOK_EVERY_CPU", run_module._LOOK_EVERY)
+
+
+@pytest.mark.parametrize("error", [StopIteration, KeyboardInterrupt])
+@pytest.mark.parametrize("step", [3, 13, 38, 44])
+@pytest.mark.usefixtures("as_on_a_gpu")
+def test_records_in_tens_lose_nothing(encoder, colors, tmp_path, step, error):
+    X, y = colors
+    whole = distiller(encoder).fit(X, y)
+    run = distiller(encoder, checkpoint=tmp_path / "run", checkpoint_every=1, callback=_stop_at(step, error))
+    with nullcontext() if error is StopIteration else pytest.warns(UserWarning, match="interrupted after"):
+        run.fit(X, y)
+    assert [record["step"] for record in run.history_] == list(range(run.n_iter_))
+    assert run.n_iter_ > step
+    resumed = clone(run).set_params(callback=None).fit(X, y)
+    assert [record["step"] for record in resumed.history_] == list(range(resumed.n_iter_))
+    if resumed.n_iter_ == 45:
+        np.testing.assert_array_equal(resumed.X_synthetic_, whole.X_synthetic_)
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+def test_a_run_of_whole_tens_is_finished(encoder, colors, tmp_path):
+    distiller(encoder, max_iter=40, checkpoint=tmp_path / "run").fit(*colors)
+    assert read_checkpoint(tmp_path / "run")[1]["finished"]
 
 
 # ---- stopping -----------------------------------------------------------------------------------------------------------
@@ -305,6 +359,14 @@ def test_the_best_state_is_kept(noisy):
     best = pd.DataFrame(fitted.history_).val_loss.idxmin()
     assert best < 100
     np.testing.assert_array_equal(fitted.X_synthetic_, points[best])
+
+
+def test_a_held_out_loss_that_is_no_number_is_an_error(digits):
+    def objective(Z, Y, R, r):
+        return Z.square().sum() * (1 if Z.requires_grad else float("nan"))
+
+    with pytest.raises(FloatingPointError, match="loss of held-out samples at step 0 is nan"):
+        distiller(None, objective=objective).fit(*digits)
 
 
 def test_patience_needs_held_out_samples(digits):

@@ -64,7 +64,7 @@ class DSA(Augmentation):
             raise ValueError(f"flip is a probability and noise a standard deviation >= 0; got {self.flip} and {self.noise}")
 
     def draw(self, n_views, generator):
-        u = torch.rand(5, n_views, generator=generator, device="cpu")
+        u = torch.rand(5, n_views, generator=generator, dtype=torch.float32, device="cpu")
         area = self.scale[0] + (self.scale[1] - self.scale[0]) * u[0]
         low, high = map(math.log, self.ratio)
         ratio = torch.exp(low + (high - low) * u[1])
@@ -78,7 +78,7 @@ class DSA(Augmentation):
     def __call__(self, images, draws, preprocessing):
         n, channels, s = len(images), images.shape[1], preprocessing.image_size
         scale, center = (draws[name].to(images, non_blocking=True) for name in ("scale", "center"))
-        ticks = (2 * torch.arange(s, device=images.device) + 1) / s - 1
+        ticks = (2 * torch.arange(s, device=images.device, dtype=images.dtype) + 1) / s - 1
         x, y = (scale[..., None] * ticks + center[..., None]).unbind(1)
         grid = torch.stack(torch.broadcast_tensors(x[:, None, :], y[:, :, None]), dim=-1)
         # The views of an image are one tall view of it: they read it in place, without a copy for each.

@@ -120,13 +120,19 @@ class Backbone:
             return False
         try:
             with torch.inference_mode():
-                return self(torch.zeros(1, 3, size, size, device=self.device)).shape == (1, self.n_features)
+                return self(torch.zeros(1, 3, size, size, device=self.device, dtype=torch.float32)).shape == (1, self.n_features)
         except (RuntimeError, ValueError, AssertionError, TypeError):
             return False
 
     @cached_property
     def graph_bytes(self) -> int:
-        """Memory that one image keeps in the network until its gradient is had, measured on one."""
+        """Memory that one image keeps in the network until its gradient is had, measured on one.
+
+        Raises
+        ------
+        ValueError
+            If there is no such gradient.
+        """
         size = self.preprocessing.image_size
         own = {tensor.untyped_storage().data_ptr() for tensor in (*self.module.parameters(), *self.module.buffers())}
         kept: dict[int, int] = {}
@@ -138,9 +144,14 @@ class Backbone:
             return tensor
 
         with torch.inference_mode(False), torch.enable_grad():
-            image = torch.zeros(1, 3, size, size, device=self.device, requires_grad=True)
+            image = torch.zeros(1, 3, size, size, device=self.device, dtype=torch.float32, requires_grad=True)
             with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
                 features = self(image)  # holds them until they are counted
+        if not features.requires_grad:
+            raise ValueError(
+                f"{type(self.module).__name__} gives features without a gradient in its images, and synthetic images are learned "
+                "by it: take out what stops it, a no_grad(), detach() or numpy()"
+            )
         del features
         return max(1, sum(kept.values()))
 

@@ -51,3 +51,11 @@ def available_memory(device: torch.device) -> int | None:
         return 1024 * int(line.split()[1])
     except (OSError, ValueError):
         return None
+
+
+def multiplies_in_float32() -> bool:
+    """Whether matrices in float32 are multiplied as such, and not in TF32 or bfloat16, as torch may be told to."""
+    try:
+        return torch.get_float32_matmul_precision() == "highest"
+    except RuntimeError:  # it was told in two ways, and does not say
+        return False

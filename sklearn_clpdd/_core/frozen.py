@@ -10,6 +10,7 @@ import math
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn.grad import conv2d_input
 
 
 def frugal(module: nn.Module) -> None:
@@ -58,7 +59,7 @@ class _Conv2d(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, stride, padding, dilation, groups: int) -> Tensor:
         ctx.save_for_backward(weight)
-        ctx.sides, ctx.settings = x.shape[-2:], (stride, padding, dilation, groups)
+        ctx.shape, ctx.settings = x.shape, (stride, padding, dilation, groups)
         return torch.conv2d(x, weight, bias, stride, padding, dilation, groups)
 
     @staticmethod
@@ -66,10 +67,15 @@ class _Conv2d(torch.autograd.Function):
     def backward(ctx, dy: Tensor):
         (weight,) = ctx.saved_tensors
         stride, padding, dilation, groups = ctx.settings
-        # Rows and columns at the end that no kernel reached.
+        if dy.device.type != "cpu":  # for depthwise gradients torch has kernels of its own
+            return conv2d_input(ctx.shape, weight, dy, *ctx.settings), None, None, None, None, None, None
+        # The same as a transposed convolution, which is up to twice as fast here and asks for no input. There may be rows and
+        # columns at the end that no kernel has reached.
         left = [
             side - ((out - 1) * s - 2 * p + d * (k - 1) + 1)
-            for side, out, s, p, d, k in zip(ctx.sides, dy.shape[-2:], stride, padding, dilation, weight.shape[-2:], strict=True)
+            for side, out, s, p, d, k in zip(
+                ctx.shape[-2:], dy.shape[-2:], stride, padding, dilation, weight.shape[-2:], strict=True
+            )
         ]
         dx = torch.conv_transpose2d(dy, weight, None, stride, padding, left, groups, dilation)
         return dx, None, None, None, None, None, None

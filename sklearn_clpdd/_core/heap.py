@@ -21,8 +21,8 @@ _inside = 0
 def kept_heap() -> Iterator[None]:
     """Within, freed memory stays with the process and is used again; on leaving, it goes back to the system.
 
-    By default glibc maps each large tensor anew, and Linux clears its pages one by one at first touch: up to half the time of an
-    encoder's gradients (``benchmarks/step.py parts``). Holds for the whole process, for as long as anybody is within. Does
+    By default glibc maps each large tensor anew, and Linux clears its pages one by one at first touch: a good part of the time of
+    an encoder's gradients (``benchmarks/step.py encoder``). Holds for the whole process, for as long as anybody is within. Does
     nothing without glibc, and nothing where the environment tunes the allocator already.
     """
     libc = _glibc()

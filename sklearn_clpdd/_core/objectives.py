@@ -7,6 +7,7 @@ A new one is a subclass here plus an entry in `OBJECTIVES`.
 import torch.nn.functional as F
 from torch import Tensor
 
+from .devices import multiplies_in_float32
 from .ridge import in_double, relative_penalty, ridge
 
 # Condition number up to which float32 leaves three digits of a gradient at the worst, and five as a rule.
@@ -17,9 +18,10 @@ def inner_weights(Z: Tensor, Y: Tensor, alpha: float) -> Tensor:
     """``W`` of the inner problem, ``(d, C)``, for λ relative to the mean squared norm of the features.
 
     ``tr(K) = mk · λ̃/λ`` bounds the condition number of ``K + λ̃I`` by ``mk/λ + 1``, known without a look at the numbers. Where
-    that is too much for float32 the system is solved in float64.
+    that is too much for float32, or where torch was told to multiply in less than that, the system is solved in float64.
     """
-    Zs = Z if len(Z) / alpha <= _WELL_CONDITIONED else in_double(Z)
+    single = len(Z) / alpha <= _WELL_CONDITIONED and multiplies_in_float32()
+    Zs = Z if single else in_double(Z)
     return ridge(Zs, Y.to(Zs), relative_penalty(Zs, alpha)).to(Z)
 
 

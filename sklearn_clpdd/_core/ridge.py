@@ -79,7 +79,7 @@ def relative_penalty(Z: Tensor, alpha: float) -> Tensor:
 
     A network can be dead on constant images, with which the pyramid starts.
     """
-    return (alpha * Z.square().sum() / len(Z)).clamp_min(torch.finfo(Z.dtype).eps)
+    return (alpha * Z.square().sum() / len(Z)).clamp_min(torch.finfo(torch.float64).eps)
 
 
 def in_double(Z: Tensor) -> Tensor:
