@@ -1,5 +1,6 @@
 import os
 from importlib.metadata import version
+from pathlib import Path
 
 os.environ["MPLBACKEND"] = "agg"  # the gallery is built without a screen
 
@@ -36,3 +37,18 @@ sphinx_gallery_conf = {
     "show_memory": False,
     "abort_on_example_error": True,
 }
+
+
+def tables(app):
+    """The tables of `benchmarks/results` for `csv-table`, so that no figure is written twice."""
+    folder = Path(app.srcdir, "generated")
+    folder.mkdir(exist_ok=True)
+    for path in Path(app.srcdir).parent.glob("benchmarks/results/*.md"):
+        rows = [line.strip()[1:-1].split("|") for line in path.read_text().splitlines() if line.startswith("|")]
+        cells = [[cell.strip().replace('"', '""') for cell in row] for row in rows if not set("".join(row)) <= set("- ")]
+        lines = [",".join(f'"{cell}"' for cell in row) for row in cells]
+        Path(folder, f"{path.stem}.csv").write_text("\n".join(lines) + "\n")
+
+
+def setup(app):
+    app.connect("builder-inited", tables)
