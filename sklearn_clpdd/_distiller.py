@@ -1,6 +1,7 @@
 """CLPDistiller: closed-form linear-probe dataset distillation."""
 
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from numbers import Integral, Real
 
@@ -16,7 +17,7 @@ from ._core.augmentations import AUGMENTATIONS, Augmentation
 from ._core.loop import State, distill, whole_features
 from ._core.objectives import OBJECTIVES, inner_weights
 from ._core.parametrizations import PARAMETRIZATIONS, Parametrization
-from ._core.real_features import SAMPLINGS, RealFeatures
+from ._core.real_features import SAMPLINGS, RealFeatures, RealSet
 from ._encoder import FrozenEncoder
 from ._spaces import Space
 
@@ -271,13 +272,7 @@ class CLPDistiller(BaseDistiller):
         n_classes = len(self.classes_)
         y = np.repeat(np.arange(n_classes), self.images_per_class)
         noise, views, batches = (torch.Generator().manual_seed(int(seed)) for seed in rng.randint(2**31 - 1, size=3))
-        parametrization = space.start(self._parametrization_type(), len(y), noise)
-        if start is not None:
-            parametrization.set(space.from_user(start))
-        elif self.init == "real":
-            # In random order, held-out samples last.
-            rows = [real.order[real.codes == c][: self.images_per_class] for c in range(n_classes)]
-            parametrization.set(space.read(np.concatenate(rows)))
+        parametrization = self._start(space, real, len(y), noise, start)
         augmentation, objective = self._augmentation(space), self._objective()
         n_views = self.n_views if augmentation.is_random else 1
         given = None if self.encoder_batch_size == "auto" else self.encoder_batch_size
@@ -285,23 +280,11 @@ class CLPDistiller(BaseDistiller):
         self.encoder_batch_size_ = passes.chunk_size
         labels = torch.from_numpy(y).to(space.device)
         dtype = parametrization.parameters[0].dtype
-        held_out = None
-        if real.n_held_out:
-            R, r = (torch.from_numpy(values).to(space.device) for values in real.held_out)
-            R = R.to(dtype)
-            Y = F.one_hot(labels, n_classes).to(dtype)
-
-            @torch.no_grad()
-            def held_out() -> Tensor:
-                Z = whole_features(parametrization, len(y), space.encode, space.preprocessing, passes.chunk_size)
-                predicted = (R @ inner_weights(Z, Y, self.alpha_)).argmax(dim=1)
-                return torch.stack([objective(Z, Y, R, r), (predicted == r).to(dtype).mean()])
-
         R_train, r_train = real.training
         state = State(parametrization, views, batches)
         following = run(
             state=state,
-            score=held_out,
+            score=self._held_out_score(space, real, parametrization, labels, objective, passes.chunk_size),
             views_per_step=n_views * len(y),
             attributes=lambda: self._fitted(space, parametrization(), y, real),
         )
@@ -336,6 +319,35 @@ class CLPDistiller(BaseDistiller):
         except KeyboardInterrupt:  # the images are worth the second that this takes
             fitted = self._fitted(space, samples, y, real)
         self.__dict__.update(fitted)
+
+    def _start(self, space: Space, real: RealSet, m: int, noise: torch.Generator, start: np.ndarray | None) -> Parametrization:
+        """θ at the beginning: of noise, of real samples, or of those that are to be gone on with."""
+        parametrization = space.start(self._parametrization_type(), m, noise)
+        if start is not None:
+            parametrization.set(space.from_user(start))
+        elif self.init == "real":
+            # In random order, held-out samples last.
+            rows = [real.order[real.codes == c][: self.images_per_class] for c in range(len(self.classes_))]
+            parametrization.set(space.read(np.concatenate(rows)))
+        return parametrization
+
+    def _held_out_score(
+        self, space: Space, real: RealSet, parametrization: Parametrization, labels: Tensor, objective, chunk_size: int
+    ) -> Callable[[], Tensor] | None:
+        """What gives loss and accuracy of the present samples on the held-out features, where there are some."""
+        if not real.n_held_out:
+            return None
+        dtype = parametrization.parameters[0].dtype
+        R, r = (torch.from_numpy(values).to(space.device) for values in real.held_out)
+        R, Y = R.to(dtype), F.one_hot(labels, len(self.classes_)).to(dtype)
+
+        @torch.no_grad()
+        def score() -> Tensor:
+            Z = whole_features(parametrization, len(labels), space.encode, space.preprocessing, chunk_size)
+            predicted = (R @ inner_weights(Z, Y, self.alpha_)).argmax(dim=1)
+            return torch.stack([objective(Z, Y, R, r), (predicted == r).to(dtype).mean()])
+
+        return score
 
     def _objective(self):
         if isinstance(self.objective, str):

@@ -34,7 +34,8 @@ with kept_heap():
         print(work())
     print(work(), end=" ")
     before = resident()
-print(work(), before - resident())
+given_back = before - resident()
+print(work(), given_back)
 """
 
 
