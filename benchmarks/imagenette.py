@@ -65,9 +65,10 @@ def main():
             seconds = time.perf_counter() - start
             rows = compare_with_real(distiller, X, y, X_test, y_test, random_state=arguments.seed)
             png = accuracy_of_png_files(distiller, X_test, y_test)
-            (sgd,) = sgd_probe_scores(
+            scores = sgd_probe_scores(
                 distiller.transform(), distiller.y_synthetic_, X_test, y_test, encoder=encoder, random_state=arguments.seed
             )
+            (sgd,) = scores["top1"]
         if objective == "cross_entropy":
             lines += [f"| {name} | {rows[name][0]} | {rows[name][1]:.3f} | | | |" for name in ("all real", "random real")]
         n_images, probe = rows["distilled"]

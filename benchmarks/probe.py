@@ -50,14 +50,14 @@ class KernelRidgeClassifier(ClassifierMixin, BaseEstimator):
         self.alpha = alpha
         self.gamma = gamma
 
-    def fit(self, X, y):  # noqa: D102
+    def fit(self, X, y):
         self.classes_ = np.unique(y)
         self.ridge_ = KernelRidge(alpha=self.alpha, kernel="rbf", gamma=self.gamma).fit(
             X, 2.0 * (y[:, None] == self.classes_) - 1
         )
         return self
 
-    def predict(self, X):  # noqa: D102
+    def predict(self, X):
         return self.classes_[self.ridge_.predict(X).argmax(axis=1)]
 
 

@@ -82,7 +82,7 @@ class Case:
         generators = [torch.Generator().manual_seed(i) for i in range(4)]
         self.parametrization = Pyramid((m, 3, side, side), generators[0])
         self.parametrization.grow(1.0)
-        self.state = State(self.parametrization, generators[1], generators[2])
+        self.state = State(self.parametrization, {"views": generators[1], "batches": generators[2]})
         n = real or max(2 * batch, 4 * classes)
         R = torch.randn(n, self.backbone.n_features, generator=generators[3])
         R /= R.norm(dim=1, keepdim=True)  # in place: the memory is measured
@@ -105,6 +105,7 @@ class Case:
             n_views=self.views,
             objective=self.objective,
             learning_rate=0.1,
+            decay=0.5,
             progress=lambda: 0.5,
             passes=self.passes,
         )
@@ -260,28 +261,6 @@ def alone(rounds=3, **case):
     )
     command = [sys.executable, "-c", script, str(Path(__file__).parent), json.dumps(case), str(rounds)]
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-
-
-def warm(backbone):
-    """One forward pass, so that libraries have what they keep."""
-    with torch.no_grad():
-        backbone(torch.zeros(1, 3, *[backbone.preprocessing.image_size] * 2))
-
-
-def resident():
-    """Memory in use, in MB."""
-    return status("VmRSS")
-
-
-def status(name):
-    """What Linux says of this process: `getrusage` would count what the one that started it had."""
-    with open("/proc/self/status") as lines:
-        return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 1e3
-
-
-def most():
-    """The most there has been of it."""
-    return status("VmHWM")
 
 
 def memory(output):

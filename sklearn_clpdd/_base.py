@@ -1,16 +1,14 @@
 """BaseDistiller: validates for every distiller, and makes it a classifier and a transformer."""
 
 from abc import abstractmethod
-from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
-from functools import partial, wraps
+from functools import wraps
+from typing import Any, NamedTuple
 
-import joblib
 import numpy as np
 import torch
 import torch.nn.functional as F
 from sklearn.base import BaseEstimator, ClassifierMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin
-from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import assert_all_finite, check_consistent_length, check_is_fitted, column_or_1d, validate_data
 from torch import Tensor, nn
@@ -19,48 +17,35 @@ from ._core.calibration import temperature_of
 from ._core.devices import resolve_device
 from ._core.heap import kept_heap
 from ._core.objectives import anchors, inner_weights
-from ._core.real_features import RealSet, shuffled
+from ._core.real_features import RealSet
 from ._core.ridge import relative_penalty
 from ._encoder import FrozenEncoder
 from ._images import as_images
 from ._probe import ClosedFormProbe
-from ._run import Checkpoint, Run
 from ._spaces import ImageSpace, PointSpace, Space
-
-try:  # since scikit-learn 1.9, experimental
-    from sklearn.callback import CallbackSupportMixin, with_callbacks
-except ImportError:
-
-    class CallbackSupportMixin:  # type: ignore[no-redef]
-        """There are no callbacks."""
-
-    def with_callbacks(method):
-        """The method as it is."""
-        return method
-
 
 # Real samples on which the probe's temperature is calibrated, at most.
 _CALIBRATION_ROWS = 20_000
 
 
-class BaseDistiller(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClassifierMixin, CallbackSupportMixin, BaseEstimator):
-    """Validate the data, have `_learn` find synthetic samples, and fit the probe that they induce.
+class Task(NamedTuple):
+    """What a distiller is fitted to."""
 
-    A subclass has the parameters that concern data, encoder and run, as :class:`CLPDistiller` has them, and fills `_learn`.
+    X: Any
+    y: np.ndarray
+    space: Space
+    classes: np.ndarray
+    codes: np.ndarray  # class indices of the real samples
+
+
+class BaseDistiller(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClassifierMixin, BaseEstimator):
+    """Validate the data, have `_find` find synthetic samples, and fit the probe that they induce.
+
+    A subclass has the parameters that concern data, encoder and probe, as :class:`CLPDistiller` has them, and fills `_find`.
     """
 
-    @abstractmethod
-    def _learn(
-        self, space: Space, real: RealSet, rng: np.random.RandomState, start: np.ndarray | None, run: Callable[..., Run]
-    ) -> None:
-        """Find synthetic samples for the real ones; set `alpha_` and what `_fitted` gives.
-
-        ``start`` are samples to start from; ``run`` makes a `Run`, given all but what is known here.
-        """
-
-    @with_callbacks
     def fit(self, X, y):
-        """Learn a small synthetic set that stands for ``(X, y)``.
+        """Find a small synthetic set that stands for ``(X, y)``.
 
         Parameters
         ----------
@@ -75,57 +60,32 @@ class BaseDistiller(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Classifie
             Itself.
         """
         self._validate_params()
-        if self.warm_start and self.checkpoint is not None:
-            raise ValueError("warm_start=True goes on from the last fit and checkpoint= from a file; give one of the two")
         space, y = self._enter(X, y)
         classes, codes = np.unique(y, return_inverse=True)
         if len(classes) < 2:
             raise ValueError(f"distillation needs samples of at least two classes; y holds one class, {classes.tolist()[0]!r}")
         self._check(classes, np.bincount(codes))
-        start = self._warm_start_from(classes, (len(classes) * self.images_per_class, *space.sample_shape))
-        checkpoint = (
-            None if self.checkpoint is None else Checkpoint(self, {**space.identity(), "y": joblib.hash(np.ascontiguousarray(y))})
-        )
-        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        if checkpoint is not None and checkpoint.info:
-            seed = checkpoint.info["seed"]
-        rng = np.random.RandomState(seed)
-        if hasattr(self, "_init_callback_context"):
-            self._init_callback_context(max_subtasks=self.max_iter).call_on_fit_task_begin(estimator=self, X=X, y=y)
-        order, n_held_out = shuffled(codes, self.validation_fraction, rng)
-        if self.n_iter_no_change is not None and not n_held_out:
-            raise ValueError(
-                f"n_iter_no_change={self.n_iter_no_change} needs held-out real samples, and validation_fraction="
-                f"{self.validation_fraction} of classes of at most {np.bincount(codes).max()} samples is none; give more"
-            )
-        real = RealSet(space.real_features(order), codes[order], order, n_held_out)
-        self.__dict__.pop("probe_", None)  # from here on not fitted, until `_learn` is done
-        if start is None:
-            self.history_, self.n_iter_ = [], 0
-        self.classes_, self.encoder_ = classes, space.encoder
-        self._center, self._scale = space.center, space.scale
-        run = partial(Run, self, checkpoint=checkpoint, seed=seed, data={"X": X, "y": y})
         device = space.device.type
         as_ever = torch.inference_mode(False), torch.enable_grad(), torch.autocast(device, enabled=False)
         with ExitStack() as stack:  # whatever mode the caller is in
             for context in (*as_ever, kept_heap() if device == "cpu" else nullcontext()):
                 stack.enter_context(context)
-            self._learn(space, real, rng, start, run)
-        if hasattr(self, "_callback_fit_ctx"):
-            self._callback_fit_ctx.call_on_fit_task_end(estimator=self, X=X, y=y)
+            self._find(Task(X, y, space, classes, codes))
         return self
 
-    def _warm_start_from(self, classes: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
-        """Synthetic samples of the last fit, where they are to be gone on with."""
-        if not (self.warm_start and hasattr(self, "probe_")):
-            return None
-        if np.array_equal(classes, self.classes_) and self.X_synthetic_.shape == shape:
-            return self.X_synthetic_
-        raise ValueError(
-            f"warm_start=True goes on with synthetic samples of shape {self.X_synthetic_.shape} and classes "
-            f"{self.classes_.tolist()[:10]}; data and parameters now ask for {shape} and {classes.tolist()[:10]}. "
-            "Give the same, or warm_start=False"
-        )
+    @abstractmethod
+    def _find(self, task: Task) -> None:
+        """Find synthetic samples for the real ones; set what `_fitted` gives."""
+
+    def _encode(self, task: Task, order: np.ndarray, n_held_out: int = 0) -> RealSet:
+        """Features of the real samples in some order; from here on, and until `_fitted`, this is not fitted."""
+        space = task.space
+        real = RealSet(space.real_features(order), task.codes[order], order, n_held_out)
+        self.__dict__.pop("probe_", None)
+        self.classes_, self.encoder_ = task.classes, space.encoder
+        self._center, self._scale = space.center, space.scale
+        self.alpha_ = float(self.alpha)
+        return real
 
     def _enter(self, X, y) -> tuple[Space, np.ndarray]:
         """The data behind one interface; all that can be said against it without long work is said here."""
@@ -149,6 +109,16 @@ class BaseDistiller(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Classifie
 
     def _check(self, classes: np.ndarray, counts: np.ndarray) -> None:
         """Raise where parameters do not fit one another or the number of real samples of each class."""
+
+    def _check_enough(self, classes: np.ndarray, counts: np.ndarray, what: str) -> None:
+        """Raise where a class has fewer real samples than are to be taken from it."""
+        few = np.flatnonzero(counts < self.images_per_class)
+        if len(few):
+            labels = classes.tolist()
+            raise ValueError(
+                f"{what} takes {self.images_per_class} real samples of each class, and these classes have fewer: "
+                f"{', '.join(f'{labels[c]!r} ({counts[c]})' for c in few[:10])}. Give a smaller images_per_class"
+            )
 
     def _fitted(self, space: Space, samples: Tensor, y: np.ndarray, real: RealSet) -> dict:
         """Fitted attributes from synthetic samples and their class indices."""
@@ -178,12 +148,12 @@ class BaseDistiller(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Classifie
         penalty = relative_penalty(torch.from_numpy(Z).double(), self.alpha_).item()
         return ClosedFormProbe(penalty, fit_intercept=False, temperature=1.0, device="cpu").fit(Z, labels)
 
+    def _synthetic(self) -> np.ndarray:
+        check_is_fitted(self)
+        return self.X_synthetic_
+
     def __sklearn_is_fitted__(self):
         return hasattr(self, "probe_")
-
-    def __getstate__(self):
-        # `_present` is there during `fit` only.
-        return {name: value for name, value in super().__getstate__().items() if name != "_present"}
 
     def features(self, X):
         """Features of samples, in which the probe and the anchors live.
@@ -280,19 +250,14 @@ class BaseDistiller(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Classifie
 
 
 def _synthetic_without_X(transform):
-    """``transform()`` gives the synthetic set; while a callback is at work, that of the moment.
+    """``transform()`` gives the synthetic set.
 
     Applied once the class exists: scikit-learn's own wrapper demands ``X``.
     """
 
     @wraps(transform)
     def wrapped(self, X=None):
-        if X is None:
-            if "_present" in self.__dict__:
-                return self._present()
-            check_is_fitted(self)
-            return self.X_synthetic_
-        return transform(self, X)
+        return self._synthetic() if X is None else transform(self, X)
 
     return wrapped
 

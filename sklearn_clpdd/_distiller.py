@@ -1,28 +1,14 @@
 """CLPDistiller: closed-form linear-probe dataset distillation."""
 
-import os
-from collections.abc import Callable
-from contextlib import suppress
-from numbers import Integral, Real
+from numbers import Real
 
-import joblib
-import numpy as np
-import torch
-import torch.nn.functional as F
 from sklearn.utils._param_validation import Interval, StrOptions
-from torch import Tensor, nn
 
-from ._base import BaseDistiller
-from ._core.augmentations import AUGMENTATIONS, Augmentation
-from ._core.loop import State, distill, whole_features
-from ._core.objectives import OBJECTIVES, inner_weights
-from ._core.parametrizations import PARAMETRIZATIONS, Parametrization
-from ._core.real_features import SAMPLINGS, RealFeatures, RealSet
-from ._encoder import FrozenEncoder
-from ._spaces import Space
+from ._core.objectives import OBJECTIVES
+from ._iterative import IterativeDistiller
 
 
-class CLPDistiller(BaseDistiller):
+class CLPDistiller(IterativeDistiller):
     """Distil a labelled image set into a few synthetic images, for linear probes on a frozen encoder.
 
     CLP-DD: at each step the probe of the synthetic features is had in closed form, its columns are taken as class anchors, and
@@ -57,7 +43,9 @@ class CLPDistiller(BaseDistiller):
     init : {"noise", "real"}, default="noise"
         What the images start from: noise, or random real images of their class.
     learning_rate : float, default=0.1
-        Adam's rate; constant over the first half of the run, then falling linearly to zero.
+        Adam's rate, > 0.
+    decay : float in [0, 1], default=0.5
+        Share of the run, its last, over which the rate falls linearly to zero. 0: it is constant.
     max_iter : int, default=600
         Steps, at most.
     time_budget : float, default=None
@@ -166,34 +154,9 @@ class CLPDistiller(BaseDistiller):
     """
 
     _parameter_constraints = {
-        "encoder": [str, nn.Module, FrozenEncoder, None],
-        "images_per_class": [Interval(Integral, 1, None, closed="left")],
-        "image_size": [Interval(Integral, 1, None, closed="left"), None],
+        **IterativeDistiller._parameter_constraints,
         "objective": [StrOptions(set(OBJECTIVES)), callable],
-        "alpha": [Interval(Real, 0, None, closed="neither")],
         "temperature": [Interval(Real, 0, None, closed="neither")],
-        "parametrization": [StrOptions(set(PARAMETRIZATIONS)), type],
-        "augmentation": [StrOptions(set(AUGMENTATIONS)), Augmentation, None],
-        "progressive": ["boolean"],
-        "n_views": [Interval(Integral, 1, None, closed="left")],
-        "init": [StrOptions({"noise", "real"})],
-        "learning_rate": [Interval(Real, 0, None, closed="neither")],
-        "max_iter": [Interval(Integral, 1, None, closed="left")],
-        "real_batch_size": [Interval(Integral, 1, None, closed="left")],
-        "sampling": [StrOptions(set(SAMPLINGS))],
-        "encoder_batch_size": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
-        "time_budget": [Interval(Real, 0, None, closed="neither"), None],
-        "n_iter_no_change": [Interval(Integral, 1, None, closed="left"), None],
-        "validation_fraction": [Interval(Real, 0, 1, closed="neither"), None],
-        "tol": [Interval(Real, 0, None, closed="left")],
-        "checkpoint": [str, os.PathLike, None],
-        "checkpoint_every": [Interval(Real, 0, None, closed="neither")],
-        "warm_start": ["boolean"],
-        "callback": [callable, None],
-        "memory": [str, joblib.Memory, None],
-        "device": [str, torch.device],
-        "random_state": ["random_state"],
-        "verbose": ["verbose"],
     }
 
     def __init__(
@@ -211,6 +174,7 @@ class CLPDistiller(BaseDistiller):
         progressive=True,
         init="noise",
         learning_rate=0.1,
+        decay=0.5,
         max_iter=600,
         time_budget=None,
         real_batch_size=4096,
@@ -228,142 +192,43 @@ class CLPDistiller(BaseDistiller):
         random_state=None,
         verbose=0,
     ):
-        self.encoder = encoder
-        self.images_per_class = images_per_class
-        self.image_size = image_size
-        self.objective = objective
-        self.alpha = alpha
-        self.temperature = temperature
-        self.parametrization = parametrization
-        self.augmentation = augmentation
-        self.n_views = n_views
-        self.progressive = progressive
-        self.init = init
-        self.learning_rate = learning_rate
-        self.max_iter = max_iter
-        self.time_budget = time_budget
-        self.real_batch_size = real_batch_size
-        self.sampling = sampling
-        self.encoder_batch_size = encoder_batch_size
-        self.n_iter_no_change = n_iter_no_change
-        self.validation_fraction = validation_fraction
-        self.tol = tol
-        self.checkpoint = checkpoint
-        self.checkpoint_every = checkpoint_every
-        self.warm_start = warm_start
-        self.memory = memory
-        self.device = device
-        self.callback = callback
-        self.random_state = random_state
-        self.verbose = verbose
-
-    def _check(self, classes, counts):
-        self._parametrization_type()
-        if self.init == "real" and counts.min() < self.images_per_class:
-            labels = classes.tolist()
-            few = [f"{labels[c]!r} ({counts[c]})" for c in np.flatnonzero(counts < self.images_per_class)[:10]]
-            raise ValueError(
-                f"init='real' starts {self.images_per_class} images per class from as many real ones, and these classes "
-                f"have fewer: {', '.join(few)}. Give a smaller images_per_class or init='noise'"
-            )
-
-    def _learn(self, space, real, rng, start, run):
-        self.alpha_, self.temperature_ = float(self.alpha), float(self.temperature)
-        n_classes = len(self.classes_)
-        y = np.repeat(np.arange(n_classes), self.images_per_class)
-        noise, views, batches = (torch.Generator().manual_seed(int(seed)) for seed in rng.randint(2**31 - 1, size=3))
-        parametrization = self._start(space, real, len(y), noise, start)
-        augmentation, objective = self._augmentation(space), self._objective()
-        n_views = self.n_views if augmentation.is_random else 1
-        given = None if self.encoder_batch_size == "auto" else self.encoder_batch_size
-        passes = space.passes(n_views * len(y), given)
-        self.encoder_batch_size_ = passes.chunk_size
-        labels = torch.from_numpy(y).to(space.device)
-        dtype = parametrization.parameters[0].dtype
-        R_train, r_train = real.training
-        state = State(parametrization, views, batches)
-        following = run(
-            state=state,
-            score=self._held_out_score(space, real, parametrization, labels, objective, passes.chunk_size),
-            views_per_step=n_views * len(y),
-            attributes=lambda: self._fitted(space, parametrization(), y, real),
-        )
-        steps = distill(
-            state,
-            labels,
-            RealFeatures(R_train, r_train, self.real_batch_size, self.sampling, space.device, dtype),
-            n_classes=n_classes,
-            encode=space.encode,
-            preprocessing=space.preprocessing_for if self.progressive else lambda detail: space.preprocessing,
+        super().__init__(
+            encoder,
+            images_per_class=images_per_class,
+            image_size=image_size,
+            alpha=alpha,
+            parametrization=parametrization,
             augmentation=augmentation,
             n_views=n_views,
-            objective=objective,
-            learning_rate=self.learning_rate,
-            progress=following.progress,
-            passes=passes,
+            progressive=progressive,
+            init=init,
+            learning_rate=learning_rate,
+            decay=decay,
+            max_iter=max_iter,
+            time_budget=time_budget,
+            real_batch_size=real_batch_size,
+            sampling=sampling,
+            encoder_batch_size=encoder_batch_size,
+            n_iter_no_change=n_iter_no_change,
+            validation_fraction=validation_fraction,
+            tol=tol,
+            checkpoint=checkpoint,
+            checkpoint_every=checkpoint_every,
+            warm_start=warm_start,
+            memory=memory,
+            device=device,
+            callback=callback,
+            random_state=random_state,
+            verbose=verbose,
         )
-        self._present = lambda: space.to_user(parametrization().detach())
-        try:
-            following.follow(steps)
-        except BaseException:
-            if self.n_iter_:  # nothing computed so far is lost
-                with suppress(Exception):
-                    self.__dict__.update(self._fitted(space, parametrization(), y, real))
-            raise
-        finally:
-            del self._present
-        with torch.no_grad():
-            samples = parametrization()
-        try:
-            fitted = self._fitted(space, samples, y, real)
-        except KeyboardInterrupt:  # the images are worth the second that this takes
-            fitted = self._fitted(space, samples, y, real)
-        self.__dict__.update(fitted)
+        self.objective = objective
+        self.temperature = temperature
 
-    def _start(self, space: Space, real: RealSet, m: int, noise: torch.Generator, start: np.ndarray | None) -> Parametrization:
-        """θ at the beginning: of noise, of real samples, or of those that are to be gone on with."""
-        parametrization = space.start(self._parametrization_type(), m, noise)
-        if start is not None:
-            parametrization.set(space.from_user(start))
-        elif self.init == "real":
-            # In random order, held-out samples last.
-            rows = [real.order[real.codes == c][: self.images_per_class] for c in range(len(self.classes_))]
-            parametrization.set(space.read(np.concatenate(rows)))
-        return parametrization
+    def _encode(self, *task):
+        self.temperature_ = float(self.temperature)
+        return super()._encode(*task)
 
-    def _held_out_score(
-        self, space: Space, real: RealSet, parametrization: Parametrization, labels: Tensor, objective, chunk_size: int
-    ) -> Callable[[], Tensor] | None:
-        """What gives loss and accuracy of the present samples on the held-out features, where there are some."""
-        if not real.n_held_out:
-            return None
-        dtype = parametrization.parameters[0].dtype
-        R, r = (torch.from_numpy(values).to(space.device) for values in real.held_out)
-        R, Y = R.to(dtype), F.one_hot(labels, len(self.classes_)).to(dtype)
-
-        @torch.no_grad()
-        def score() -> Tensor:
-            Z = whole_features(parametrization, len(labels), space.encode, space.preprocessing, chunk_size)
-            predicted = (R @ inner_weights(Z, Y, self.alpha_)).argmax(dim=1)
-            return torch.stack([objective(Z, Y, R, r), (predicted == r).to(dtype).mean()])
-
-        return score
-
-    def _objective(self):
+    def _objective(self, random):
         if isinstance(self.objective, str):
-            return OBJECTIVES[self.objective](self.alpha_, self.temperature_)
+            return OBJECTIVES[self.objective](float(self.alpha), float(self.temperature))
         return self.objective
-
-    def _augmentation(self, space: Space) -> Augmentation:
-        if not space.is_image or self.augmentation is None:
-            return Augmentation()
-        return AUGMENTATIONS[self.augmentation]() if isinstance(self.augmentation, str) else self.augmentation
-
-    def _parametrization_type(self) -> type[Parametrization]:
-        if isinstance(self.parametrization, str):
-            return PARAMETRIZATIONS[self.parametrization]
-        if not issubclass(self.parametrization, Parametrization):
-            raise TypeError(
-                f"parametrization is one of {sorted(PARAMETRIZATIONS)} or a Parametrization class; got {self.parametrization}"
-            )
-        return self.parametrization

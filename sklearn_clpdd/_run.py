@@ -25,8 +25,8 @@ from ._core.loop import State
 _SCORE_EVERY = 20
 # Steps between two looks at the losses, each of which waits for a GPU; a divisor of the above.
 _LOOK_EVERY, _LOOK_EVERY_CPU = 10, 1
-# Frames between the user and `Run.follow`: `fit` and `_learn`, and since scikit-learn 1.9 a wrapper of `fit`.
-_USER = 5 if find_spec("sklearn.callback") else 4
+# Frames between the user and `Run.follow`: `fit`, `_find`, `_learn`, and since scikit-learn 1.9 a wrapper of `fit`.
+_USER = 6 if find_spec("sklearn.callback") else 5
 # Parameters that a run and its continuation need not share.
 _FREE = {"encoder", "memory", "device", "verbose", "callback", "checkpoint", "checkpoint_every", "random_state"}
 
@@ -193,10 +193,11 @@ class Run:
         pending, self._pending = self._pending, []
         for loss, (_, seconds) in zip(losses, pending, strict=True):
             if not math.isfinite(loss):
+                strengths = {name: vars(distiller).get(name) for name in ("alpha", "temperature", "learning_rate")}
+                seen = ", ".join(f"{name}={value}" for name, value in strengths.items() if value is not None)
                 raise FloatingPointError(
-                    f"the loss of step {distiller.n_iter_} is {loss} (alpha={distiller.alpha}, "
-                    f"temperature={distiller.temperature}, learning_rate={distiller.learning_rate}); the last good images are "
-                    "kept. A larger alpha or temperature, or a smaller learning_rate, may help"
+                    f"the loss of step {distiller.n_iter_} is {loss} ({seen}); the last good images are kept. "
+                    "A larger alpha or temperature, or a smaller learning_rate, may help"
                 )
             records.append({"step": distiller.n_iter_, "loss": loss, "seconds": seconds})
             distiller.history_.append(records[-1])

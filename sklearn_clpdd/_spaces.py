@@ -91,7 +91,6 @@ class ImageSpace:
         self._images = images
         self.encoder = encoder
         self._backbone = encoder.load()
-        self._graph_bytes = self._backbone.graph_bytes
         self.device = self._backbone.device
         self.preprocessing = self._backbone.preprocessing
         self._side = side or self.preprocessing.resized
@@ -127,10 +126,11 @@ class ImageSpace:
         }
 
     def passes(self, n_views, chunk_size):
+        graph_bytes = self._backbone.graph_bytes  # measured, or an error that says that there is no gradient
         if chunk_size is not None:
             return Passes(chunk_size)
         one, every = graph_memory(self.device)
-        return Passes(max(1, min(n_views, one // self._graph_bytes)), every // self._graph_bytes)
+        return Passes(max(1, min(n_views, one // graph_bytes)), every // graph_bytes)
 
     def read(self, indices):
         whole = dataclasses.replace(self.preprocessing, image_size=self._side, crop_pct=1.0)

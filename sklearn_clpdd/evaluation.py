@@ -1,21 +1,28 @@
 """How good a distilled set is: beside real images, and for probes other than the one that made it."""
 
+from collections.abc import Callable
+from itertools import islice
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_consistent_length
+from torch import Tensor
 
 from ._base import BaseDistiller
 from ._core.augmentations import DSA
 from ._core.backbones import Backbone, Preprocessing
+from ._core.ridge import relative_penalty
 from ._encoder import FrozenEncoder
-from ._images import as_images
+from ._images import Images, as_images
 from ._probe import ClosedFormProbe
 
 # Published settings of the protocol (LGM's code): images of a batch, and Adam's rate for a batch of 256.
 _BATCH_SIZE = 100
 _LEARNING_RATE = 1e-3
+# Bytes of pixels that are kept between the epochs; more are read anew for each batch.
+_IN_MEMORY = 2**30
 
 
 def compare_with_real(distiller: BaseDistiller, X, y, X_test, y_test, *, n_draws=10, random_state=None):
@@ -60,8 +67,53 @@ def compare_with_real(distiller: BaseDistiller, X, y, X_test, y_test, *, n_draws
     }
 
 
-def sgd_probe_scores(images, labels, X_test, y_test, *, encoder=None, n_epochs=1000, n_repeats=1, random_state=None):
-    """Test accuracy of a linear head trained by SGD on random views of a small image set: LGM's protocol.
+def closed_form_probe_scores(images, labels, X_test, y_test, *, encoder=None, alpha=1.0, groups=None):
+    """Test scores of the closed-form probe that is trained on a small image set.
+
+    Parameters
+    ----------
+    images : images
+        The set to train on, in any form that :class:`FrozenEncoder` takes.
+    labels : array-like of shape (n_images,)
+        Their classes.
+    X_test : images
+        Test images, read once.
+    y_test : array-like of shape (n_test,)
+        Their classes.
+    encoder : FrozenEncoder, default=None
+        ``None`` is ``FrozenEncoder()``.
+    alpha : float or "loo", default=1.0
+        Ridge strength relative to the mean squared norm of the features, as a distiller has it; ``"loo"``: that of
+        :class:`ClosedFormProbe`'s own choice, for image sets that are not small.
+    groups : array-like of shape (n_test,), default=None
+        Groups of the test images, such as class and background.
+
+    Returns
+    -------
+    dict of str to ndarray of shape (1,)
+        ``"top1"``; ``"top5"``, where there are more than five classes; ``"worst_group"``, the least accuracy of a group, where
+        there are groups.
+
+    See Also
+    --------
+    sgd_probe_scores : A probe that is trained as LGM trains it.
+    """
+    _check_sets(images, labels, X_test, y_test, groups)
+    encoder = FrozenEncoder() if encoder is None else encoder
+    Z = encoder.encode(images)
+    if alpha == "loo":
+        probe = ClosedFormProbe()
+    else:
+        probe = ClosedFormProbe(
+            relative_penalty(torch.from_numpy(Z).double(), alpha).item(), fit_intercept=False, temperature=1.0
+        )
+    scores = probe.fit(Z, labels).decision_function(encoder.encode(X_test))
+    scores = np.stack([-scores, scores], 1) if scores.ndim == 1 else scores
+    return _collected([_metrics(scores, probe.classes_, y_test, groups)])
+
+
+def sgd_probe_scores(images, labels, X_test, y_test, *, encoder=None, n_epochs=1000, n_repeats=1, groups=None, random_state=None):
+    """Test scores of a linear head trained by SGD on random views of a small image set: LGM's protocol.
 
     Each epoch sees one random resized crop (0.08 to 1 of the area) with a random flip of each image; the head is trained on the
     encoder's features, not normalised, by Adam with a rate of ``1e-3 · batch / 256`` and cosine decay. The test set is read
@@ -82,60 +134,153 @@ def sgd_probe_scores(images, labels, X_test, y_test, *, encoder=None, n_epochs=1
     n_epochs : int, default=1000
         Passes over ``images``.
     n_repeats : int, default=1
-        Heads to train, each from its own start and with its own views.
+        Heads to train, each from its own start and with its own views; the published protocol has five.
+    groups : array-like of shape (n_test,), default=None
+        Groups of the test images, such as class and background.
     random_state : int, RandomState instance or None, default=None
         Seed.
 
     Returns
     -------
-    ndarray of shape (n_repeats,)
-        Accuracies.
+    dict of str to ndarray of shape (n_repeats,)
+        ``"top1"``; ``"top5"``, where there are more than five classes; ``"worst_group"``, the least accuracy of a group, where
+        there are groups.
+
+    See Also
+    --------
+    closed_form_probe_scores : The probe in closed form.
 
     References
     ----------
     *Dataset Distillation for Pre-Trained Self-Supervised Vision Models*, arXiv 2511.16674, evaluation; but for its choice of
     the best epoch by test accuracy.
     """
-    check_consistent_length(images, labels)
-    check_consistent_length(X_test, y_test)
+    _check_sets(images, labels, X_test, y_test, groups)
     encoder = FrozenEncoder() if encoder is None else encoder
     raw = type(encoder)(**{**encoder.get_params(deep=False), "normalize": False})
     backbone = raw.load()
     source = as_images(images, encoder.image_shape)
     source.check(encoder.n_jobs)
-    whole = Preprocessing(image_size=backbone.preprocessing.resized)
-    pixels = source.read(range(len(source)), whole, encoder.n_jobs).to(backbone.device)
+    read = _reader(source, backbone, encoder.n_jobs)
     classes, codes = np.unique(labels, return_inverse=True)
-    y = torch.from_numpy(codes).to(backbone.device)
+    y = torch.from_numpy(codes)
     test_features = raw.encode(X_test)
-    scores = []
+    runs = []
     for seed in check_random_state(random_state).randint(2**31 - 1, size=n_repeats):
-        weight, bias = _train_head(backbone, pixels, y, len(classes), n_epochs, torch.Generator().manual_seed(int(seed)))
-        predicted = classes[(test_features @ weight.T + bias).argmax(axis=1)]
-        scores.append(np.mean(predicted == np.asarray(y_test)))
-    return np.array(scores)
+        weight, bias = _train_head(backbone, read, y, len(classes), n_epochs, torch.Generator().manual_seed(int(seed)))
+        runs.append(_metrics(test_features @ weight.T + bias, classes, y_test, groups))
+    return _collected(runs)
 
 
-def _train_head(backbone: Backbone, images, y, n_classes: int, n_epochs: int, generator: torch.Generator):
-    """Weights ``(C, d)`` and biases ``(C,)`` of a linear head, as arrays."""
+def transfer_scores(
+    images, labels, X_test, y_test, encoders, *, n_epochs=1000, n_repeats=1, alpha=1.0, groups=None, random_state=None
+):
+    """Test scores of an image set under several encoders, those among them that it was not distilled with.
+
+    Parameters
+    ----------
+    images : images
+        The set to train on, in any form that :class:`FrozenEncoder` takes.
+    labels : array-like of shape (n_images,)
+        Their classes.
+    X_test : images
+        Test images.
+    y_test : array-like of shape (n_test,)
+        Their classes.
+    encoders : dict of str to FrozenEncoder
+        Encoders by names of your choice.
+    n_epochs, n_repeats, random_state : int, int, seed
+        See :func:`sgd_probe_scores`; no heads are trained with ``n_repeats=0``.
+    alpha : float or "loo", default=1.0
+        See :func:`closed_form_probe_scores`.
+    groups : array-like of shape (n_test,), default=None
+        Groups of the test images.
+
+    Returns
+    -------
+    dict of str to dict
+        For each encoder, under ``"closed_form"`` and ``"sgd"``, what the two functions return.
+    """
+    seed = check_random_state(random_state).randint(2**31 - 1)  # each encoder with the same views
+    table = {}
+    for name, encoder in encoders.items():
+        common = {"encoder": encoder, "groups": groups}
+        table[name] = {"closed_form": closed_form_probe_scores(images, labels, X_test, y_test, alpha=alpha, **common)}
+        if n_repeats:
+            heads = {"n_epochs": n_epochs, "n_repeats": n_repeats, "random_state": seed}
+            table[name]["sgd"] = sgd_probe_scores(images, labels, X_test, y_test, **heads, **common)
+    return table
+
+
+def _check_sets(images, labels, X_test, y_test, groups):
+    check_consistent_length(images, labels)
+    check_consistent_length(X_test, y_test, groups)
+    unknown = sorted(set(np.unique(y_test)) - set(np.unique(labels)))
+    if unknown:
+        raise ValueError(f"y_test holds classes of which there is no image to train on: {unknown[:10]}")
+
+
+def _reader(source: Images, backbone: Backbone, n_jobs: int | None) -> Callable[[Tensor], Tensor]:
+    """What gives images by their positions, at the size from which the encoder crops."""
+    whole = Preprocessing(image_size=backbone.preprocessing.resized)
+    if 4 * len(source) * 3 * whole.image_size**2 > _IN_MEMORY:
+        return lambda rows: source.read(rows.numpy(), whole, n_jobs).to(backbone.device)
+    pixels = source.read(range(len(source)), whole, n_jobs).to(backbone.device)
+    return lambda rows: pixels[rows.to(pixels.device)]
+
+
+def _metrics(scores: np.ndarray, classes: np.ndarray, y_test, groups) -> dict[str, float]:
+    """Of scores ``(n_test, n_classes)``."""
+    y_test = np.asarray(y_test)
+    right = classes[scores.argmax(axis=1)] == y_test
+    metrics = {"top1": right.mean()}
+    if len(classes) > 5:
+        best = classes[np.argpartition(scores, -5, axis=1)[:, -5:]]
+        metrics["top5"] = (best == y_test[:, None]).any(axis=1).mean()
+    if groups is not None:
+        _, members = np.unique(np.asarray(groups), return_inverse=True)
+        metrics["worst_group"] = (np.bincount(members, right) / np.bincount(members)).min()
+    return metrics
+
+
+def _collected(runs: list[dict[str, float]]) -> dict[str, np.ndarray]:
+    return {name: np.array([run[name] for run in runs]) for name in runs[0]}
+
+
+def _train_head(backbone: Backbone, read: Callable, y, n_classes: int, n_epochs: int, generator: torch.Generator):
+    """Weights ``(C, d)`` and biases ``(C,)`` of a linear head, as arrays; ``read`` gives images by their positions."""
     bound = backbone.n_features**-0.5  # torch's own start of a linear layer
     head = [
         (2 * torch.rand(shape, generator=generator, device="cpu") - 1) * bound
         for shape in ((n_classes, backbone.n_features), (n_classes,))
     ]
     weight, bias = (tensor.to(backbone.device).requires_grad_() for tensor in head)
-    batch_size = min(_BATCH_SIZE, len(images))
+    batch_size = min(_BATCH_SIZE, len(y))
     optimizer = torch.optim.Adam([weight, bias], lr=_LEARNING_RATE * batch_size / 256)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_epochs)
     views = DSA()
-    for _ in range(n_epochs):
-        for rows in torch.randperm(len(images), generator=generator, device="cpu").split(batch_size):
-            rows = rows.to(backbone.device)
-            with torch.no_grad():
-                features = backbone(views(images[rows], views.draw(len(rows), generator), backbone.preprocessing))
-            loss = F.cross_entropy(F.linear(features, weight, bias), y[rows])
+
+    def batches():
+        """Rows, the random numbers of their views, and whether an epoch ends with them."""
+        for _ in range(n_epochs):
+            parts = torch.randperm(len(y), generator=generator, device="cpu").split(batch_size)
+            for i, rows in enumerate(parts):
+                yield rows, views.draw(len(rows), generator), i == len(parts) - 1
+
+    coming = batches()
+    # Views do not depend on the head: those of several small batches pass the encoder together.
+    while together := list(islice(coming, max(1, _BATCH_SIZE // batch_size))):
+        rows = torch.cat([rows for rows, _, _ in together])
+        draws = {name: torch.cat([drawn[name] for _, drawn, _ in together]) for name in together[0][1]}
+        with torch.no_grad():
+            features = backbone(views(read(rows), draws, backbone.preprocessing))
+        targets = y[rows].to(backbone.device)
+        sizes = [len(rows) for rows, _, _ in together]
+        for Z, r, (_, _, ends) in zip(features.split(sizes), targets.split(sizes), together, strict=True):
+            loss = F.cross_entropy(F.linear(Z, weight, bias), r)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        schedule.step()
+            if ends:
+                schedule.step()
     return weight.detach().cpu().numpy(), bias.detach().cpu().numpy()

@@ -238,7 +238,7 @@ def _real(R, r, batch_size=40, sampling="uniform"):
 
 def _start(max_iter=30, objective=None, chunk_size=64, seed=0):
     R, r = _features(60, seed=1)
-    state = State(Points((3, 7), generator(seed), dtype=torch.float64), generator(1), generator(2))
+    state = State(Points((3, 7), generator(seed), dtype=torch.float64), {"views": generator(1), "batches": generator(2)})
     steps = distill(
         state,
         torch.arange(3),
@@ -250,6 +250,7 @@ def _start(max_iter=30, objective=None, chunk_size=64, seed=0):
         n_views=1,
         objective=objective or CrossEntropy(0.1, 0.1),
         learning_rate=0.1,
+        decay=0.5,
         progress=lambda: state.step / max_iter,
         passes=Passes(chunk_size),
     )

@@ -13,8 +13,8 @@ from sklearn.model_selection import GridSearchCV, train_test_split
 from sklearn.pipeline import make_pipeline
 
 from sklearn_clpdd import DSA, ClosedFormProbe, CLPDistiller, FrozenEncoder
-from sklearn_clpdd import _distiller as distiller_module
 from sklearn_clpdd import _encoder as encoder_module
+from sklearn_clpdd import _iterative as iterative_module
 from sklearn_clpdd import _spaces as spaces_module
 from sklearn_clpdd._core.objectives import OBJECTIVES
 from sklearn_clpdd._core.parametrizations import PARAMETRIZATIONS, Pixels
@@ -336,7 +336,7 @@ def nothing_is_encoded(monkeypatch):
         raise AssertionError("long work was started")
 
     monkeypatch.setattr("sklearn_clpdd._encoder._encode", fail)
-    monkeypatch.setattr(distiller_module, "distill", fail)
+    monkeypatch.setattr(iterative_module, "distill", fail)
 
 
 @pytest.mark.usefixtures("nothing_is_encoded")

@@ -2,11 +2,13 @@
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from sklearn.utils import check_random_state
 
-from sklearn_clpdd import CLPDistiller, FrozenEncoder
+from sklearn_clpdd import DSA, ClosedFormProbe, CLPDistiller, FrozenEncoder, evaluation
 from sklearn_clpdd.datasets import load_image_folder
-from sklearn_clpdd.evaluation import compare_with_real, sgd_probe_scores
+from sklearn_clpdd.evaluation import closed_form_probe_scores, compare_with_real, sgd_probe_scores, transfer_scores
 
 
 @pytest.fixture
@@ -56,14 +58,108 @@ def test_comparison_is_that_of_the_probes(encoder, colors):
 def test_sgd_head_learns_and_repeats_itself(encoder, colors):
     X, y = colors
     arguments = {"encoder": encoder, "n_epochs": 400, "n_repeats": 2, "random_state": 0}
-    scores = sgd_probe_scores(X[:40], y[:40], X[40:], y[40:], **arguments)
+    scores = sgd_probe_scores(X[:40], y[:40], X[40:], y[40:], **arguments)["top1"]
     assert scores.shape == (2,)
-    np.testing.assert_array_equal(scores, sgd_probe_scores(X[:40], y[:40], X[40:], y[40:], **arguments))
-    untrained = sgd_probe_scores(X[:40], y[:40], X[40:], y[40:], **{**arguments, "n_epochs": 1})
+    np.testing.assert_array_equal(scores, sgd_probe_scores(X[:40], y[:40], X[40:], y[40:], **arguments)["top1"])
+    untrained = sgd_probe_scores(X[:40], y[:40], X[40:], y[40:], **{**arguments, "n_epochs": 1})["top1"]
     assert scores.mean() > untrained.mean()
 
 
-def test_sgd_head_checks_lengths(encoder, colors):
+def test_sgd_head_is_the_same_one_batch_after_the_other_and_from_files_read_anew(encoder, colors, monkeypatch):
+    """Views of several epochs pass the encoder together; that and where the pixels are changes nothing."""
+    X, y = colors
+    wanted = _head_of(encoder, X[:3], y[:3], monkeypatch)
+    monkeypatch.setattr(evaluation, "_IN_MEMORY", 0)
+    np.testing.assert_array_equal(_head_of(encoder, X[:3], y[:3], monkeypatch), wanted)
+    alone = torch.nn.Linear(12, len(set(y[:3])))  # the same, written down as the protocol is
+    generator = torch.Generator().manual_seed(int(check_random_state(0).randint(2**31 - 1, size=1)[0]))
+    with torch.no_grad():
+        for parameter in (alone.weight, alone.bias):
+            parameter.copy_((2 * torch.rand(parameter.shape, generator=generator) - 1) / 12**0.5)
+    backbone = encoder.load()
+    images = torch.from_numpy(X[:3]).permute(0, 3, 1, 2) / 255
+    r = torch.from_numpy(np.unique(y[:3], return_inverse=True)[1])
+    adam = torch.optim.Adam(alone.parameters(), lr=1e-3 * 3 / 256)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, 50)
+    for _ in range(50):
+        rows = torch.randperm(3, generator=generator)
+        with torch.no_grad():
+            Z = backbone(DSA()(images[rows], DSA().draw(3, generator), backbone.preprocessing))
+        adam.zero_grad()
+        torch.nn.functional.cross_entropy(alone(Z), r[rows]).backward()
+        adam.step()
+        schedule.step()
+    np.testing.assert_allclose(wanted, alone.weight.detach().numpy(), atol=1e-5)
+
+
+def _head_of(encoder, X, y, monkeypatch):
+    """Weights of the head that is trained."""
+    seen = []
+    train = evaluation._train_head
+
+    def watched(*arguments):
+        seen.append(train(*arguments))
+        return seen[-1]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation, "_train_head", watched)
+        sgd_probe_scores(X, y, X, y, encoder=encoder, n_epochs=50, random_state=0)
+    return seen[0][0]
+
+
+def test_closed_form_scores_are_those_of_the_distiller(encoder, colors):
+    X, y = colors
+    fitted = CLPDistiller(encoder, max_iter=10, random_state=0).fit(X[:40], y[:40])
+    scores = closed_form_probe_scores(fitted.transform(), fitted.y_synthetic_, X[40:], y[40:], encoder=encoder)
+    assert scores["top1"].tolist() == [fitted.score(X[40:], y[40:])]
+    assert "top5" not in scores
+    full = closed_form_probe_scores(X[:40], y[:40], X[40:], y[40:], encoder=encoder, alpha="loo")
+    wanted = ClosedFormProbe().fit(encoder.encode(X[:40]), y[:40]).score(encoder.encode(X[40:]), y[40:])
+    assert full["top1"] == wanted
+
+
+def test_metrics_by_brute_force():
+    rng = np.random.default_rng(0)
+    scores, classes = rng.random((200, 8)), np.array(list("abcdefgh"))
+    y, groups = classes[rng.integers(8, size=200)], rng.choice(["sea", "land", "sky"], 200)
+    metrics = evaluation._metrics(scores, classes, y, groups)
+    order = classes[np.argsort(-scores, axis=1)]
+    assert metrics["top1"] == np.mean(order[:, 0] == y)
+    assert metrics["top5"] == np.mean([label in five for label, five in zip(y, order[:, :5], strict=True)])
+    assert metrics["worst_group"] == min(np.mean((order[:, 0] == y)[groups == name]) for name in ("sea", "land", "sky"))
+    assert "top5" not in evaluation._metrics(scores[:, :5], classes[:5], y, None)
+
+
+def test_two_classes_and_groups(encoder, colors):
+    X, y = colors
+    two = y != "red"
+    scores = closed_form_probe_scores(X[two], y[two], X[two], y[two], encoder=encoder, groups=y[two])
+    assert scores["worst_group"] <= scores["top1"]
+    assert scores["top1"] > 0.9
+
+
+def test_transfer_is_the_two_protocols_under_each_encoder(encoder, module, colors):
+    X, y = colors
+    other = FrozenEncoder(module, image_size=12, device="cpu")
+    sets = (X[:20], y[:20], X[20:], y[20:])
+    table = transfer_scores(*sets, {"one": encoder, "other": other}, n_epochs=3, random_state=0)
+    assert list(table) == ["one", "other"]
+    assert table["other"]["closed_form"] == closed_form_probe_scores(*sets, encoder=other)
+    seed = check_random_state(0).randint(2**31 - 1)
+    assert table["other"]["sgd"] == sgd_probe_scores(*sets, encoder=other, n_epochs=3, random_state=seed)
+    assert list(transfer_scores(*sets, {"one": encoder}, n_repeats=0)["one"]) == ["closed_form"]
+
+
+@pytest.mark.parametrize("protocol", [sgd_probe_scores, closed_form_probe_scores])
+def test_sets_that_do_not_fit_are_refused(encoder, colors, protocol, monkeypatch):
+    def fail(*args, **kwargs):
+        raise AssertionError("long work was started")
+
+    monkeypatch.setattr("sklearn_clpdd._encoder._encode", fail)
     X, y = colors
     with pytest.raises(ValueError, match="inconsistent"):
-        sgd_probe_scores(X, y[:10], X, y, encoder=encoder)
+        protocol(X, y[:10], X, y, encoder=encoder)
+    with pytest.raises(ValueError, match="inconsistent"):
+        protocol(X, y, X, y, encoder=encoder, groups=y[:10])
+    with pytest.raises(ValueError, match=r"no image to train on: .*red"):
+        protocol(X[y != "red"], y[y != "red"], X, y, encoder=encoder)

@@ -48,7 +48,7 @@ def test_imagenette_to_ten_images(imagenette, tmp_path):
     assert abs(probe.score(encoder.transform(X_test), y_test) - rows["distilled"][1]) <= 0.005
 
     scores = sgd_probe_scores(distiller.transform(), distiller.y_synthetic_, X_test, y_test, encoder=encoder, random_state=0)
-    assert scores.mean() >= 0.84
+    assert scores["top1"].mean() >= 0.84
 
 
 def test_digits_to_ten_images(tmp_path):
@@ -106,3 +106,21 @@ def test_killed_at_ten_random_moments_and_gone_on_with(tmp_path):
     subprocess.run([sys.executable, "-c", _KILLED, path], check=True, stdout=subprocess.DEVNULL)
     subprocess.run([sys.executable, "-c", _KILLED, tmp_path / "in peace"], check=True, stdout=subprocess.DEVNULL)
     np.testing.assert_array_equal(np.load(f"{path}.npy"), np.load(tmp_path / "in peace.npy"))
+
+
+@pytest.mark.parametrize("dataset", ["imagenet-100", "imagenet-1k", "waterbirds", "spawrious"])
+def test_the_papers_tables_are_one_command(dataset, tmp_path):
+    """On images of noise in the layout of the data set, with an untrained encoder; what has been run is not run again."""
+    script = Path(__file__).parents[1] / "benchmarks" / "paper.py"
+    options = "--generate --weights none --encoder tf_efficientnet_lite0 --size 32 --seconds 1 --epochs 2 --heads 2"
+    methods = ["random", "centroids", "nearest", "dm", "lgm-dsa", "clp-dsa", "real"]
+    command = [sys.executable, script, "--dataset", dataset, "--root", tmp_path / "data", *options.split(" ")]
+    command += ["--output", tmp_path / "out", "--methods", *methods]
+    subprocess.run(command, check=True, capture_output=True)
+    page = (tmp_path / "out" / "table.md").read_text()
+    assert [line for line in page.splitlines() if line.startswith("| CLP-DD, DSA |")]
+    assert ("worst group" in page) == (dataset in ("waterbirds", "spawrious"))
+    assert (tmp_path / "out" / "table.png").stat().st_size > 10_000
+    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "runs").iterdir()}
+    subprocess.run(command, check=True, capture_output=True)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "runs").iterdir()} == written

@@ -36,8 +36,9 @@ LAYERS = [
     {"_encoder"},
     {"_spaces"},
     {"_base"},
+    {"_iterative"},
     {"_distiller"},
-    {"datasets", "evaluation"},
+    {"datasets", "evaluation", "baselines"},
     {""},
 ]
 

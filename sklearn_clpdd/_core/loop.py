@@ -49,13 +49,13 @@ class State:
     ----------
     parametrization : Parametrization
         Holds θ, which is updated in place.
-    views, batches : torch.Generator
-        Random numbers, on the CPU, of the views and of the real batches.
+    random : dict of str to torch.Generator
+        Random numbers, on the CPU: of the ``"views"``, of the real ``"batches"``, and of whatever else draws some in a step.
     """
 
-    def __init__(self, parametrization: Parametrization, views: torch.Generator, batches: torch.Generator):
+    def __init__(self, parametrization: Parametrization, random: dict[str, torch.Generator]):
         self.parametrization = parametrization
-        self.views, self.batches = views, batches
+        self.random = random
         self.step, self.progress = 0, 0.0
         self.between_updates = True  # else an interrupt has come in the middle of one
         self.begin_step(0.0)
@@ -70,7 +70,7 @@ class State:
         self._remember()
 
     def _remember(self) -> None:
-        self._drawn = {"views": self.views.get_state(), "batches": self.batches.get_state()}
+        self._drawn = {name: generator.get_state() for name, generator in self.random.items()}
 
     def update(self) -> None:
         """Move θ along its gradient."""
@@ -91,8 +91,8 @@ class State:
     def load(self, tensors: dict[str, Tensor], step: int, progress: float) -> None:
         """Go back to the beginning of a step."""
         self.step = step
-        self.views.set_state(tensors["random.views"])
-        self.batches.set_state(tensors["random.batches"])
+        for name, generator in self.random.items():
+            generator.set_state(tensors[f"random.{name}"])
         self.begin_step(progress)
         for i, theta in enumerate(self.parametrization.parameters):
             with torch.no_grad():
@@ -115,6 +115,7 @@ def distill(
     n_views: int,
     objective: Objective,
     learning_rate: float,
+    decay: float,
     progress: Callable[[], float],
     passes: Passes,
 ) -> Iterator[Tensor]:
@@ -138,7 +139,9 @@ def distill(
     objective : callable
         ``(Z, Y, R, r) → scalar``.
     learning_rate : float
-        Adam's, constant over the first half of the run and falling linearly to zero over the second.
+        Adam's.
+    decay : float
+        Share of the run, its last, over which it falls linearly to zero.
     progress : callable
         What share of the run is done; the run ends at 1.
     passes : Passes
@@ -148,10 +151,10 @@ def distill(
     chunks, kept = passes.chunks(len(y), k)
     while (done := progress()) < 1:
         state.begin_step(done)
-        state.optimizer.param_groups[0]["lr"] = learning_rate * min(1.0, 2 * (1 - done))
+        state.optimizer.param_groups[0]["lr"] = learning_rate * min(1.0, (1 - done) / decay if decay else 1.0)
         prepare = preprocessing(state.parametrization.detail)
-        draws = augmentation.draw(len(Y), state.views)
-        R, r = real.sample(state.batches)
+        draws = augmentation.draw(len(Y), state.random["views"])
+        R, r = real.sample(state.random["batches"])
 
         def features(samples: Tensor, rows: slice, draws=draws, prepare=prepare) -> Tensor:
             return encode(augmentation(samples, {name: drawn[rows] for name, drawn in draws.items()}, prepare))

@@ -4,6 +4,7 @@ Every objective is a callable ``(Z, Y, R, r) → scalar``, differentiable in ``Z
 A new one is a subclass here plus an entry in `OBJECTIVES`.
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -64,6 +65,49 @@ class MeanSquaredError(Objective):
     def __call__(self, Z: Tensor, Y: Tensor, R: Tensor, r: Tensor) -> Tensor:
         residuals = scores(R, self.probe(Z, Y)) - F.one_hot(r, Y.shape[1]).to(R)
         return residuals.square().sum(dim=1).mean()
+
+
+class GradientMatching:
+    """Cosine distance between what synthetic and real features teach a linear head in its first step (LGM, arXiv 2511.16674).
+
+    The gradient of the mean cross-entropy of a head ``V``, ``b`` is had in closed form, ``(softmax(ZVᵀ + b) − Y)ᵀZ / mk`` and the
+    mean of ``softmax(ZVᵀ + b) − Y``, as a function of ``Z``: no gradient is differentiated again. The head is drawn anew at each
+    call, as the published code draws it: normal weights of standard deviation `std`, no bias.
+
+    Parameters
+    ----------
+    random : torch.Generator
+        Where the heads come from.
+    """
+
+    std = 0.01
+
+    def __init__(self, random: torch.Generator):
+        self.random = random
+
+    def __call__(self, Z: Tensor, Y: Tensor, R: Tensor, r: Tensor) -> Tensor:
+        V = (self.std * torch.randn(Y.shape[1], Z.shape[1], generator=self.random, device="cpu")).to(Z, non_blocking=True)
+        ours, theirs = head_gradient(Z, Y, V), head_gradient(R, F.one_hot(r, Y.shape[1]).to(R), V)
+        return 1 - F.cosine_similarity(ours.flatten(), theirs.flatten(), dim=0)
+
+
+class FeatureMatching:
+    """Squared distance between the mean features of each class, ``Σ_c ‖mean Z_c − mean R_c‖²`` (DM, arXiv 2110.04181).
+
+    Classes without a real feature in the batch have no part in it.
+    """
+
+    def __call__(self, Z: Tensor, Y: Tensor, R: Tensor, r: Tensor) -> Tensor:
+        counts = torch.bincount(r, minlength=Y.shape[1])
+        sums = torch.zeros(Y.shape[1], R.shape[1], dtype=R.dtype, device=R.device).index_add_(0, r, R)
+        distances = (Y.T @ Z / Y.sum(0)[:, None] - sums / counts.clamp(min=1)[:, None]).square().sum(1)
+        return (distances * (counts > 0)).sum()
+
+
+def head_gradient(Z: Tensor, Y: Tensor, V: Tensor) -> Tensor:
+    """Gradient ``(C, d + 1)`` of the mean cross-entropy of ``Z Vᵀ + b`` in ``V`` and, the last column, in ``b``, at ``b = 0``."""
+    E = (torch.softmax(F.linear(Z, V), dim=1) - Y) / len(Z)
+    return torch.cat([E.T @ Z, E.sum(0)[:, None]], dim=1)
 
 
 def scores(R: Tensor, W: Tensor) -> Tensor:

@@ -97,15 +97,16 @@ class Pyramid(Parametrization):
     """
 
     growth = 0.05
+    noise, gain = 0.1, 1.0  # standard deviation that θ starts with; what the sum of the levels is multiplied by
 
     def _start(self, generator, factory):
         m, channels, height, width = self.shape
         longest = max(height, width)
         sides = [2**i for i in range(longest.bit_length()) if 2**i < longest] + [longest]
         shapes = [(max(1, round(side * height / longest)), max(1, round(side * width / longest))) for side in sides]
-        self._color = _COLOR.to(**factory)
+        self._color = self.gain * _COLOR.to(**factory)
         self.n_active = 1
-        return [(0.1 * _normal((m, channels, *shape), generator, **factory)).requires_grad_() for shape in shapes]
+        return [(self.noise * _normal((m, channels, *shape), generator, **factory)).requires_grad_() for shape in shapes]
 
     def grow(self, progress):
         self.n_active = max(self.n_active, min(len(self.parameters), 1 + int(progress / self.growth)))
@@ -132,6 +133,24 @@ class Pyramid(Parametrization):
                 image = _resize(image, shape)
                 level.copy_(F.interpolate(target, shape, mode="bilinear", antialias=True) - image)
                 image = image + level
+
+
+class LGMPyramid(Pyramid):
+    """The pyramid as LGM's published code has it: a level every 200 of 5,000 steps, much noise, and a steeper sigmoid.
+
+    When a level joins, with noise as strong as that of the others, all are scaled down to what they add up to.
+    """
+
+    growth = 200 / 5000
+    noise, gain = 1.0, 2.0
+
+    @torch.no_grad()
+    def grow(self, progress):
+        n = self.n_active
+        super().grow(progress)
+        if self.n_active > n:
+            for i, level in enumerate(self.parameters[: self.n_active]):
+                level.mul_((n if i < n else 1) / self.n_active)
 
 
 def _normal(shape, generator, device, dtype) -> Tensor:

@@ -1,0 +1,291 @@
+"""LGM as its published code makes a step, in plain torch, beside ours: gradients, seconds, memory, and what it reaches.
+
+    python benchmarks/lgm.py [SECTION ...] [--data DIR] [--views 3] [--steps 5000] [--output benchmarks/results]
+
+``gradient``: our closed form against second-order autodiff. ``step``: seconds of a step. ``memory``: peak above the loaded
+encoder of 100 views of 224 px, each figure in a process of its own. ``published``: the published recipe (arXiv 2511.16674
+and its code) run to its end on DIR/train, evaluated on DIR/val as in ``table.py``: random views of random real images pass
+the encoder in each step, as many as there are of synthetic ones; the head's gradient is differentiated again; timm's network
+as it is, in float32; one level of the pyramid after the other, each with a fresh Adam. DIR is
+``$SKLEARN_CLPDD_DATA/imagenette`` by default.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from measure import forget_peak, machine, most, resident, table, warm
+from tqdm import trange
+
+from sklearn_clpdd import DSA, CLPDistiller, FrozenEncoder
+from sklearn_clpdd._core.backbones import BACKBONES, Preprocessing, _create
+from sklearn_clpdd._core.objectives import GradientMatching
+from sklearn_clpdd._core.parametrizations import _COLOR
+from sklearn_clpdd._images import as_images
+from sklearn_clpdd.baselines import LGMDistiller
+from sklearn_clpdd.datasets import load_image_folder
+from sklearn_clpdd.evaluation import closed_form_probe_scores, sgd_probe_scores
+
+MODEL = "tf_efficientnet_lite0"
+
+
+def autodiff_loss(Z, r, R, real_r, head):
+    """The published loss: cosine distance of a linear head's gradients, that of ``Z`` to be differentiated again."""
+    parameters = list(head.parameters())
+    theirs = torch.autograd.grad(F.cross_entropy(head(R), real_r), parameters)
+    ours = torch.autograd.grad(F.cross_entropy(head(Z), r), parameters, create_graph=True)
+    theirs, ours = (torch.cat([gradient.flatten() for gradient in gradients]) for gradients in (theirs, ours))
+    return 1 - F.cosine_similarity(theirs.detach(), ours, dim=0)
+
+
+class PublishedRecipe:
+    """Synthetic images and what changes them, as the published code has it."""
+
+    def __init__(self, images, y, n_classes, views, size, every=200, rate=2e-3, seed=0, cached=False):
+        self.random = torch.Generator().manual_seed(seed)
+        self.module = _create(BACKBONES[MODEL], "auto", None).eval().requires_grad_(False)
+        self.preprocessing = FrozenEncoder(image_size=size).load().preprocessing
+        self.images, self.y, self.views, self.every, self.rate = images, y, views, every, rate
+        self.side, self.r = images.shape[-1], torch.arange(n_classes)
+        self.pyramid = [self.noise(1)]
+        self.adam, self.n_steps, self.dsa = self.fresh_adam(), 0, DSA()
+        self.cached = self.encode(images[: views * n_classes].float() / 255) if cached else None
+
+    def noise(self, side):
+        return torch.randn(len(self.r), 3, side, side, generator=self.random)
+
+    def fresh_adam(self):
+        for level in self.pyramid:
+            level.requires_grad_()
+        return torch.optim.Adam(self.pyramid, lr=self.rate)
+
+    def extend(self):
+        n, side = len(self.pyramid), min(2 * self.pyramid[-1].shape[-1], self.side)
+        if self.pyramid[-1].shape[-1] < self.side:
+            self.pyramid = [level.detach() * n / (n + 1) for level in self.pyramid] + [self.noise(side) / (n + 1)]
+            self.adam = self.fresh_adam()
+
+    def decode(self):
+        total = sum(F.interpolate(level, self.side, mode="bilinear") for level in self.pyramid)
+        return torch.sigmoid(2 * torch.einsum("ij,njhw->nihw", _COLOR, total))
+
+    def encode(self, images):
+        views = self.dsa(images, self.dsa.draw(len(images), self.random), self.preprocessing)
+        mean, std = (torch.tensor(values)[:, None, None] for values in (self.preprocessing.mean, self.preprocessing.std))
+        return self.module((views - mean) / std)
+
+    def step(self):
+        if self.n_steps and self.n_steps % self.every == 0:
+            self.extend()
+        head = torch.nn.Linear(self.module.num_features, len(self.r))
+        with torch.no_grad():
+            head.weight.copy_(0.01 * torch.randn(head.weight.shape, generator=self.random))
+            head.bias.zero_()
+            rows = torch.randint(len(self.images), (self.views * len(self.r),), generator=self.random)
+            R = self.encode(self.images[rows].float() / 255) if self.cached is None else self.cached
+        Z = self.encode(self.decode().repeat(self.views, 1, 1, 1))
+        loss = autodiff_loss(Z, self.r.repeat(self.views), R, self.y[rows], head)
+        self.adam.zero_grad()
+        loss.backward()
+        self.adam.step()
+        self.n_steps += 1
+        return loss.item()
+
+
+def some_images(n, side):
+    return torch.randint(256, (n, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def recipe(views, size, n_classes=10, **parameters):
+    side = FrozenEncoder(image_size=size).load().preprocessing.resized
+    plain = PublishedRecipe(
+        some_images(views * n_classes, side), torch.arange(views * n_classes) % n_classes, n_classes, views, size, **parameters
+    )
+    while plain.pyramid[-1].shape[-1] < side:
+        plain.extend()
+    return plain
+
+
+def gradient(arguments):
+    """Largest difference, relative to the largest number, of the loss's gradient in the features."""
+    random = torch.Generator().manual_seed(0)
+    rows = []
+    for dtype, n_classes, mk, d, B in (
+        (torch.float64, 10, 20, 64, 100),
+        (torch.float32, 10, 100, 1280, 4096),
+        (torch.float32, 100, 300, 768, 4096),
+    ):
+        Z, R = (F.normalize(torch.randn(n, d, generator=random, dtype=dtype), dim=1) for n in (mk, B))
+        r, real_r = (torch.arange(n) % n_classes for n in (mk, B))
+        head = torch.nn.Linear(d, n_classes, dtype=dtype)
+        draw = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            head.weight.copy_(GradientMatching.std * torch.randn(n_classes, d, generator=draw))
+            head.bias.zero_()
+        Z.requires_grad_()
+        Y = F.one_hot(r, n_classes).to(dtype)
+
+        def closed(Z=Z, Y=Y, R=R, real_r=real_r):
+            return torch.autograd.grad(GradientMatching(torch.Generator().manual_seed(1))(Z, Y, R, real_r), Z)[0]
+
+        def second(Z=Z, r=r, R=R, real_r=real_r, head=head):
+            return torch.autograd.grad(autodiff_loss(Z, r, R, real_r, head), Z)[0]
+
+        ours, theirs = closed(), second()
+        difference = ((ours - theirs).abs().max() / theirs.abs().max()).item()
+        times = [statistics.median(seconds_of(work) for _ in range(7)) for work in (closed, second)]
+        rows.append(
+            [
+                f"{n_classes}, {mk}, {d}, {B:,}",
+                str(dtype)[6:],
+                f"{difference:.0e}",
+                *(f"{1e3 * t:.1f} ms" for t in times),
+                f"{times[1] / times[0]:.1f}",
+            ]
+        )
+    heads = [
+        "classes, views, features, real features",
+        "precision",
+        "largest relative difference",
+        "closed form",
+        "second order",
+        "ratio",
+    ]
+    return table(heads, rows)
+
+
+def seconds_of(work):
+    begin = time.perf_counter()
+    work()
+    return time.perf_counter() - begin
+
+
+def ours(kind, views, size, n_steps, n_real=4096):
+    """Seconds of the steps of a fit on random images, the first two left out."""
+    images = some_images(20, FrozenEncoder(image_size=size).load().preprocessing.resized)
+    rows = np.arange(max(20, n_real)) % 20
+    encoder = FrozenEncoder(image_size=size, memory=None)
+    parameters = {"n_views": views, "max_iter": n_steps + 2, "progressive": False, "validation_fraction": None, "random_state": 0}
+    # All levels of the pyramid take part.
+    fitted = kind(encoder, init="real", **parameters).fit(images[rows], rows % 10)
+    return np.diff([record["seconds"] for record in fitted.history_])[1:]
+
+
+def step(arguments):
+    """In turn, so that the machine's moods meet all."""
+    size = arguments.size
+    rows = []
+    for views in (arguments.views, 10):
+        kinds = {
+            "published recipe": recipe(views, size).step,
+            "the same, features of real images cached": recipe(views, size, cached=True).step,
+        }
+        times = {name: [] for name in [*kinds, "`LGMDistiller`", "`CLPDistiller`"]}
+        for _ in range(3):
+            for name, work in kinds.items():
+                times[name] += [seconds_of(work) for _ in range(5)][1:]
+            for name, kind in (("`LGMDistiller`", LGMDistiller), ("`CLPDistiller`", CLPDistiller)):
+                times[name] += ours(kind, views, size, 5, n_real=200).tolist()
+        floor = statistics.median(times["`LGMDistiller`"])
+        for name, own in times.items():
+            rows.append(
+                [
+                    f"10 × {views}, {size} px",
+                    name,
+                    f"{1e3 * statistics.median(own):.0f} ms",
+                    f"{statistics.median(own) / floor:.2f}",
+                ]
+            )
+    return table(["classes × views", "", "a step", "of `LGMDistiller`'s"], rows)
+
+
+def memory(arguments):
+    rows = []
+    for what in ("published", "LGMDistiller", "CLPDistiller"):
+        command = [sys.executable, __file__, "--peak", what]
+        peak = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+        rows.append(["published recipe" if what == "published" else f"`{what}`", f"{peak:,.0f} MB"])
+        if what == "published":
+            first = peak
+        rows[-1].append(f"{first / peak:.1f}")
+    return table(["100 views of 224 px", "peak above the loaded encoder", "published / this"], rows)
+
+
+def peak(what):
+    warm(FrozenEncoder(image_size=224).load())
+    if what == "published":
+        plain = recipe(10, 224)
+        work = plain.step
+    else:
+        work = partial(ours, {"LGMDistiller": LGMDistiller, "CLPDistiller": CLPDistiller}[what], 10, 224, 2, n_real=20)
+    forget_peak()
+    before = resident()
+    for _ in range(3 if what == "published" else 1):
+        work()
+    print(json.dumps(most() - before))
+
+
+def published(arguments):
+    X, y = load_image_folder(arguments.data / "train")
+    X_test, y_test = load_image_folder(arguments.data / "val")
+    encoder = FrozenEncoder(image_size=arguments.size, n_jobs=-1)
+    source, whole = as_images(X), Preprocessing(image_size=encoder.load().preprocessing.resized)
+    blocks = [range(i, min(i + 256, len(X))) for i in range(0, len(X), 256)]
+    images = torch.cat([(255 * source.read(rows, whole, -1)).round().to(torch.uint8) for rows in blocks])
+    classes, codes = np.unique(y, return_inverse=True)
+    every = max(1, arguments.steps // 25)
+    plain = PublishedRecipe(images, torch.from_numpy(codes), len(classes), arguments.views, arguments.size, every, arguments.rate)
+    begin = time.perf_counter()
+    for _ in trange(arguments.steps, mininterval=10):
+        plain.step()
+    seconds = time.perf_counter() - begin
+    synthetic = plain.decode().detach().permute(0, 2, 3, 1).numpy()
+    scores = [
+        protocol(synthetic, classes, X_test, y_test, encoder=encoder, **parameters)["top1"].mean()
+        for protocol, parameters in ((closed_form_probe_scores, {}), (sgd_probe_scores, {"random_state": 0}))
+    ]
+    heads = ["steps", "views", "rate", "a level every", "closed-form probe", "LGM's protocol", "seconds"]
+    return table(
+        heads, [[f"{arguments.steps:,}", arguments.views, arguments.rate, every, *(f"{s:.3f}" for s in scores), f"{seconds:.0f}"]]
+    )
+
+
+SECTIONS = {"gradient": gradient, "step": step, "memory": memory, "published": published}
+
+
+def main():
+    data = os.environ.get("SKLEARN_CLPDD_DATA")
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("sections", nargs="*", help=", ".join(SECTIONS))
+    parser.add_argument("--data", type=Path, default=Path(data, "imagenette") if data else None)
+    parser.add_argument("--views", type=int, default=3)
+    parser.add_argument("--size", type=int, default=112)
+    parser.add_argument("--steps", type=int, default=5000)
+    parser.add_argument("--rate", type=float, default=2e-3)
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--peak", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.peak:
+        peak(arguments.peak)
+        return
+    for name in arguments.sections or SECTIONS:
+        begin = f"{machine()}; `python benchmarks/lgm.py {name}`"
+        lines = [begin, "", *SECTIONS[name](arguments)]
+        print("\n".join(lines), flush=True)
+        if arguments.output is not None:
+            arguments.output.mkdir(parents=True, exist_ok=True)
+            suffix = f"-{arguments.steps}" if name == "published" else ""
+            (arguments.output / f"lgm-{name}{suffix}.md").write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,458 @@
+"""The table: every method on the same images, behind the same encoder, under the same two evaluations.
+
+    python benchmarks/table.py DATA [--size 112] [--seconds 10 30 90] [--seeds 1] [--published] [--output DIR] ...
+
+DATA holds ``train`` and ``val`` (or ``test``) folders with one folder of images per class. Each run (a method, a budget of time,
+a seed) is a process of its own, so that its peak memory is; what has been run with the same settings is not run again. DIR, by
+default benchmarks/results/table-<name of DATA>, gets ``table.md``, ``table.png`` and, with every number, ``table.json``.
+
+The budget is that of the steps: the real images pass the encoder once for all runs, and their features are cached. All methods
+have the same loop, parametrisation, views and encoder; ``rates.py`` looks for the best rate of each on held-out training images.
+Evaluations: the closed-form probe; LGM's protocol, a linear head trained by Adam on random crops (``--epochs``), last epoch. The
+test set is read once, after each run.
+"""
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import time
+from itertools import product
+from pathlib import Path
+from typing import NamedTuple
+
+import joblib
+import numpy as np
+from measure import forget_peak, machine, most, resident, table, warm
+from tqdm import tqdm
+
+from sklearn_clpdd import CLPDistiller, FrozenEncoder
+from sklearn_clpdd.baselines import (
+    LGM_PUBLISHED,
+    ClassCentroids,
+    DMDistiller,
+    LGMDistiller,
+    NearestReals,
+    RandomSubset,
+)
+from sklearn_clpdd.datasets import load_image_folder
+from sklearn_clpdd.evaluation import closed_form_probe_scores, sgd_probe_scores, transfer_scores
+
+
+class Method(NamedTuple):
+    """A row: what it is called, its estimator and parameters; whether it has a budget of time."""
+
+    title: str
+    kind: type | None
+    settings: dict
+    timed: bool = True
+
+
+METHODS = {
+    "random": Method("random real", RandomSubset, {}, timed=False),
+    "centroids": Method("centroids", ClassCentroids, {}, timed=False),
+    "nearest": Method("nearest reals of CLP-DD, DSA", NearestReals, {}, timed=False),
+    "dm": Method("feature-mean matching, DSA", DMDistiller, {}),
+    "lgm": Method("LGM without DSA", LGMDistiller, {"augmentation": None}),
+    "lgm-published": Method("LGM, DSA, published settings", LGMDistiller, LGM_PUBLISHED, timed=False),
+    "lgm-dsa": Method("LGM, DSA, tuned rate", LGMDistiller, {}),
+    "clp-mse": Method("CLP-DD, DSA, `mse`", CLPDistiller, {"objective": "mse"}),
+    "clp": Method("CLP-DD without DSA", CLPDistiller, {"augmentation": None}),
+    "clp-dsa": Method("CLP-DD, DSA", CLPDistiller, {}),
+    "real": Method("all real", None, {}, timed=False),
+}
+PROTOCOLS = {"closed_form": "closed-form probe", "sgd": "LGM's protocol"}
+# Files of a run that has a budget carry its seconds.
+_UNTIMED = 0.0
+
+
+class Data(NamedTuple):
+    """Training and test images, and groups of the latter."""
+
+    X: np.ndarray
+    y: np.ndarray
+    X_test: np.ndarray
+    y_test: np.ndarray
+    groups: np.ndarray | None = None
+
+
+class Run(NamedTuple):
+    """One cell's work."""
+
+    encoder: str
+    method: str
+    seconds: float
+    seed: int
+
+    @property
+    def name(self):
+        budget = f"-{self.seconds:g}s" if self.seconds else ""
+        return f"{re.sub(r'[^A-Za-z0-9_.]', '-', self.encoder)}-{self.method}{budget}-{self.seed}"
+
+
+def add_options(parser, *, size=112, output=None):
+    """Options that do not say which images; `paper.py` has them too."""
+    parser.add_argument("--encoder", nargs="+", default=["tf_efficientnet_lite0"], help="distilled with, one table for each")
+    parser.add_argument("--transfer-to", nargs="*", default=[], help="encoders that the images are evaluated with as well")
+    parser.add_argument("--weights", choices=("auto", "none"), default="auto", help="none: untrained encoders")
+    parser.add_argument("--size", type=int, default=size, help="side of the views, in pixels")
+    parser.add_argument("--images-per-class", type=int, default=1)
+    parser.add_argument(
+        "--seconds", type=float, nargs="+", default=[10, 30, 90], help="budgets of the steps; the table has the last"
+    )
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--epochs", type=int, default=1000, help="of LGM's protocol")
+    parser.add_argument("--heads", type=int, default=1, help="of LGM's protocol, for each seed")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=[name for name in METHODS if name != "lgm-published"])
+    parser.add_argument("--published", action="store_true", help="LGM with its published settings, too: 5,000 steps")
+    parser.add_argument("--published-views", type=int, default=LGM_PUBLISHED["n_views"])
+    parser.add_argument("--published-steps", type=int, default=LGM_PUBLISHED["max_iter"])
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--output", type=Path, default=output)
+    parser.add_argument("--run", help=argparse.SUPPRESS)
+
+
+def encoder_of(arguments, name, **parameters):
+    return FrozenEncoder(
+        name,
+        weights=None if arguments.weights == "none" else arguments.weights,
+        image_size=arguments.size,
+        n_jobs=-1,
+        memory=str(arguments.output / "cache"),
+        device=arguments.device,
+        **parameters,
+    )
+
+
+def runs_of(arguments):
+    """All runs, those first that others build on."""
+    methods = [*arguments.methods, *(["lgm-published"] if arguments.published else [])]
+    methods = [name for name in METHODS if name in methods]
+    order = sorted(methods, key=lambda name: name == "nearest")
+    return [
+        Run(encoder, method, seconds, seed)
+        for encoder, method in product(arguments.encoder, order)
+        for seconds in (arguments.seconds if METHODS[method].timed else [_UNTIMED])
+        for seed in range(arguments.seeds if method not in ("real", "lgm-published") else 1)
+    ]
+
+
+def settings_of(arguments, run):
+    """All that the figures of a run depend on, beside the images."""
+    names = ("size", "weights", "images_per_class", "epochs", "heads", "transfer_to", "device")
+    settings = {name: getattr(arguments, name) for name in names}
+    if run.method == "nearest":
+        settings["seconds"] = arguments.seconds[-1]
+    if run.method == "lgm-published":
+        settings |= {"views": arguments.published_views, "steps": arguments.published_steps}
+    own = {name: getattr(value, "__name__", value) for name, value in METHODS[run.method].settings.items()}
+    return json.loads(json.dumps({**settings, **run._asdict(), **own}))
+
+
+def file_of(arguments, run, suffix):
+    return arguments.output / "runs" / f"{run.name}{suffix}"
+
+
+def estimator_of(arguments, run, encoder, n_classes):
+    """What a run fits."""
+    method = METHODS[run.method]
+    if run.method == "nearest":
+        distilled = run._replace(method="clp-dsa", seconds=arguments.seconds[-1])
+        return NearestReals(joblib.load(file_of(arguments, distilled, ".joblib")))
+    parameters = {"images_per_class": arguments.images_per_class, "random_state": run.seed, **method.settings}
+    if method.timed:
+        parameters |= {"time_budget": run.seconds, "max_iter": 10**7}
+    if run.method == "lgm-published":
+        # As many real images in a step as there are views of synthetic ones.
+        views = arguments.published_views
+        parameters |= {"n_views": views, "max_iter": arguments.published_steps, "verbose": 1}
+        parameters["real_batch_size"] = views * n_classes * arguments.images_per_class
+        parameters["checkpoint"] = file_of(arguments, run, ".safetensors")
+        encoder = encoder_of(arguments, run.encoder, normalize=False)
+    return method.kind(encoder, **parameters)
+
+
+def evaluate(arguments, run, images, labels, data, encoder):
+    """Scores under both protocols, and under other encoders."""
+    common = {"encoder": encoder, "groups": data.groups}
+    # All real images: as many steps of Adam as ten synthetic ones have.
+    real = run.method == "real"
+    heads = {"n_epochs": arguments.epochs, "n_repeats": arguments.heads, "random_state": run.seed}
+    if real:
+        heads["n_epochs"] = max(1, round(100 * arguments.epochs / len(images)))
+    alpha = "loo" if real else 1.0
+    test = (data.X_test, data.y_test)
+    scores = {"closed_form": closed_form_probe_scores(images, labels, *test, alpha=alpha, **common)}
+    scores["sgd"] = sgd_probe_scores(images, labels, *test, **heads, **common)
+    # Under other encoders: what is in the table.
+    others = arguments.transfer_to if run.seconds in (_UNTIMED, arguments.seconds[-1]) else []
+    encoders = {name: encoder_of(arguments, name) for name in others}
+    heads["n_repeats"] *= not real
+    moved = transfer_scores(images, labels, *test, encoders, alpha=alpha, groups=data.groups, **heads)
+    return scores, moved
+
+
+def make(arguments, run, data):
+    """Make one run, in this process; write down what came out."""
+    encoder = encoder_of(arguments, run.encoder)
+    device = encoder.load().device.type
+    warm(encoder.load())
+    record = {"settings": settings_of(arguments, run), "machine": machine()}
+    if run.method == "real":
+        images, labels = data.X, data.y
+    else:
+        estimator = estimator_of(arguments, run, encoder, len(np.unique(data.y)))
+        forget_peak(device)
+        before, begin = resident(device), time.perf_counter()
+        estimator.fit(data.X, data.y)
+        record |= {"fit": time.perf_counter() - begin, "memory": most(device) - before}
+        history = getattr(estimator, "history_", None)
+        record["steps"] = len(history) if history else None
+        record["seconds"] = history[-1]["seconds"] if history else record["fit"]
+        images, labels = estimator.transform(), estimator.y_synthetic_
+        joblib.dump(estimator, file_of(arguments, run, ".joblib"), compress=3)
+    scores, moved = evaluate(arguments, run, images, labels, data, encoder)
+    record |= {"n_images": len(images), "scores": _lists(scores), "transfer": _lists(moved)}
+    file_of(arguments, run, ".json").write_text(json.dumps(record, indent=1) + "\n")
+
+
+def encode(arguments, data):
+    """Features of all images, cached for the runs; the seconds of the training images' first pass."""
+    took = {}
+    for name in dict.fromkeys([*arguments.encoder, *arguments.transfer_to]):
+        for normalize in (True, False):
+            encoder = encoder_of(arguments, name, normalize=normalize)
+            encoder.load()
+            begin = time.perf_counter()
+            encoder.encode(data.X)
+            took[name] = max(took.get(name, 0.0), time.perf_counter() - begin)
+            encoder.encode(data.X_test)
+    return took
+
+
+def _lists(scores):
+    if isinstance(scores, dict):
+        return {name: _lists(value) for name, value in scores.items()}
+    return scores.tolist()
+
+
+def known(arguments, run):
+    """The record of a run with these settings, if it has been made."""
+    path = file_of(arguments, run, ".json")
+    if not path.exists():
+        return None
+    record = json.loads(path.read_text())
+    return record if record["settings"] == settings_of(arguments, run) else None
+
+
+def values(records, *path):
+    """All numbers at some place of the records: over seeds, and over heads."""
+    found = []
+    for record in records:
+        for name in path:
+            record = record.get(name) if isinstance(record, dict) else None
+        if record is not None:
+            found += record if isinstance(record, list) else [record]
+    return np.array(found, dtype=float)
+
+
+def spell(numbers, digits=3):
+    """Mean, and standard deviation where there are several."""
+    if not len(numbers):
+        return ""
+    spread = f" ± {numbers.std():.{digits}f}" if len(numbers) > 1 else ""
+    return f"{numbers.mean():.{digits}f}{spread}"
+
+
+class Report:
+    """Tables and a plot of the records of one encoder."""
+
+    def __init__(self, arguments, encoder, records):
+        self.arguments, self.encoder = arguments, encoder
+        self.records: dict[tuple[str, float], list] = {}
+        for run, record in records:
+            if run.encoder == encoder:
+                self.records.setdefault((run.method, run.seconds), []).append(record)
+        self.methods = [name for name in METHODS if any(name == method for method, _ in self.records)]
+
+    def last(self, method):
+        """Records of the largest budget."""
+        return self.records.get((method, self.arguments.seconds[-1] if METHODS[method].timed else _UNTIMED), [])
+
+    def accuracy(self, records, protocol):
+        return values(records, "scores", protocol, "top1")
+
+    def main(self):
+        peer = self.last("lgm-published") or self.last("lgm-dsa")
+        more = [name for name in ("top5", "worst_group") if len(values(self.last("clp-dsa"), "scores", "sgd", name))]
+        heads = ["", "images", *PROTOCOLS.values()]
+        heads += [f"{name.replace('_', ' ')}, {title}" for name in more for title in PROTOCOLS.values()]
+        heads += ["seconds", "steps", "peak memory, MB", "LGM's seconds / these", "LGM's memory / this"]
+        rows = []
+        for method in self.methods:
+            records = self.last(method)
+            seconds, memory = (values(records, name) for name in ("seconds", "memory"))
+            cells = [METHODS[method].title, records[0]["n_images"]]
+            cells += [spell(self.accuracy(records, protocol)) for protocol in PROTOCOLS]
+            cells += [spell(values(records, "scores", protocol, name)) for name in more for protocol in PROTOCOLS]
+            cells += [
+                f"{seconds.mean():.1f}" if len(seconds) else "",
+                f"{s.mean():.0f}" if len(s := values(records, "steps")) else "",
+            ]
+            cells.append(f"{memory.mean():.0f}" if len(memory) else "")
+            for own, name in ((seconds, "seconds"), (memory, "memory")):
+                iterative = len(own) and METHODS[method].kind and len(values(records, "steps"))
+                cells.append(f"{values(peer, name).mean() / own.mean():.2f}" if peer and iterative else "")
+            rows.append(cells)
+        return table(heads, rows)
+
+    def by_budget(self):
+        timed = [name for name in self.methods if METHODS[name].timed]
+        heads = ["", *(f"{title}, {seconds:g} s" for title in PROTOCOLS.values() for seconds in self.arguments.seconds)]
+        rows = [
+            [METHODS[name].title]
+            + [spell(self.accuracy(self.records[name, s], p)) for p in PROTOCOLS for s in self.arguments.seconds]
+            for name in timed
+        ]
+        return table(heads, rows)
+
+    def time_to(self):
+        """When CLP-DD with DSA is as good as LGM with DSA is at its end."""
+        rows = []
+        for (method, _), records in self.records.items():
+            if not method.startswith("lgm-"):
+                continue
+            cells = [METHODS[method].title, f"{values(records, 'seconds').mean():.0f}"]
+            for protocol in PROTOCOLS:
+                goal, took = self.accuracy(records, protocol).mean(), values(records, "seconds").mean()
+                reached = [
+                    values(self.records["clp-dsa", s], "seconds").mean()
+                    for s in self.arguments.seconds
+                    if self.accuracy(self.records["clp-dsa", s], protocol).mean() >= goal
+                ]
+                cells += [
+                    f"{goal:.3f}",
+                    f"{reached[0]:.0f} s" if reached else "not within these",
+                    f"{took / reached[0]:.1f}" if reached else "",
+                ]
+            rows.append(cells)
+        heads = ["", "its seconds"]
+        for title in PROTOCOLS.values():
+            heads += [f"its accuracy, {title}", "CLP-DD reaches it in", "times faster"]
+        return table(heads, rows)
+
+    def transfer(self):
+        heads = ["", *(f"{title}, {name}" for name in self.arguments.transfer_to for title in PROTOCOLS.values())]
+        return table(
+            heads,
+            [
+                [METHODS[name].title]
+                + [
+                    spell(values(self.last(name), "transfer", other, protocol, "top1"))
+                    for other in self.arguments.transfer_to
+                    for protocol in PROTOCOLS
+                ]
+                for name in self.methods
+            ],
+        )
+
+    def plot(self, axes):
+        """Accuracy against seconds: a curve for each method with budgets, a line for each without."""
+        for ax, (protocol, title) in zip(axes, PROTOCOLS.items(), strict=True):
+            for i, name in enumerate(self.methods):
+                style = {"color": f"C{i % 10}", "label": METHODS[name].title}
+                mine = [
+                    (values(r, "seconds").mean(), self.accuracy(r, protocol))
+                    for (m, _), r in self.records.items()
+                    if m == name and r[0].get("steps")
+                ]
+                if mine:
+                    seconds, scores = zip(*mine, strict=True)
+                    means, stds = ([statistic(s) for s in scores] for statistic in (np.mean, np.std))
+                    ax.errorbar(seconds, means, stds, marker="o", capsize=2, **style)
+                else:
+                    ax.axhline(self.accuracy(self.last(name), protocol).mean(), linestyle=":", **style)
+            ax.set(xscale="log", xlabel="seconds of distillation", ylabel="test accuracy", title=f"{self.encoder}, {title}")
+            ax.grid(alpha=0.3)
+
+
+def report(arguments, data, records, took):
+    """Write the tables and the plot."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    lines = [
+        f"{len(data.X):,} training and {len(data.X_test):,} test images, {len(np.unique(data.y))} classes; views of "
+        f"{arguments.size} px; {machine()}; `python benchmarks/{command}`"
+    ]
+    figure, axes = plt.subplots(
+        len(arguments.encoder), 2, figsize=(11, 4.5 * len(arguments.encoder)), squeeze=False, sharey="row"
+    )
+    for row, encoder in zip(axes, arguments.encoder, strict=True):
+        page = Report(arguments, encoder, records)
+        lines += [
+            "",
+            f"## {encoder}",
+            "",
+            f"Encoding the training images, once for all: {took[encoder]:.0f} s.",
+            "",
+            *page.main(),
+        ]
+        if len(arguments.seconds) > 1:
+            lines += ["", "By budget:", "", *page.by_budget()]
+        if "clp-dsa" in page.methods and any(name.startswith("lgm-") for name in page.methods):
+            lines += ["", "The smallest of the budgets with which CLP-DD, DSA is at least as good:", "", *page.time_to()]
+        if arguments.transfer_to:
+            lines += ["", "The same images under other encoders:", "", *page.transfer()]
+        page.plot(row)
+    axes[0, 1].legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small")
+    figure.savefig(arguments.output / "table.png", dpi=110, bbox_inches="tight")
+    (arguments.output / "table.md").write_text("\n".join(lines) + "\n")
+    (arguments.output / "table.json").write_text(json.dumps([record for _, record in records], indent=1) + "\n")
+    print("\n".join(lines))
+
+
+def main(arguments, data):
+    """All runs that are missing, each in a process of its own, and the report."""
+    (arguments.output / "runs").mkdir(parents=True, exist_ok=True)
+    if arguments.run:
+        what = json.loads(arguments.run)
+        if what == "encode":
+            (arguments.output / "encoding.json").write_text(json.dumps(encode(arguments, data)))
+        else:
+            make(arguments, Run(*what), data)
+        return
+    if "nearest" in arguments.methods and "clp-dsa" not in arguments.methods:
+        sys.exit("the nearest reals are those of clp-dsa: add it to --methods, or leave out nearest")
+
+    def child(what):
+        subprocess.run([sys.executable, *sys.argv, "--run", json.dumps(what)], check=True)
+
+    if not (arguments.output / "encoding.json").exists():
+        child("encode")
+    took = json.loads((arguments.output / "encoding.json").read_text())
+    runs = runs_of(arguments)
+    for run in (bar := tqdm(runs)):
+        bar.set_description(run.name)
+        if known(arguments, run) is None:
+            child(list(run))
+    report(arguments, data, [(run, known(arguments, run)) for run in runs], took)
+
+
+def folder_data(root):
+    """Images of ``train`` and of ``val`` or ``test``."""
+    test = next((root / name for name in ("val", "test") if (root / name).is_dir()), root / "val")
+    return Data(*load_image_folder(root / "train"), *load_image_folder(test))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("folder", type=Path)
+    add_options(parser)
+    arguments = parser.parse_args()
+    arguments.output = arguments.output or Path(__file__).parent / "results" / f"table-{arguments.folder.name}"
+    main(arguments, folder_data(arguments.folder))

@@ -1,0 +1,385 @@
+"""Peers of :class:`CLPDistiller` with its interface: real images chosen in three ways, synthetic ones for other objectives."""
+
+import re
+from abc import abstractmethod
+from collections.abc import Callable
+from inspect import cleandoc, signature
+from numbers import Integral, Real
+
+import joblib
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+from scipy.spatial.distance import cdist
+from sklearn.base import clone
+from sklearn.cluster import KMeans
+from sklearn.utils import check_random_state
+from sklearn.utils._param_validation import Interval
+from torch import nn
+
+from ._base import BaseDistiller, Task
+from ._core.objectives import FeatureMatching, GradientMatching
+from ._core.parametrizations import LGMPyramid
+from ._core.real_features import RealSet
+from ._distiller import CLPDistiller
+from ._encoder import FrozenEncoder
+from ._iterative import IterativeDistiller
+
+#: Settings of LGM's published code (arXiv 2511.16674) that are not defaults: ``LGMDistiller(encoder, **LGM_PUBLISHED)``, with
+#: ``FrozenEncoder(normalize=False)`` for `encoder`. It has as many real images in a step as views of synthetic ones.
+LGM_PUBLISHED = {
+    "learning_rate": 2e-3,
+    "decay": 0.0,
+    "max_iter": 5000,
+    "n_views": 10,
+    "parametrization": LGMPyramid,
+    "progressive": False,
+    "validation_fraction": None,
+}
+
+
+def _documented(cls: type) -> type:
+    """Fill the sections of a class's docstring with what `CLPDistiller` says of the parameters and attributes that it shares.
+
+    Parameters stand in the order of the signature. What the class documents itself stays; so does the order of attributes.
+    """
+    if cls.__doc__ is None or CLPDistiller.__doc__ is None:  # python -OO
+        return cls
+    sections, shared = (cleandoc(doc).split("\n\n") for doc in (cls.__doc__, CLPDistiller.__doc__))
+    iterative = issubclass(cls, IterativeDistiller)
+    for i, section in enumerate(sections):
+        title = section.partition("\n")[0]
+        if title not in ("Parameters", "Attributes"):
+            continue
+        entries = _entries(next(s for s in shared if s.startswith(title + "\n"))) | (own := _entries(section))
+        names = list(signature(cls).parameters)
+        if title == "Attributes":
+            fitted = ("X_synthetic_", "y_synthetic_", "probe_", "anchors_", "encoder_", "classes_", "alpha_")
+            run = ("history_", "n_iter_", "encoder_batch_size_") if iterative else ()
+            names = [*(name for name in own if name not in fitted), *fitted, *run, "n_features_in_"]
+        sections[i] = "\n".join([title, "-" * len(title), *(entries[name] for name in names)])
+    cls.__doc__ = "\n\n".join(sections)
+    return cls
+
+
+def _entries(section: str) -> dict[str, str]:
+    """Entries of a numpydoc section by their names; one that stands for several names is under each."""
+    parts = re.split(r"\n(?=\S)", section)[2:]
+    return {name: part for part in parts for name in re.split(r",\s*", part.partition(" :")[0])}
+
+
+class RealSubset(BaseDistiller):
+    """Choose real samples; a subclass says which."""
+
+    _parameter_constraints = {
+        "encoder": [str, nn.Module, FrozenEncoder, None],
+        "images_per_class": [Interval(Integral, 1, None, closed="left")],
+        "image_size": [Interval(Integral, 1, None, closed="left"), None],
+        "alpha": [Interval(Real, 0, None, closed="neither")],
+        "memory": [str, joblib.Memory, None],
+        "device": [str, torch.device],
+        "random_state": ["random_state"],
+        "verbose": ["verbose"],
+    }
+
+    def __init__(
+        self,
+        encoder="tf_efficientnet_lite0",
+        *,
+        images_per_class=1,
+        image_size=None,
+        alpha=1.0,
+        memory=None,
+        device="auto",
+        random_state=None,
+        verbose=0,
+    ):
+        self.encoder = encoder
+        self.images_per_class = images_per_class
+        self.image_size = image_size
+        self.alpha = alpha
+        self.memory = memory
+        self.device = device
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def _check(self, classes, counts):
+        self._check_enough(classes, counts, type(self).__name__)
+
+    def _find(self, task):
+        real = self._encode(task, np.arange(len(task.codes)))
+        y, rows = self._choose(task, real)
+        self.indices_ = rows
+        self.__dict__.update(self._fitted(task.space, task.space.read(rows), y, real))
+
+    @abstractmethod
+    def _choose(self, task: Task, real: RealSet) -> tuple[np.ndarray, np.ndarray]:
+        """Class indices, sorted, and positions of the samples chosen."""
+
+    def _choose_in_each(self, real: RealSet, choose: Callable[[np.ndarray], np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """The same from ``choose``, which is given the positions of a class's samples."""
+        chosen = [choose(np.flatnonzero(real.codes == c)) for c in range(len(self.classes_))]
+        return np.repeat(np.arange(len(chosen)), [len(rows) for rows in chosen]), np.concatenate(chosen)
+
+
+@_documented
+class RandomSubset(RealSubset):
+    """Random real images of each class.
+
+    Parameters
+    ----------
+    alpha : float, default=1.0
+        Ridge strength of the probe, > 0, relative to the mean squared norm of its training features.
+    random_state : int, RandomState instance or None, default=None
+        Seed of the choice.
+
+    Attributes
+    ----------
+    indices_ : ndarray of shape (n_classes * images_per_class,), int64
+        Positions in ``X`` of the samples chosen, in the order of `X_synthetic_`.
+    alpha_ : float
+        The ridge strength used.
+
+    Raises
+    ------
+    ValueError, TypeError, FileNotFoundError, OSError
+        In `fit`, before any long work: parameters, images, labels or an encoder that cannot be used; too few samples of a class.
+
+    See Also
+    --------
+    ClassCentroids : The most typical ones.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from sklearn_clpdd.baselines import RandomSubset
+    >>> X, y = load_iris(return_X_y=True)
+    >>> subset = RandomSubset(encoder=None, random_state=0).fit(X, y)
+    >>> X[subset.indices_].shape == subset.transform().shape
+    True
+    """
+
+    def _choose(self, task, real):
+        rng = check_random_state(self.random_state)
+        return self._choose_in_each(real, lambda members: rng.choice(members, self.images_per_class, replace=False))
+
+
+@_documented
+class ClassCentroids(RealSubset):
+    """The real image of each class whose features are nearest to their mean; of several, one for each k-means cluster.
+
+    Parameters
+    ----------
+    alpha : float, default=1.0
+        Ridge strength of the probe, > 0, relative to the mean squared norm of its training features.
+    random_state : int, RandomState instance or None, default=None
+        Seed of k-means.
+
+    Attributes
+    ----------
+    indices_ : ndarray of shape (n_classes * images_per_class,), int64
+        Positions in ``X`` of the samples chosen, in the order of `X_synthetic_`.
+    alpha_ : float
+        The ridge strength used.
+
+    Raises
+    ------
+    ValueError, TypeError, FileNotFoundError, OSError
+        In `fit`, before any long work: parameters, images, labels or an encoder that cannot be used; too few samples of a class.
+
+    See Also
+    --------
+    RandomSubset : Random ones.
+    NearestReals : Those nearest to synthetic ones.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from sklearn_clpdd.baselines import ClassCentroids
+    >>> X, y = load_iris(return_X_y=True)
+    >>> ClassCentroids(encoder=None).fit(X, y).transform().shape
+    (3, 4)
+    """
+
+    def _choose(self, task, real):
+        rng = check_random_state(self.random_state)
+
+        def choose(members):
+            R = np.asarray(real.R[members], dtype=np.float64)
+            centers = KMeans(self.images_per_class, random_state=rng).fit(R).cluster_centers_
+            return members[_nearest(centers, R)]
+
+        return self._choose_in_each(real, choose)
+
+
+@_documented
+class NearestReals(RealSubset):
+    """The real images whose features are nearest to those of a distilled set, each in its class.
+
+    Parameters
+    ----------
+    distiller : CLPDistiller or another one, default=None
+        Whose synthetic set it is; encoder, size and ridge strength are its own. It stays as it is where it is fitted;
+        else a clone is fitted first. ``None`` is ``CLPDistiller()``.
+
+    Attributes
+    ----------
+    distiller_ : CLPDistiller or another one
+        The fitted distiller.
+    indices_ : ndarray of shape (n_synthetic,), int64
+        Positions in ``X`` of the samples chosen, in the order of `X_synthetic_`; none is chosen twice, and the sum of the
+        distances is the least.
+    alpha_ : float
+        The ridge strength used.
+
+    Raises
+    ------
+    ValueError, TypeError, FileNotFoundError, OSError
+        In `fit`, before any long work: parameters, images, labels or an encoder that cannot be used; a fitted distiller of other
+        classes; a class with too few samples.
+
+    See Also
+    --------
+    ClassCentroids : Those nearest to the class means.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from sklearn_clpdd import CLPDistiller
+    >>> from sklearn_clpdd.baselines import NearestReals
+    >>> X, y = load_iris(return_X_y=True)
+    >>> distiller = CLPDistiller(encoder=None, max_iter=100, random_state=0).fit(X, y)
+    >>> NearestReals(distiller).fit(X, y).indices_.shape
+    (3,)
+    """
+
+    _parameter_constraints = {"distiller": [BaseDistiller, None]}
+
+    def __init__(self, distiller=None):
+        self.distiller = distiller
+
+    @property
+    def _given(self) -> BaseDistiller:
+        return CLPDistiller() if self.distiller is None else self.distiller
+
+    encoder = property(lambda self: self._given.encoder)
+    images_per_class = property(lambda self: self._given.images_per_class)
+    image_size = property(lambda self: self._given.image_size)
+    alpha = property(lambda self: self._given.alpha)
+    memory = property(lambda self: self._given.memory)
+    device = property(lambda self: self._given.device)
+    verbose = property(lambda self: self._given.verbose)
+
+    def _check(self, classes, counts):
+        super()._check(classes, counts)
+        if self._given.__sklearn_is_fitted__() and not np.array_equal(self._given.classes_, classes):
+            raise ValueError(
+                f"the fitted distiller has classes {self._given.classes_.tolist()[:10]} and y holds {classes.tolist()[:10]}; "
+                "give the data that it was fitted to, or a distiller that is not fitted"
+            )
+
+    def _choose(self, task, real):
+        given = self._given
+        self.distiller_ = given if given.__sklearn_is_fitted__() else clone(given).fit(task.X, task.y)
+        y = np.searchsorted(task.classes, self.distiller_.y_synthetic_)
+        Z = task.space.features(self.distiller_.X_synthetic_)
+
+        def choose(members):
+            own = Z[y == real.codes[members[0]]]
+            return members[_nearest(own, np.asarray(real.R[members], dtype=Z.dtype))]
+
+        return self._choose_in_each(real, choose)
+
+
+def _nearest(Z: np.ndarray, R: np.ndarray) -> np.ndarray:
+    """Rows of ``R``, none twice, for those of ``Z``, with the least sum of distances."""
+    return linear_sum_assignment(cdist(Z, R))[1]
+
+
+@_documented
+class LGMDistiller(IterativeDistiller):
+    """Linear gradient matching (LGM): images whose features teach a random linear head what the real ones teach it.
+
+    In each step a linear head is drawn at random, and the images are moved such that the gradient of its cross-entropy, in weight
+    and bias, points where that of the real features does. That gradient is an explicit function of the features, so no gradient
+    is differentiated again. Views, pyramid, loop and defaults are those of :class:`CLPDistiller`, and the real images pass the
+    encoder once; `LGM_PUBLISHED` has the settings of the published code, which sees random views of random real images instead.
+
+    Parameters
+    ----------
+    alpha : float, default=1.0
+        Ridge strength of the probe, > 0, relative to the mean squared norm of its training features.
+
+    Attributes
+    ----------
+    alpha_ : float
+        The ridge strength used.
+
+    Raises
+    ------
+    ValueError, TypeError, FileNotFoundError, OSError, FloatingPointError
+        As :class:`CLPDistiller`.
+
+    See Also
+    --------
+    CLPDistiller : The probe in closed form instead of a step of a random one.
+    DMDistiller : Class means instead of gradients.
+
+    References
+    ----------
+    *Dataset Distillation for Pre-Trained Self-Supervised Vision Models*, arXiv 2511.16674, equations 1 to 3.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from sklearn_clpdd.baselines import LGMDistiller
+    >>> X, y = load_iris(return_X_y=True)
+    >>> LGMDistiller(encoder=None, max_iter=100, random_state=0).fit(X, y).transform().shape
+    (3, 4)
+    """
+
+    def _objective(self, random):
+        return GradientMatching(random)
+
+
+@_documented
+class DMDistiller(IterativeDistiller):
+    """Feature-mean matching (DM): images whose mean features in each class are those of the real ones.
+
+    Views, pyramid and loop are those of :class:`CLPDistiller`.
+
+    Parameters
+    ----------
+    alpha : float, default=1.0
+        Ridge strength of the probe, > 0, relative to the mean squared norm of its training features.
+
+    Attributes
+    ----------
+    alpha_ : float
+        The ridge strength used.
+
+    Raises
+    ------
+    ValueError, TypeError, FileNotFoundError, OSError, FloatingPointError
+        As :class:`CLPDistiller`.
+
+    See Also
+    --------
+    LGMDistiller : Gradients of a linear head instead of class means.
+
+    References
+    ----------
+    *Dataset Condensation with Distribution Matching*, arXiv 2110.04181, equation 5, with one pre-trained encoder in the place of
+    many random ones.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from sklearn_clpdd.baselines import DMDistiller
+    >>> X, y = load_iris(return_X_y=True)
+    >>> DMDistiller(encoder=None, max_iter=100, random_state=0).fit(X, y).transform().shape
+    (3, 4)
+    """
+
+    def _objective(self, random):
+        return FeatureMatching()

@@ -1,0 +1,242 @@
+"""The peers: they are what they say, and behave as the distiller does."""
+
+import inspect
+import pickle
+import re
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from scipy.spatial.distance import cdist
+from sklearn.base import clone
+from sklearn.datasets import load_iris
+
+from sklearn_clpdd import ClosedFormProbe, CLPDistiller, FrozenEncoder
+from sklearn_clpdd._core.objectives import FeatureMatching, GradientMatching
+from sklearn_clpdd._core.parametrizations import LGMPyramid
+from sklearn_clpdd.baselines import LGM_PUBLISHED, ClassCentroids, DMDistiller, LGMDistiller, NearestReals, RandomSubset
+
+ITERATIVE = [LGMDistiller, DMDistiller]
+SUBSETS = [RandomSubset, ClassCentroids, NearestReals]
+
+
+@pytest.fixture
+def encoder(module):
+    return FrozenEncoder(module, image_size=14, crop_pct=14 / 16, device="cpu")
+
+
+def peer(kind, encoder, **parameters):
+    """An estimator that is quickly fitted."""
+    if kind is NearestReals:
+        return NearestReals(CLPDistiller(encoder, max_iter=3, random_state=0, **parameters))
+    steps = {"max_iter": 3} if kind in ITERATIVE else {}
+    return kind(encoder, random_state=0, **steps, **parameters)
+
+
+def features(n, d, dtype, seed):
+    return F.normalize(torch.randn(n, d, dtype=dtype, generator=torch.Generator().manual_seed(seed)), dim=1)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+@pytest.mark.parametrize("std", [0.01, 3.0])
+def test_gradient_matching_is_second_order_autodiff(dtype, tolerance, std, monkeypatch):
+    """Loss and gradient of the closed form are those that autodiff has through the gradient of an `nn.Linear`."""
+    monkeypatch.setattr(GradientMatching, "std", std)
+    C, d = 4, 7
+    Z, R = features(8, d, dtype, 0).requires_grad_(), features(50, d, dtype, 1)
+    y, r = torch.arange(8) % C, torch.arange(50) % C
+    ours = GradientMatching(torch.Generator().manual_seed(2))(Z, F.one_hot(y, C).to(dtype), R, r)
+    head = torch.nn.Linear(d, C, dtype=dtype)
+    with torch.no_grad():
+        head.weight.copy_(std * torch.randn(C, d, generator=torch.Generator().manual_seed(2)))
+        head.bias.zero_()
+    of_real = torch.autograd.grad(F.cross_entropy(head(R), r), list(head.parameters()))
+    of_ours = torch.autograd.grad(F.cross_entropy(head(Z), y), list(head.parameters()), create_graph=True)
+    vectors = [torch.cat([gradient.flatten() for gradient in gradients]) for gradients in (of_ours, of_real)]
+    theirs = 1 - F.cosine_similarity(*vectors, dim=0)
+    torch.testing.assert_close(ours, theirs, atol=tolerance, rtol=tolerance)
+    (gradient,), (wanted,) = (torch.autograd.grad(loss, Z) for loss in (ours, theirs))
+    assert (gradient - wanted).abs().max() <= tolerance * wanted.abs().max()
+
+
+def test_gradient_matching_draws_a_head_each_time_and_the_same_ones_again():
+    Z, R, y, r = features(8, 7, torch.float32, 0), features(50, 7, torch.float32, 1), torch.arange(8) % 4, torch.arange(50) % 4
+    random = torch.Generator().manual_seed(0)
+    losses = [GradientMatching(random)(Z, F.one_hot(y, 4).float(), R, r) for _ in range(2)]
+    assert losses[0] != losses[1]
+    random.manual_seed(0)
+    assert GradientMatching(random)(Z, F.one_hot(y, 4).float(), R, r) == losses[0]
+
+
+def test_gradient_matching_is_zero_for_the_real_features_themselves():
+    R, r = features(50, 7, torch.float64, 1), torch.arange(50) % 4
+    loss = GradientMatching(torch.Generator().manual_seed(0))(R, F.one_hot(r, 4).double(), R, r)
+    torch.testing.assert_close(loss, torch.zeros((), dtype=torch.float64), atol=1e-12, rtol=0)
+
+
+def test_feature_matching_by_brute_force_passes_over_classes_that_are_not_in_the_batch():
+    Z, R = features(8, 7, torch.float64, 0), features(30, 7, torch.float64, 1)
+    y, r = torch.arange(8) % 4, torch.arange(30) % 3
+    wanted = sum((Z[y == c].mean(0) - R[r == c].mean(0)).square().sum() for c in range(3))
+    torch.testing.assert_close(FeatureMatching()(Z, F.one_hot(y, 4).double(), R, r), wanted)
+
+
+def test_lgm_pyramid_adds_up_to_the_noise_of_the_published_code():
+    """When a level joins, those before it are scaled down, and it comes with as much noise."""
+    pyramid = LGMPyramid((2, 3, 16, 16), torch.Generator().manual_seed(0))
+    start = [level.detach().clone() for level in pyramid.parameters]
+    for step in range(5000):
+        pyramid.grow(step / 5000)
+        assert pyramid.n_active == min(5, 1 + step // 200)
+    for level, drawn in zip(pyramid.parameters, start, strict=True):
+        torch.testing.assert_close(level.detach(), drawn / 5)
+    images = torch.rand(2, 3, 16, 16)
+    pyramid.set(images)
+    torch.testing.assert_close(pyramid(), images.clamp(1 / 512, 1 - 1 / 512), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("kind", [*ITERATIVE, *SUBSETS])
+def test_a_peer_is_a_distiller(kind, encoder, colors):
+    X, y = colors
+    fitted = peer(kind, encoder, images_per_class=2).fit(X[:40], y[:40])
+    assert fitted.transform().shape == (6, 16, 16, 3)
+    assert fitted.transform().dtype == np.float32
+    assert 0 <= fitted.transform().min() <= fitted.transform().max() <= 1
+    assert fitted.y_synthetic_.tolist() == ["blue", "blue", "green", "green", "red", "red"]
+    probe = ClosedFormProbe(1.0, fit_intercept=False, temperature=1.0).fit(
+        encoder.encode(fitted.transform()), fitted.y_synthetic_
+    )
+    np.testing.assert_allclose(fitted.decision_function(X[40:]), probe.decision_function(encoder.encode(X[40:])), atol=1e-4)
+    assert fitted.score(X[40:], y[40:]) > 0.4
+    np.testing.assert_allclose(fitted.predict_proba(X).sum(axis=1), 1, rtol=1e-5)
+    again = pickle.loads(pickle.dumps(fitted))
+    np.testing.assert_array_equal(again.predict(X), fitted.predict(X))
+    same = clone(fitted).fit(X[:40], y[:40])
+    np.testing.assert_array_equal(same.X_synthetic_, fitted.X_synthetic_)
+
+
+@pytest.mark.parametrize("kind", SUBSETS)
+def test_real_subsets_are_images_of_their_class_none_twice(kind, encoder, colors):
+    X, y = colors
+    fitted = peer(kind, encoder, images_per_class=3).fit(X, y)
+    assert len(set(fitted.indices_)) == 9
+    assert y[fitted.indices_].tolist() == fitted.y_synthetic_.tolist()
+    np.testing.assert_allclose(fitted.transform(), X[fitted.indices_] / 255, atol=1e-6)
+
+
+def test_random_subsets_differ_by_seed(encoder, colors):
+    chosen = [RandomSubset(encoder, random_state=seed).fit(*colors).indices_.tolist() for seed in (0, 0, 1)]
+    assert chosen[0] == chosen[1] != chosen[2]
+
+
+def test_centroids_are_nearest_to_the_class_means():
+    X, y = load_iris(return_X_y=True)
+    fitted = ClassCentroids(encoder=None).fit(X, y)
+    for c, row in enumerate(fitted.indices_):
+        distances = cdist(X, X[y == c].mean(axis=0, keepdims=True))[:, 0]
+        assert distances[row] == distances[y == c].min()
+
+
+def test_nearest_reals_are_those_of_the_set_given(encoder, colors):
+    X, y = colors
+    distiller = CLPDistiller(encoder, max_iter=3, random_state=0).fit(X, y)
+    images = distiller.X_synthetic_.copy()
+    fitted = NearestReals(distiller).fit(X, y)
+    assert fitted.distiller_ is distiller
+    np.testing.assert_array_equal(distiller.X_synthetic_, images)
+    distances = cdist(distiller.features(images), distiller.features(X))
+    for label, row, own in zip(fitted.y_synthetic_, fitted.indices_, distances, strict=True):
+        np.testing.assert_allclose(own[row], own[y == label].min(), rtol=1e-6)
+    unfitted = NearestReals(clone(distiller)).fit(X, y)
+    assert not hasattr(unfitted.distiller, "probe_")
+    np.testing.assert_array_equal(unfitted.indices_, fitted.indices_)
+
+
+def test_subsets_need_no_gradient(colors):
+    class Stepped(torch.nn.Module):
+        def forward(self, images):
+            return (images.detach().mean((2, 3)) * 10).round()
+
+    with torch.no_grad():
+        fitted = RandomSubset(FrozenEncoder(Stepped(), image_size=16, device="cpu"), random_state=0).fit(*colors)
+    assert fitted.transform().shape == (3, 16, 16, 3)
+
+
+def test_bad_input_is_refused_before_any_long_work(encoder, colors, monkeypatch):
+    X, y = colors
+    fitted = CLPDistiller(encoder, max_iter=1).fit(X, y)
+
+    def fail(*args, **kwargs):
+        raise AssertionError("long work was started")
+
+    monkeypatch.setattr("sklearn_clpdd._encoder._encode", fail)
+    for kind in SUBSETS:
+        with pytest.raises(ValueError, match=r"'red' \(10\)"):
+            peer(kind, encoder, images_per_class=11).fit(X, y)
+    with pytest.raises(ValueError, match=r"classes \['blue', 'green', 'red'\] and y holds \['blue', 'red'\]"):
+        NearestReals(fitted).fit(X[y != "green"], y[y != "green"])
+    with pytest.raises(ValueError, match="distiller"):
+        NearestReals("clp").fit(X, y)
+    with pytest.raises(ValueError, match="learning_rate"):
+        LGMDistiller(encoder, learning_rate=0).fit(X, y)
+
+
+@pytest.mark.parametrize("kind", ITERATIVE)
+@pytest.mark.parametrize("validation_fraction", [None, 0.2])
+def test_interrupted_and_gone_on_with_is_uninterrupted(kind, encoder, colors, tmp_path, validation_fraction):
+    """The heads that are drawn, and those of the held-out score, are the same."""
+    X, y = colors
+    parameters = {"max_iter": 45, "random_state": 0, "validation_fraction": validation_fraction}
+    wanted = kind(encoder, **parameters).fit(X, y)
+
+    def stop(distiller, record):
+        if record["step"] == 24:
+            raise StopIteration
+
+    path = tmp_path / "run"
+    kind(encoder, **parameters, checkpoint=path, checkpoint_every=1, callback=stop).fit(X, y)
+    resumed = kind(encoder, **parameters, checkpoint=path, checkpoint_every=1).fit(X, y)
+    np.testing.assert_array_equal(resumed.X_synthetic_, wanted.X_synthetic_)
+    assert [r["loss"] for r in resumed.history_] == [r["loss"] for r in wanted.history_]
+
+
+@pytest.mark.parametrize("kind", ITERATIVE)
+def test_the_loss_falls(kind, encoder, colors):
+    losses = [record["loss"] for record in kind(encoder, max_iter=60, random_state=0).fit(*colors).history_]
+    assert np.mean(losses[-10:]) < 0.7 * np.mean(losses[:10])
+
+
+def test_published_settings_are_parameters(encoder, colors):
+    fitted = LGMDistiller(encoder, **{**LGM_PUBLISHED, "max_iter": 3}).fit(*colors)
+    assert fitted.n_iter_ == 3
+
+
+def test_rate_is_constant_without_decay_and_falls_with_it(encoder, colors):
+    """Adam's first steps are as long as the rate, whatever the gradient: without decay the last one still moves."""
+    X, y = colors
+
+    def moved(decay):
+        seen = []
+        watch = lambda distiller, record: seen.append(distiller.transform().copy())  # noqa: E731
+        CLPDistiller(encoder, max_iter=40, decay=decay, random_state=0, callback=watch, validation_fraction=None).fit(X, y)
+        return np.abs(seen[-1] - seen[-2]).mean() / np.abs(seen[1] - seen[0]).mean()
+
+    assert moved(1.0) < 0.5 * moved(0.0)
+
+
+@pytest.mark.parametrize("kind", [CLPDistiller, *ITERATIVE, *SUBSETS])
+def test_every_parameter_is_documented_with_its_default(kind):
+    doc = inspect.cleandoc(kind.__doc__)
+    sections = dict(re.findall(r"(?ms)^(Parameters|Attributes)\n-+\n(.*?)(?=\n\n[A-Z][A-Za-z ]+\n-+\n|\Z)", doc))
+    stated = {}
+    for names, default in re.findall(r"(?m)^([\w, ]+) : (?:.*?default=(.*))?.*$", sections["Parameters"]):
+        stated |= dict.fromkeys(names.split(", "), default)
+    parameters = inspect.signature(kind).parameters
+    assert sorted(stated) == sorted(parameters)
+    for name, parameter in parameters.items():
+        assert stated[name].strip('"').rstrip(".") == str(parameter.default) or float(stated[name]) == parameter.default
+    fitted = peer(kind, None).fit(*load_iris(return_X_y=True)) if kind is not CLPDistiller else None
+    attributes = {name for names in re.findall(r"(?m)^([\w, ]+) :", sections["Attributes"]) for name in names.split(", ")}
+    if fitted is not None:
+        assert attributes >= {name for name in vars(fitted) if name.endswith("_") and not name.startswith("_")}

@@ -1,0 +1,101 @@
+"""The scripts behind the tables: what they read, and how they count."""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+paper = pytest.importorskip("paper", reason="the benchmarks are not beside the tests")
+table = pytest.importorskip("table", reason="the benchmarks are not beside the tests")
+
+
+@pytest.mark.parametrize("dataset", paper.DATASETS)
+def test_data_sets_of_the_papers_are_read_as_they_are_laid_out(dataset, tmp_path):
+    paper.generate(dataset, tmp_path, n=2, side=8)
+    data = paper.DATASETS[dataset](tmp_path)
+    assert all(Path(path).is_file() for path in [*data.X, *data.X_test])
+    assert not set(data.X) & set(data.X_test)
+    assert set(data.y) == set(data.y_test)
+    assert len(set(data.y)) == {"imagenet-100": 100, "imagenet-1k": 21, "waterbirds": 2, "spawrious": 4}[dataset]
+    assert len(data.X) == len(data.y)
+    assert len(data.X_test) == len(data.y_test)
+
+
+def test_waterbirds_have_four_groups_and_no_validation_images(tmp_path):
+    paper.generate("waterbirds", tmp_path, n=2, side=8)
+    data = paper.waterbirds(tmp_path)
+    assert (len(data.X), len(data.X_test)) == (8, 8)
+    assert sorted(set(data.groups)) == [f"{bird} on {place}" for bird in ("landbird", "waterbird") for place in ("land", "water")]
+
+
+def test_spawrious_has_other_backgrounds_in_its_test_set(tmp_path):
+    paper.generate("spawrious", tmp_path, n=2, side=8)
+    data = paper.spawrious(tmp_path)
+    seen = [
+        {(y, Path(path).parts[-3]) for path, y in zip(X, labels, strict=True)}
+        for X, labels in ((data.X, data.y), (data.X_test, data.y_test))
+    ]
+    assert seen[0] == {(y, place) for y, (usual, _) in paper.SPAWRIOUS.items() for place in (usual, "beach")}
+    assert seen[1] == {(y, other) for y, (_, other) in paper.SPAWRIOUS.items()}
+    assert set(data.groups) == {f"{y} on {place}" for y, place in seen[1]}
+
+
+def test_the_hundred_classes_are_those_of_lgm(tmp_path):
+    from timm.data import ImageNetInfo
+
+    assert len(set(paper.IMAGENET_100)) == 100
+    names = ImageNetInfo()
+    # The first and the last in LGM's list, which has indices.
+    assert [names.index_to_label_name(i) for i in (452, 64, 374, 570, 99, 169)] == paper.IMAGENET_100[:3] + paper.IMAGENET_100[
+        -3:
+    ]
+    paper.generate("imagenet-1k", tmp_path, n=1, side=8)
+    with pytest.raises(SystemExit, match="lacks 80 of the 100 classes"):
+        paper.imagenet_100(tmp_path)
+
+
+def _arguments(tmp_path, *options):
+    parser = argparse.ArgumentParser()
+    table.add_options(parser)
+    return parser.parse_args(["--output", str(tmp_path), *options])
+
+
+def test_a_run_is_known_by_its_settings(tmp_path):
+    arguments = _arguments(tmp_path, "--seconds", "1", "2", "--seeds", "2", "--published")
+    runs = table.runs_of(arguments)
+    assert len({run.name for run in runs}) == len(runs) == 6 * 2 * 2 + 3 * 2 + 2
+    order = [run.method for run in runs]
+    assert max(i for i, name in enumerate(order) if name == "clp-dsa") < order.index("nearest")
+    (tmp_path / "runs").mkdir()
+    run = runs[0]
+    assert table.known(arguments, run) is None
+    settings = table.json.dumps({"settings": table.settings_of(arguments, run)})
+    table.file_of(arguments, run, ".json").write_text(settings)
+    assert table.known(arguments, run) is not None
+    assert table.known(_arguments(tmp_path, "--epochs", "7"), run) is None
+
+
+def test_report_counts_ratios_and_times(tmp_path):
+    arguments = _arguments(tmp_path, "--seconds", "1", "4")
+
+    def record(seconds, accuracy, memory=100.0):
+        scores = {name: {"top1": [accuracy, accuracy + 0.02]} for name in table.PROTOCOLS}
+        return {"seconds": seconds, "memory": memory, "steps": 10, "n_images": 10, "scores": scores, "transfer": {}}
+
+    records = [
+        (table.Run("e", "lgm-dsa", 1.0, 0), record(1.0, 0.5)),
+        (table.Run("e", "lgm-dsa", 4.0, 0), record(4.0, 0.7, 400.0)),
+        (table.Run("e", "clp-dsa", 1.0, 0), record(1.0, 0.6)),
+        (table.Run("e", "clp-dsa", 4.0, 0), record(4.0, 0.7)),
+    ]
+    page = table.Report(arguments, "e", records)
+    (row,) = [line for line in page.main() if line.startswith("| CLP-DD, DSA |")]
+    assert row == "| CLP-DD, DSA | 10 | 0.710 ± 0.010 | 0.710 ± 0.010 | 4.0 | 10 | 100 | 1.00 | 4.00 |"
+    rows = page.time_to()[2:]
+    assert rows[0].startswith("| LGM, DSA, tuned rate | 1 | 0.510 | 1 s | 1.0 |")
+    assert rows[1].startswith("| LGM, DSA, tuned rate | 4 | 0.710 | 4 s | 1.0 |")
+    assert len(page.by_budget()) == 4
+    np.testing.assert_allclose(table.values([record(1, 0.5)], "scores", "sgd", "top1"), [0.5, 0.52])
