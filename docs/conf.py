@@ -1,5 +1,6 @@
 import os
 from importlib.metadata import version
+from itertools import groupby
 from pathlib import Path
 
 os.environ["MPLBACKEND"] = "agg"  # the gallery is built without a screen
@@ -40,14 +41,22 @@ sphinx_gallery_conf = {
 
 
 def tables(app):
-    """The tables of `benchmarks/results` for `csv-table`, so that no figure is written twice."""
+    """The tables of `benchmarks/results` for `csv-table`, so that no figure is written twice.
+
+    ``name.md``, or ``name/table.md``, gives ``name.csv`` and, where it holds several tables, ``name-2.csv`` and so on.
+    """
     folder = Path(app.srcdir, "generated")
     folder.mkdir(exist_ok=True)
-    for path in Path(app.srcdir).parent.glob("benchmarks/results/*.md"):
-        rows = [line.strip()[1:-1].split("|") for line in path.read_text().splitlines() if line.startswith("|")]
-        cells = [[cell.strip().replace('"', '""') for cell in row] for row in rows if not set("".join(row)) <= set("- ")]
-        lines = [",".join(f'"{cell}"' for cell in row) for row in cells]
-        Path(folder, f"{path.stem}.csv").write_text("\n".join(lines) + "\n")
+    results = Path(app.srcdir).parent / "benchmarks" / "results"
+    for path in [*results.glob("*.md"), *results.glob("*/table.md")]:
+        stem = path.stem if path.parent == results else path.parent.name
+        runs = groupby(path.read_text().splitlines(), lambda line: line.startswith("|"))
+        blocks = [list(lines) for is_table, lines in runs if is_table]
+        for i, block in enumerate(blocks):
+            rows = [line.strip()[1:-1].split("|") for line in block]
+            cells = [[cell.strip().replace('"', '""') for cell in row] for row in rows if not set("".join(row)) <= set("- ")]
+            lines = [",".join(f'"{cell}"' for cell in row) for row in cells]
+            Path(folder, f"{stem}{f'-{i + 1}' if i else ''}.csv").write_text("\n".join(lines) + "\n")
 
 
 def setup(app):
