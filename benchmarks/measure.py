@@ -9,6 +9,8 @@ import torch
 
 def status(name):
     """What Linux says of this process, in MB: `getrusage` would count what the one that started it had."""
+    if not os.path.exists("/proc/self/status"):
+        return float("nan")  # not Linux: no figure
     with open("/proc/self/status") as lines:
         return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 1e3
 
@@ -44,5 +46,6 @@ def forget_peak(device="cpu"):
     if device != "cpu":
         torch.cuda.reset_peak_memory_stats()
         return
-    with open("/proc/self/clear_refs", "w") as file:
-        file.write("5")
+    if os.path.exists("/proc/self/clear_refs"):
+        with open("/proc/self/clear_refs", "w") as file:
+            file.write("5")

@@ -1,4 +1,4 @@
-"""What rate each method is best with, by held-out training images: the rates of ``table.py`` come from here.
+"""What rate each method is best with, by held-out training images.
 
     python benchmarks/rates.py DATA [--size 112] [--seconds 30] [--rates 0.02 0.05 0.1 0.2] [--output FILE]
 
@@ -20,7 +20,7 @@ def main():
     parser.add_argument("--size", type=int, default=112)
     parser.add_argument("--seconds", type=float, default=30)
     parser.add_argument("--rates", type=float, nargs="+", default=[0.02, 0.05, 0.1, 0.2])
-    parser.add_argument("--methods", nargs="+", default=["dm", "lgm-dsa", "clp-dsa"])
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=["dm", "lgm-dsa", "clp-dsa"])
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
@@ -32,6 +32,8 @@ def main():
     )
     output, arguments.output = arguments.output, cache
     encoder = encoder_of(arguments, "tf_efficientnet_lite0")
+    if output:
+        output.parent.mkdir(parents=True, exist_ok=True)
     rows = []
     for name in arguments.methods:
         cells = [METHODS[name].title]
@@ -47,7 +49,8 @@ def main():
         print(cells, flush=True)
     lines = [
         f"Held-out accuracy after {arguments.seconds:g} s, by rate; `{arguments.folder.name}`, views of {arguments.size} px, "
-        f"{arguments.seeds} seed(s); {machine()}",
+        f"{arguments.seeds} seed(s); {machine()}; `python benchmarks/rates.py DIR --rates {' '.join(map(str, arguments.rates))} "
+        f"--seconds {arguments.seconds:g} --seeds {arguments.seeds}`",
         "",
         *table(["", *arguments.rates], rows),
     ]

@@ -8,8 +8,8 @@ default benchmarks/results/table-<name of DATA>, gets ``table.md``, ``table.png`
 
 The budget is that of the steps: the real images pass the encoder once for all runs, and their features are cached. All methods
 have the same loop, parametrisation, views and encoder; ``rates.py`` looks for the best rate of each on held-out training images.
-Evaluations: the closed-form probe; LGM's protocol, a linear head trained by Adam on random crops (``--epochs``), last epoch. The
-test set is read once, after each run.
+Evaluations: the closed-form probe; LGM's protocol, a linear head trained by Adam on random crops (``--epochs``), last epoch. No
+choice of any kind is made by the test set.
 """
 
 import argparse
@@ -56,7 +56,7 @@ METHODS = {
     "dm": Method("feature-mean matching, DSA", DMDistiller, {}),
     "lgm": Method("LGM without DSA", LGMDistiller, {"augmentation": None}),
     "lgm-published": Method("LGM, DSA, published settings", LGMDistiller, LGM_PUBLISHED, timed=False),
-    "lgm-dsa": Method("LGM, DSA, tuned rate", LGMDistiller, {}),
+    "lgm-dsa": Method("LGM, DSA", LGMDistiller, {}),
     "clp-mse": Method("CLP-DD, DSA, `mse`", CLPDistiller, {"objective": "mse"}),
     "clp": Method("CLP-DD without DSA", CLPDistiller, {"augmentation": None}),
     "clp-dsa": Method("CLP-DD, DSA", CLPDistiller, {}),
@@ -138,28 +138,39 @@ def runs_of(arguments):
     ]
 
 
-def settings_of(arguments, run):
-    """All that the figures of a run depend on, beside the images."""
-    names = ("size", "weights", "images_per_class", "epochs", "heads", "transfer_to", "device")
-    settings = {name: getattr(arguments, name) for name in names}
+def settings_of(arguments, run, data):
+    """All that the figures of a run depend on."""
+    names = ("size", "weights", "images_per_class", "epochs", "heads", "device")
+    settings = {name: getattr(arguments, name) for name in names} | run._asdict()
+    settings |= {"images": [len(data.X), len(data.X_test), str(Path(data.X[0]).parent.parent)]}
+    settings["transfer_to"] = others_of(arguments, run)
+    settings |= {name: getattr(value, "__name__", value) for name, value in METHODS[run.method].settings.items()}
     if run.method == "nearest":
-        settings["seconds"] = arguments.seconds[-1]
+        settings["of"] = settings_of(arguments, distilled_of(arguments, run), data)
     if run.method == "lgm-published":
         settings |= {"views": arguments.published_views, "steps": arguments.published_steps}
-    own = {name: getattr(value, "__name__", value) for name, value in METHODS[run.method].settings.items()}
-    return json.loads(json.dumps({**settings, **run._asdict(), **own}))
+    return json.loads(json.dumps(settings))
+
+
+def distilled_of(arguments, run):
+    """Whose nearest reals these are."""
+    return run._replace(method="clp-dsa", seconds=arguments.seconds[-1])
+
+
+def others_of(arguments, run):
+    """Encoders that a run is evaluated with beside its own: those of the table, which has the largest budget."""
+    return arguments.transfer_to if run.seconds in (_UNTIMED, arguments.seconds[-1]) else []
 
 
 def file_of(arguments, run, suffix):
     return arguments.output / "runs" / f"{run.name}{suffix}"
 
 
-def estimator_of(arguments, run, encoder, n_classes):
+def estimator_of(arguments, run, encoder, n_classes, checkpoint):
     """What a run fits."""
     method = METHODS[run.method]
     if run.method == "nearest":
-        distilled = run._replace(method="clp-dsa", seconds=arguments.seconds[-1])
-        return NearestReals(joblib.load(file_of(arguments, distilled, ".joblib")))
+        return NearestReals(joblib.load(file_of(arguments, distilled_of(arguments, run), ".joblib")))
     parameters = {"images_per_class": arguments.images_per_class, "random_state": run.seed, **method.settings}
     if method.timed:
         parameters |= {"time_budget": run.seconds, "max_iter": 10**7}
@@ -168,7 +179,7 @@ def estimator_of(arguments, run, encoder, n_classes):
         views = arguments.published_views
         parameters |= {"n_views": views, "max_iter": arguments.published_steps, "verbose": 1}
         parameters["real_batch_size"] = views * n_classes * arguments.images_per_class
-        parameters["checkpoint"] = file_of(arguments, run, ".safetensors")
+        parameters["checkpoint"] = checkpoint  # of many minutes
         encoder = encoder_of(arguments, run.encoder, normalize=False)
     return method.kind(encoder, **parameters)
 
@@ -185,9 +196,7 @@ def evaluate(arguments, run, images, labels, data, encoder):
     test = (data.X_test, data.y_test)
     scores = {"closed_form": closed_form_probe_scores(images, labels, *test, alpha=alpha, **common)}
     scores["sgd"] = sgd_probe_scores(images, labels, *test, **heads, **common)
-    # Under other encoders: what is in the table.
-    others = arguments.transfer_to if run.seconds in (_UNTIMED, arguments.seconds[-1]) else []
-    encoders = {name: encoder_of(arguments, name) for name in others}
+    encoders = {name: encoder_of(arguments, name) for name in others_of(arguments, run)}
     heads["n_repeats"] *= not real
     moved = transfer_scores(images, labels, *test, encoders, alpha=alpha, groups=data.groups, **heads)
     return scores, moved
@@ -198,11 +207,12 @@ def make(arguments, run, data):
     encoder = encoder_of(arguments, run.encoder)
     device = encoder.load().device.type
     warm(encoder.load())
-    record = {"settings": settings_of(arguments, run), "machine": machine()}
+    record = {"settings": settings_of(arguments, run, data), "machine": machine()}
+    checkpoint = file_of(arguments, run, f"-{joblib.hash(record)[:8]}.safetensors")
     if run.method == "real":
         images, labels = data.X, data.y
     else:
-        estimator = estimator_of(arguments, run, encoder, len(np.unique(data.y)))
+        estimator = estimator_of(arguments, run, encoder, len(np.unique(data.y)), checkpoint)
         forget_peak(device)
         before, begin = resident(device), time.perf_counter()
         estimator.fit(data.X, data.y)
@@ -214,21 +224,29 @@ def make(arguments, run, data):
         joblib.dump(estimator, file_of(arguments, run, ".joblib"), compress=3)
     scores, moved = evaluate(arguments, run, images, labels, data, encoder)
     record |= {"n_images": len(images), "scores": _lists(scores), "transfer": _lists(moved)}
-    file_of(arguments, run, ".json").write_text(json.dumps(record, indent=1) + "\n")
+    written = file_of(arguments, run, ".part")
+    written.write_text(json.dumps(record, indent=1) + "\n")
+    written.replace(file_of(arguments, run, ".json"))  # whole, or not there
+    checkpoint.unlink(missing_ok=True)
 
 
-def encode(arguments, data):
-    """Features of all images, cached for the runs; the seconds of the training images' first pass."""
-    took = {}
-    for name in dict.fromkeys([*arguments.encoder, *arguments.transfer_to]):
-        for normalize in (True, False):
-            encoder = encoder_of(arguments, name, normalize=normalize)
-            encoder.load()
-            begin = time.perf_counter()
-            encoder.encode(data.X)
-            took[name] = max(took.get(name, 0.0), time.perf_counter() - begin)
-            encoder.encode(data.X_test)
-    return took
+def encode(arguments, data, name):
+    """Cache an encoder's features of all images; the seconds of the training images' first pass."""
+    took = []
+    for normalize in (True, False):
+        encoder = encoder_of(arguments, name, normalize=normalize)
+        encoder.load()
+        begin = time.perf_counter()
+        encoder.encode(data.X)
+        took.append(time.perf_counter() - begin)
+        encoder.encode(data.X_test)
+    return max(took)
+
+
+def encoding_file(arguments, name):
+    """Where those seconds are."""
+    what = joblib.hash((name, arguments.size, arguments.weights, arguments.device))[:8]
+    return arguments.output / "runs" / f"encoding-{what}.json"
 
 
 def _lists(scores):
@@ -237,13 +255,13 @@ def _lists(scores):
     return scores.tolist()
 
 
-def known(arguments, run):
+def known(arguments, run, data):
     """The record of a run with these settings, if it has been made."""
     path = file_of(arguments, run, ".json")
     if not path.exists():
         return None
     record = json.loads(path.read_text())
-    return record if record["settings"] == settings_of(arguments, run) else None
+    return record if record["settings"] == settings_of(arguments, run, data) else None
 
 
 def values(records, *path):
@@ -377,17 +395,18 @@ class Report:
             ax.grid(alpha=0.3)
 
 
-def report(arguments, data, records, took):
+def report(arguments, data, records):
     """Write the tables and the plot."""
     import matplotlib
 
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
 
+    machines = sorted({record["machine"] for _, record in records})
     command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
     lines = [
         f"{len(data.X):,} training and {len(data.X_test):,} test images, {len(np.unique(data.y))} classes; views of "
-        f"{arguments.size} px; {machine()}; `python benchmarks/{command}`"
+        f"{arguments.size} px; {'; '.join(machines)}; `python benchmarks/{command}`"
     ]
     figure, axes = plt.subplots(
         len(arguments.encoder), 2, figsize=(11, 4.5 * len(arguments.encoder)), squeeze=False, sharey="row"
@@ -398,7 +417,7 @@ def report(arguments, data, records, took):
             "",
             f"## {encoder}",
             "",
-            f"Encoding the training images, once for all: {took[encoder]:.0f} s.",
+            f"Encoding the training images, once for all: {json.loads(encoding_file(arguments, encoder).read_text()):.0f} s.",
             "",
             *page.main(),
         ]
@@ -418,11 +437,12 @@ def report(arguments, data, records, took):
 
 def main(arguments, data):
     """All runs that are missing, each in a process of its own, and the report."""
+    arguments.seconds = sorted(arguments.seconds)
     (arguments.output / "runs").mkdir(parents=True, exist_ok=True)
     if arguments.run:
         what = json.loads(arguments.run)
-        if what == "encode":
-            (arguments.output / "encoding.json").write_text(json.dumps(encode(arguments, data)))
+        if isinstance(what, str):
+            encoding_file(arguments, what).write_text(json.dumps(encode(arguments, data, what)))
         else:
             make(arguments, Run(*what), data)
         return
@@ -432,15 +452,15 @@ def main(arguments, data):
     def child(what):
         subprocess.run([sys.executable, *sys.argv, "--run", json.dumps(what)], check=True)
 
-    if not (arguments.output / "encoding.json").exists():
-        child("encode")
-    took = json.loads((arguments.output / "encoding.json").read_text())
+    for name in dict.fromkeys([*arguments.encoder, *arguments.transfer_to]):
+        if not encoding_file(arguments, name).exists():
+            child(name)
     runs = runs_of(arguments)
     for run in (bar := tqdm(runs)):
         bar.set_description(run.name)
-        if known(arguments, run) is None:
+        if known(arguments, run, data) is None:
             child(list(run))
-    report(arguments, data, [(run, known(arguments, run)) for run in runs], took)
+    report(arguments, data, [(run, known(arguments, run, data)) for run in runs])
 
 
 def folder_data(root):

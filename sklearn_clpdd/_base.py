@@ -37,6 +37,11 @@ class Task(NamedTuple):
     classes: np.ndarray
     codes: np.ndarray  # class indices of the real samples
 
+    @property
+    def members(self) -> list[np.ndarray]:
+        """Positions of the samples of each class."""
+        return [np.flatnonzero(self.codes == c) for c in range(len(self.classes))]
+
 
 class BaseDistiller(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClassifierMixin, BaseEstimator):
     """Validate the data, have `_find` find synthetic samples, and fit the probe that they induce.

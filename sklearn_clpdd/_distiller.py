@@ -224,9 +224,9 @@ class CLPDistiller(IterativeDistiller):
         self.objective = objective
         self.temperature = temperature
 
-    def _encode(self, *task):
+    def _encode(self, task, order, n_held_out=0):
         self.temperature_ = float(self.temperature)
-        return super()._encode(*task)
+        return super()._encode(task, order, n_held_out)
 
     def _objective(self, random):
         if isinstance(self.objective, str):

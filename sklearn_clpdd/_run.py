@@ -57,7 +57,7 @@ class Checkpoint:
         self.path = Path(distiller.checkpoint)
         if self.path.is_dir() or not self.path.parent.is_dir():
             raise FileNotFoundError(f"checkpoint={str(self.path)!r} has to be a file in a folder that is there")
-        parameters = distiller.get_params(deep=False)
+        parameters = {"method": type(distiller), **distiller.get_params(deep=False)}
         seed = {"random_state": _spelled(parameters["random_state"])} if isinstance(parameters["random_state"], Real) else {}
         self._parameters = {name: _spelled(value) for name, value in parameters.items() if name not in _FREE} | seed
         self._data = data
@@ -125,6 +125,7 @@ class Run:
         self._theta = state.parametrization.parameters
         # The best θ on the held-out features; without such, the last one whose loss was finite.
         self._good = [theta.detach().clone() for theta in self._theta]
+        self._good_stage = state.parametrization.stage
         self._best, self._improved = float("inf"), 0
         self._finished = False
         self._pending: list[tuple[Tensor, float]] = []
@@ -279,11 +280,13 @@ class Run:
     def _keep(self) -> None:
         for copy, theta in zip(self._good, self._theta, strict=True):
             copy.copy_(theta.detach())
+        self._good_stage = self._state.parametrization.stage
 
     def _restore(self) -> None:
         with torch.no_grad():
             for theta, copy in zip(self._theta, self._good, strict=True):
                 theta.copy_(copy)
+        self._state.parametrization.stage = self._good_stage
 
     def _write_if_due(self) -> None:
         if self._checkpoint is None:
@@ -307,7 +310,7 @@ class Run:
             "finished": self._finished,
         }
         history = self._distiller.history_ if self._finished else self._distiller.history_[: self._state.step]
-        info |= {"best": self._best, "improved": self._improved, "history": history}
+        info |= {"best": self._best, "best_stage": self._good_stage, "improved": self._improved, "history": history}
         self._checkpoint.write(tensors, info)
         self._written, self._written_step = time.perf_counter(), self._state.step
 
@@ -315,6 +318,7 @@ class Run:
         self._state.load(tensors, info["step"], info["progress"])
         for i, (copy, theta) in enumerate(zip(self._good, self._theta, strict=True)):
             copy.copy_(tensors.get(f"good.{i}", theta.detach()))
+        self._good_stage = info["best_stage"]
         self._best, self._improved, self._finished = info["best"], info["improved"], info["finished"]
         self._seconds_before = info["seconds"]
         self._distiller.history_ = info["history"]

@@ -20,13 +20,13 @@ from torch import nn
 from ._base import BaseDistiller, Task
 from ._core.objectives import FeatureMatching, GradientMatching
 from ._core.parametrizations import LGMPyramid
-from ._core.real_features import RealSet
 from ._distiller import CLPDistiller
 from ._encoder import FrozenEncoder
 from ._iterative import IterativeDistiller
 
 #: Settings of LGM's published code (arXiv 2511.16674) that are not defaults: ``LGMDistiller(encoder, **LGM_PUBLISHED)``, with
-#: ``FrozenEncoder(normalize=False)`` for `encoder`. It has as many real images in a step as views of synthetic ones.
+#: ``FrozenEncoder(normalize=False)`` for `encoder`, and the number of views in a step for `real_batch_size`. Other than there, a
+#: real image is always seen whole, not in random views, and Adam does not begin anew when a level of the pyramid joins.
 LGM_PUBLISHED = {
     "learning_rate": 2e-3,
     "decay": 0.0,
@@ -107,19 +107,18 @@ class RealSubset(BaseDistiller):
         self._check_enough(classes, counts, type(self).__name__)
 
     def _find(self, task):
-        real = self._encode(task, np.arange(len(task.codes)))
-        y, rows = self._choose(task, real)
-        self.indices_ = rows
-        self.__dict__.update(self._fitted(task.space, task.space.read(rows), y, real))
+        # The order is that of no importance to the choice; the probe is calibrated on rows that are evenly spread over it.
+        order = np.random.RandomState(0).permutation(len(task.codes))
+        place = np.argsort(order)
+        real = self._encode(task, order)
+        chosen = self._choose(task, lambda rows: real.R[place[rows]])
+        y = np.repeat(np.arange(len(chosen)), [len(rows) for rows in chosen])
+        self.indices_ = np.concatenate(chosen)
+        self.__dict__.update(self._fitted(task.space, task.space.read(self.indices_), y, real))
 
     @abstractmethod
-    def _choose(self, task: Task, real: RealSet) -> tuple[np.ndarray, np.ndarray]:
-        """Class indices, sorted, and positions of the samples chosen."""
-
-    def _choose_in_each(self, real: RealSet, choose: Callable[[np.ndarray], np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """The same from ``choose``, which is given the positions of a class's samples."""
-        chosen = [choose(np.flatnonzero(real.codes == c)) for c in range(len(self.classes_))]
-        return np.repeat(np.arange(len(chosen)), [len(rows) for rows in chosen]), np.concatenate(chosen)
+    def _choose(self, task: Task, features: Callable[[np.ndarray], np.ndarray]) -> list[np.ndarray]:
+        """Positions of the samples chosen in each class; ``features`` gives those of some positions."""
 
 
 @_documented
@@ -128,6 +127,8 @@ class RandomSubset(RealSubset):
 
     Parameters
     ----------
+    images_per_class : int, default=1
+        Real images of each class.
     alpha : float, default=1.0
         Ridge strength of the probe, > 0, relative to the mean squared norm of its training features.
     random_state : int, RandomState instance or None, default=None
@@ -159,9 +160,9 @@ class RandomSubset(RealSubset):
     True
     """
 
-    def _choose(self, task, real):
+    def _choose(self, task, features):
         rng = check_random_state(self.random_state)
-        return self._choose_in_each(real, lambda members: rng.choice(members, self.images_per_class, replace=False))
+        return [rng.choice(members, self.images_per_class, replace=False) for members in task.members]
 
 
 @_documented
@@ -170,6 +171,8 @@ class ClassCentroids(RealSubset):
 
     Parameters
     ----------
+    images_per_class : int, default=1
+        Real images of each class.
     alpha : float, default=1.0
         Ridge strength of the probe, > 0, relative to the mean squared norm of its training features.
     random_state : int, RandomState instance or None, default=None
@@ -201,15 +204,13 @@ class ClassCentroids(RealSubset):
     (3, 4)
     """
 
-    def _choose(self, task, real):
-        rng = check_random_state(self.random_state)
-
-        def choose(members):
-            R = np.asarray(real.R[members], dtype=np.float64)
+    def _choose(self, task, features):
+        rng, chosen = check_random_state(self.random_state), []
+        for members in task.members:
+            R = np.asarray(features(members), dtype=np.float32)
             centers = KMeans(self.images_per_class, random_state=rng).fit(R).cluster_centers_
-            return members[_nearest(centers, R)]
-
-        return self._choose_in_each(real, choose)
+            chosen.append(members[_nearest(centers, R)])
+        return chosen
 
 
 @_documented
@@ -219,8 +220,9 @@ class NearestReals(RealSubset):
     Parameters
     ----------
     distiller : CLPDistiller or another one, default=None
-        Whose synthetic set it is; encoder, size and ridge strength are its own. It stays as it is where it is fitted;
-        else a clone is fitted first. ``None`` is ``CLPDistiller()``.
+        Whose synthetic set it is; encoder, size and ridge strength are its own. A fitted one is taken as it is; else a clone is
+        fitted first, and with ``memory=`` the real images are encoded once for both. As any estimator's, this parameter of a
+        clone is not fitted, so in a search it is fitted anew. ``None`` is ``CLPDistiller()``.
 
     Attributes
     ----------
@@ -236,7 +238,7 @@ class NearestReals(RealSubset):
     ------
     ValueError, TypeError, FileNotFoundError, OSError
         In `fit`, before any long work: parameters, images, labels or an encoder that cannot be used; a fitted distiller of other
-        classes; a class with too few samples.
+        classes, or with more images of a class than there are samples.
 
     See Also
     --------
@@ -271,24 +273,30 @@ class NearestReals(RealSubset):
     verbose = property(lambda self: self._given.verbose)
 
     def _check(self, classes, counts):
-        super()._check(classes, counts)
-        if self._given.__sklearn_is_fitted__() and not np.array_equal(self._given.classes_, classes):
+        given = self._given
+        if not given.__sklearn_is_fitted__():
+            return  # its own `fit` comes first, and checks
+        if not np.array_equal(given.classes_, classes):
             raise ValueError(
-                f"the fitted distiller has classes {self._given.classes_.tolist()[:10]} and y holds {classes.tolist()[:10]}; "
+                f"the fitted distiller has classes {given.classes_.tolist()[:10]} and y holds {classes.tolist()[:10]}; "
                 "give the data that it was fitted to, or a distiller that is not fitted"
             )
+        wanted = np.bincount(np.searchsorted(classes, given.y_synthetic_))
+        if (counts < wanted).any():
+            raise ValueError(
+                f"the distilled set has up to {wanted.max()} images of a class, and y as few as {counts.min()}; "
+                "give the data that it was distilled from"
+            )
 
-    def _choose(self, task, real):
+    def _find(self, task):
         given = self._given
         self.distiller_ = given if given.__sklearn_is_fitted__() else clone(given).fit(task.X, task.y)
+        super()._find(task)
+
+    def _choose(self, task, features):
         y = np.searchsorted(task.classes, self.distiller_.y_synthetic_)
         Z = task.space.features(self.distiller_.X_synthetic_)
-
-        def choose(members):
-            own = Z[y == real.codes[members[0]]]
-            return members[_nearest(own, np.asarray(real.R[members], dtype=Z.dtype))]
-
-        return self._choose_in_each(real, choose)
+        return [members[_nearest(Z[y == c], features(members))] for c, members in enumerate(task.members)]
 
 
 def _nearest(Z: np.ndarray, R: np.ndarray) -> np.ndarray:

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 from itertools import islice
+from numbers import Integral, Real
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.utils import check_random_state
-from sklearn.utils.validation import check_consistent_length
+from sklearn.utils import check_random_state, check_scalar
+from sklearn.utils.validation import assert_all_finite, check_consistent_length, column_or_1d
 from torch import Tensor
 
 from ._base import BaseDistiller
@@ -98,7 +99,9 @@ def closed_form_probe_scores(images, labels, X_test, y_test, *, encoder=None, al
     --------
     sgd_probe_scores : A probe that is trained as LGM trains it.
     """
-    _check_sets(images, labels, X_test, y_test, groups)
+    labels, y_test, groups = _check_sets(images, labels, X_test, y_test, groups)
+    if alpha != "loo":
+        check_scalar(alpha, "alpha", Real, min_val=0, include_boundaries="neither")
     encoder = FrozenEncoder() if encoder is None else encoder
     Z = encoder.encode(images)
     if alpha == "loo":
@@ -116,8 +119,8 @@ def sgd_probe_scores(images, labels, X_test, y_test, *, encoder=None, n_epochs=1
     """Test scores of a linear head trained by SGD on random views of a small image set: LGM's protocol.
 
     Each epoch sees one random resized crop (0.08 to 1 of the area) with a random flip of each image; the head is trained on the
-    encoder's features, not normalised, by Adam with a rate of ``1e-3 · batch / 256`` and cosine decay. The test set is read
-    once, after the last epoch.
+    encoder's features, not normalised, by Adam with a rate of ``1e-3 · batch / 256`` and cosine decay. The test set is scored
+    once, with the head of the last epoch.
 
     Parameters
     ----------
@@ -155,7 +158,9 @@ def sgd_probe_scores(images, labels, X_test, y_test, *, encoder=None, n_epochs=1
     *Dataset Distillation for Pre-Trained Self-Supervised Vision Models*, arXiv 2511.16674, evaluation; but for its choice of
     the best epoch by test accuracy.
     """
-    _check_sets(images, labels, X_test, y_test, groups)
+    labels, y_test, groups = _check_sets(images, labels, X_test, y_test, groups)
+    check_scalar(n_epochs, "n_epochs", Integral, min_val=1)
+    check_scalar(n_repeats, "n_repeats", Integral, min_val=1)
     encoder = FrozenEncoder() if encoder is None else encoder
     raw = type(encoder)(**{**encoder.get_params(deep=False), "normalize": False})
     backbone = raw.load()
@@ -201,7 +206,10 @@ def transfer_scores(
     dict of str to dict
         For each encoder, under ``"closed_form"`` and ``"sgd"``, what the two functions return.
     """
-    seed = check_random_state(random_state).randint(2**31 - 1)  # each encoder with the same views
+    _check_sets(images, labels, X_test, y_test, groups)
+    for encoder in encoders.values():
+        encoder.load()  # or an error, before the first is at work
+    seed = check_random_state(random_state).randint(2**31 - 1)
     table = {}
     for name, encoder in encoders.items():
         common = {"encoder": encoder, "groups": groups}
@@ -213,11 +221,18 @@ def transfer_scores(
 
 
 def _check_sets(images, labels, X_test, y_test, groups):
+    """Labels and groups, one-dimensional."""
+    labels, y_test = (column_or_1d(values, warn=True) for values in (labels, y_test))
+    groups = None if groups is None else column_or_1d(groups)
     check_consistent_length(images, labels)
     check_consistent_length(X_test, y_test, groups)
-    unknown = sorted(set(np.unique(y_test)) - set(np.unique(labels)))
+    for name, values in (("labels", labels), ("y_test", y_test), ("groups", groups)):
+        if values is not None:
+            assert_all_finite(values, input_name=name)
+    unknown = np.setdiff1d(y_test, labels).tolist()
     if unknown:
         raise ValueError(f"y_test holds classes of which there is no image to train on: {unknown[:10]}")
+    return labels, y_test, groups
 
 
 def _reader(source: Images, backbone: Backbone, n_jobs: int | None) -> Callable[[Tensor], Tensor]:

@@ -88,7 +88,7 @@ def test_lgm_pyramid_adds_up_to_the_noise_of_the_published_code():
     start = [level.detach().clone() for level in pyramid.parameters]
     for step in range(5000):
         pyramid.grow(step / 5000)
-        assert pyramid.n_active == min(5, 1 + step // 200)
+        assert pyramid.stage == min(5, 1 + step // 200)
     for level, drawn in zip(pyramid.parameters, start, strict=True):
         torch.testing.assert_close(level.detach(), drawn / 5)
     images = torch.rand(2, 3, 16, 16)
@@ -176,8 +176,12 @@ def test_bad_input_is_refused_before_any_long_work(encoder, colors, monkeypatch)
             peer(kind, encoder, images_per_class=11).fit(X, y)
     with pytest.raises(ValueError, match=r"classes \['blue', 'green', 'red'\] and y holds \['blue', 'red'\]"):
         NearestReals(fitted).fit(X[y != "green"], y[y != "green"])
+    with pytest.raises(ValueError, match="up to 1 images of a class, and y as few as 0"):
+        NearestReals(fitted)._check(fitted.classes_, np.array([3, 0, 3]))
     with pytest.raises(ValueError, match="distiller"):
         NearestReals("clp").fit(X, y)
+    with pytest.raises(ValueError, match="learning_rate"):
+        NearestReals(CLPDistiller(encoder, learning_rate=-1)).fit(X, y)
     with pytest.raises(ValueError, match="learning_rate"):
         LGMDistiller(encoder, learning_rate=0).fit(X, y)
 
@@ -199,6 +203,32 @@ def test_interrupted_and_gone_on_with_is_uninterrupted(kind, encoder, colors, tm
     resumed = kind(encoder, **parameters, checkpoint=path, checkpoint_every=1).fit(X, y)
     np.testing.assert_array_equal(resumed.X_synthetic_, wanted.X_synthetic_)
     assert [r["loss"] for r in resumed.history_] == [r["loss"] for r in wanted.history_]
+
+
+def test_a_checkpoint_is_that_of_one_method(encoder, colors, tmp_path):
+    path = tmp_path / "run"
+    LGMDistiller(encoder, max_iter=2, checkpoint=path).fit(*colors)
+    with pytest.raises(ValueError, match=r"method was .*LGMDistiller and is .*DMDistiller"):
+        DMDistiller(encoder, max_iter=2, checkpoint=path).fit(*colors)
+
+
+@pytest.mark.parametrize("parametrization", ["pyramid", LGMPyramid])
+def test_the_best_images_are_those_that_were_scored(parametrization, encoder, colors):
+    """Also where finer levels have joined since: the score falls on purpose, from the second one on."""
+    X, y = colors
+    seen = []
+
+    def objective(Z, Y, R, r):
+        if not Z.requires_grad:
+            seen.append(float(len(seen)))
+            return torch.tensor(seen[-1])
+        return Z.square().sum() * 0 + (Z @ R.T).mean()
+
+    moments = []
+    watch = lambda distiller, record: moments.append(distiller.transform().copy())  # noqa: E731
+    parameters = {"parametrization": parametrization, "max_iter": 100, "random_state": 0, "callback": watch}
+    fitted = CLPDistiller(encoder, objective=objective, **parameters).fit(X, y)
+    np.testing.assert_allclose(fitted.X_synthetic_, moments[19], atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ITERATIVE)

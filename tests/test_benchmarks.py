@@ -70,12 +70,20 @@ def test_a_run_is_known_by_its_settings(tmp_path):
     order = [run.method for run in runs]
     assert max(i for i, name in enumerate(order) if name == "clp-dsa") < order.index("nearest")
     (tmp_path / "runs").mkdir()
-    run = runs[0]
-    assert table.known(arguments, run) is None
-    settings = table.json.dumps({"settings": table.settings_of(arguments, run)})
-    table.file_of(arguments, run, ".json").write_text(settings)
-    assert table.known(arguments, run) is not None
-    assert table.known(_arguments(tmp_path, "--epochs", "7"), run) is None
+    data = table.Data(np.array(["a/train/x/1.png"]), np.array(["x"]), np.array(["a/val/x/1.png"]), np.array(["x"]))
+    other = data._replace(X=np.array(["b/train/x/1.png"]))
+    run, nearest = runs[0], runs[-1]
+    assert nearest.method == "nearest"
+    assert table.known(arguments, run, data) is None
+    for one in (run, nearest):
+        settings = table.json.dumps({"settings": table.settings_of(arguments, one, data)})
+        table.file_of(arguments, one, ".json").write_text(settings)
+        assert table.known(arguments, one, data) is not None
+        assert table.known(arguments, one, other) is None
+        assert table.known(_arguments(tmp_path, "--epochs", "7"), one, data) is None
+    longer = _arguments(tmp_path, "--seconds", "1", "4")
+    assert table.known(longer, run, data) is not None
+    assert table.known(longer, nearest, data) is None
 
 
 def test_report_counts_ratios_and_times(tmp_path):
@@ -95,7 +103,7 @@ def test_report_counts_ratios_and_times(tmp_path):
     (row,) = [line for line in page.main() if line.startswith("| CLP-DD, DSA |")]
     assert row == "| CLP-DD, DSA | 10 | 0.710 ± 0.010 | 0.710 ± 0.010 | 4.0 | 10 | 100 | 1.00 | 4.00 |"
     rows = page.time_to()[2:]
-    assert rows[0].startswith("| LGM, DSA, tuned rate | 1 | 0.510 | 1 s | 1.0 |")
-    assert rows[1].startswith("| LGM, DSA, tuned rate | 4 | 0.710 | 4 s | 1.0 |")
+    assert rows[0].startswith("| LGM, DSA | 1 | 0.510 | 1 s | 1.0 |")
+    assert rows[1].startswith("| LGM, DSA | 4 | 0.710 | 4 s | 1.0 |")
     assert len(page.by_budget()) == 4
     np.testing.assert_allclose(table.values([record(1, 0.5)], "scores", "sgd", "top1"), [0.5, 0.52])

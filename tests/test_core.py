@@ -55,7 +55,7 @@ def test_pyramid_grows_from_one_pixel_to_full_size():
     active = []
     for progress in np.linspace(0, 0.99, 100):
         pyramid.grow(progress)
-        active.append(pyramid.n_active)
+        active.append(pyramid.stage)
     assert active == sorted(active)
     assert (active[0], active[-1]) == (1, 5)
 

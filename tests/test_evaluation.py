@@ -163,3 +163,21 @@ def test_sets_that_do_not_fit_are_refused(encoder, colors, protocol, monkeypatch
         protocol(X, y, X, y, encoder=encoder, groups=y[:10])
     with pytest.raises(ValueError, match=r"no image to train on: .*red"):
         protocol(X[y != "red"], y[y != "red"], X, y, encoder=encoder)
+
+
+def test_numbers_that_mean_nothing_are_refused(encoder, colors):
+    sets = (colors[0], colors[1]) * 2
+    for name in ("n_epochs", "n_repeats"):
+        with pytest.raises(ValueError, match=f"{name} == 0, must be >= 1"):
+            sgd_probe_scores(*sets, encoder=encoder, **{name: 0})
+    with pytest.raises(ValueError, match="alpha"):
+        closed_form_probe_scores(*sets, encoder=encoder, alpha=0)
+    with pytest.raises(ValueError, match=r"no such model"):
+        transfer_scores(*sets, {"one": encoder, "other": FrozenEncoder("no such model")})
+
+
+def test_columns_are_labels_too(encoder, colors):
+    X, y = colors
+    wanted = closed_form_probe_scores(X, y, X, y, encoder=encoder)
+    with pytest.warns(match="column-vector"):
+        assert closed_form_probe_scores(X, y[:, None], X, y[:, None], encoder=encoder) == wanted

@@ -65,9 +65,11 @@ class State:
 
     def begin_step(self, progress: float) -> None:
         """Say how far the run is; `tensors` gives what it takes to make this step again."""
+        self.between_updates = False
         self.progress = progress
         self.parametrization.grow(progress)
         self._remember()
+        self.between_updates = True
 
     def _remember(self) -> None:
         self._drawn = {name: generator.get_state() for name, generator in self.random.items()}

@@ -98,10 +98,14 @@ class FeatureMatching:
     """
 
     def __call__(self, Z: Tensor, Y: Tensor, R: Tensor, r: Tensor) -> Tensor:
-        counts = torch.bincount(r, minlength=Y.shape[1])
-        sums = torch.zeros(Y.shape[1], R.shape[1], dtype=R.dtype, device=R.device).index_add_(0, r, R)
-        distances = (Y.T @ Z / Y.sum(0)[:, None] - sums / counts.clamp(min=1)[:, None]).square().sum(1)
-        return (distances * (counts > 0)).sum()
+        Yr = F.one_hot(r, Y.shape[1]).to(R)
+        distances = (class_means(Z, Y) - class_means(R, Yr)).square().sum(1)
+        return (distances * (Yr.sum(0) > 0)).sum()
+
+
+def class_means(Z: Tensor, Y: Tensor) -> Tensor:
+    """Mean features ``(C, d)`` of each class; zero for one of which there is none."""
+    return Y.T @ Z / Y.sum(0).clamp(min=1)[:, None]
 
 
 def head_gradient(Z: Tensor, Y: Tensor, V: Tensor) -> Tensor:

@@ -57,6 +57,9 @@ class Parametrization:
         """How finely the images are resolved by now: as a share of their pixels along a side."""
         return 1.0
 
+    #: How far it has grown: what `decode` depends on beside θ.
+    stage = 0
+
     def grow(self, progress: float) -> None:
         """Told before each step what share of the run is done, in [0, 1)."""
 
@@ -105,26 +108,26 @@ class Pyramid(Parametrization):
         sides = [2**i for i in range(longest.bit_length()) if 2**i < longest] + [longest]
         shapes = [(max(1, round(side * height / longest)), max(1, round(side * width / longest))) for side in sides]
         self._color = self.gain * _COLOR.to(**factory)
-        self.n_active = 1
+        self.stage = 1
         return [(self.noise * _normal((m, channels, *shape), generator, **factory)).requires_grad_() for shape in shapes]
 
     def grow(self, progress):
-        self.n_active = max(self.n_active, min(len(self.parameters), 1 + int(progress / self.growth)))
+        self.stage = max(self.stage, min(len(self.parameters), 1 + int(progress / self.growth)))
 
     @property
     def detail(self):
-        return max(self.parameters[self.n_active - 1].shape[-2:]) / max(self.shape[-2:])
+        return max(self.parameters[self.stage - 1].shape[-2:]) / max(self.shape[-2:])
 
     def decode(self, theta):
         image = theta[0]
-        for level in theta[1 : self.n_active]:
+        for level in theta[1 : self.stage]:
             image = _resize(image, level.shape[-2:]) + level
         image = _resize(image, self.shape[-2:])
         return torch.sigmoid((self._color @ image.flatten(2)).view_as(image))
 
     def set(self, samples):
         """Laplacian pyramid of ``samples``; all levels take part from here on."""
-        self.n_active = len(self.parameters)
+        self.stage = len(self.parameters)
         with torch.no_grad():
             target = torch.einsum("ij,njhw->nihw", torch.linalg.inv(self._color), _logit(samples))
             image = torch.zeros_like(self.parameters[0])
@@ -146,11 +149,11 @@ class LGMPyramid(Pyramid):
 
     @torch.no_grad()
     def grow(self, progress):
-        n = self.n_active
+        n = self.stage
         super().grow(progress)
-        if self.n_active > n:
-            for i, level in enumerate(self.parameters[: self.n_active]):
-                level.mul_((n if i < n else 1) / self.n_active)
+        if self.stage > n:
+            for i, level in enumerate(self.parameters[: self.stage]):
+                level.mul_((n if i < n else 1) / self.stage)
 
 
 def _normal(shape, generator, device, dtype) -> Tensor:
