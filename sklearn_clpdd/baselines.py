@@ -274,8 +274,10 @@ class NearestReals(RealSubset):
 
     def _check(self, classes, counts):
         given = self._given
-        if not given.__sklearn_is_fitted__():
-            return  # its own `fit` comes first, and checks
+        if not given.__sklearn_is_fitted__():  # its own `fit`, which comes first, checks the rest
+            given._validate_params()
+            self._check_enough(classes, counts, type(self).__name__)
+            return
         if not np.array_equal(given.classes_, classes):
             raise ValueError(
                 f"the fitted distiller has classes {given.classes_.tolist()[:10]} and y holds {classes.tolist()[:10]}; "
