@@ -379,7 +379,7 @@ class Report:
         """Accuracy against seconds: a curve for each method with budgets, a line for each without."""
         for ax, (protocol, title) in zip(axes, PROTOCOLS.items(), strict=True):
             for i, name in enumerate(self.methods):
-                style = {"color": f"C{i % 10}", "label": METHODS[name].title}
+                style = {"color": "black" if name == "real" else f"C{i}", "label": METHODS[name].title}
                 mine = [
                     (values(r, "seconds").mean(), self.accuracy(r, protocol))
                     for (m, _), r in self.records.items()
@@ -390,7 +390,9 @@ class Report:
                     means, stds = ([statistic(s) for s in scores] for statistic in (np.mean, np.std))
                     ax.errorbar(seconds, means, stds, marker="o", capsize=2, **style)
                 else:
-                    ax.axhline(self.accuracy(self.last(name), protocol).mean(), linestyle=":", **style)
+                    ax.axhline(
+                        self.accuracy(self.last(name), protocol).mean(), linestyle="--" if name == "real" else ":", **style
+                    )
             ax.set(xscale="log", xlabel="seconds of distillation", ylabel="test accuracy", title=f"{self.encoder}, {title}")
             ax.grid(alpha=0.3)
 
