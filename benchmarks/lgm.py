@@ -278,12 +278,13 @@ def main():
         peak(arguments.peak)
         return
     for name in arguments.sections or SECTIONS:
-        begin = f"{machine()}; `python benchmarks/lgm.py {name}`"
+        options = f" --steps {arguments.steps} --rate {arguments.rate:g} --views {arguments.views}" if name == "published" else ""
+        begin = f"{machine()}; `python benchmarks/lgm.py {name}{options}`"
         lines = [begin, "", *SECTIONS[name](arguments)]
         print("\n".join(lines), flush=True)
         if arguments.output is not None:
             arguments.output.mkdir(parents=True, exist_ok=True)
-            suffix = f"-{arguments.steps}" if name == "published" else ""
+            suffix = f"-{arguments.steps}-{arguments.rate:g}" if name == "published" else ""
             (arguments.output / f"lgm-{name}{suffix}.md").write_text("\n".join(lines) + "\n")
 
 
