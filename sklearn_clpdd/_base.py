@@ -3,12 +3,15 @@
 from abc import abstractmethod
 from contextlib import ExitStack, nullcontext
 from functools import wraps
+from numbers import Integral, Real
 from typing import Any, NamedTuple
 
+import joblib
 import numpy as np
 import torch
 import torch.nn.functional as F
 from sklearn.base import BaseEstimator, ClassifierMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.utils._param_validation import Interval
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import assert_all_finite, check_consistent_length, check_is_fitted, column_or_1d, validate_data
 from torch import Tensor, nn
@@ -48,6 +51,17 @@ class BaseDistiller(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Classifie
 
     A subclass has the parameters that concern data, encoder and probe, as :class:`CLPDistiller` has them, and fills `_find`.
     """
+
+    _parameter_constraints: dict = {
+        "encoder": [str, nn.Module, FrozenEncoder, None],
+        "images_per_class": [Interval(Integral, 1, None, closed="left")],
+        "image_size": [Interval(Integral, 1, None, closed="left"), None],
+        "alpha": [Interval(Real, 0, None, closed="neither")],
+        "memory": [str, joblib.Memory, None],
+        "device": [str, torch.device],
+        "random_state": ["random_state"],
+        "verbose": ["verbose"],
+    }
 
     def fit(self, X, y):
         """Find a small synthetic set that stands for ``(X, y)``.

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
-from torch import Tensor, nn
+from torch import Tensor
 
 from ._base import BaseDistiller
 from ._core.augmentations import AUGMENTATIONS, Augmentation
@@ -20,7 +20,6 @@ from ._core.loop import Objective, State, distill, whole_features
 from ._core.objectives import inner_weights
 from ._core.parametrizations import PARAMETRIZATIONS, Parametrization
 from ._core.real_features import SAMPLINGS, RealFeatures, RealSet, shuffled
-from ._encoder import FrozenEncoder
 from ._run import Checkpoint, Run
 from ._spaces import Space
 
@@ -43,10 +42,7 @@ class IterativeDistiller(CallbackSupportMixin, BaseDistiller):
     """
 
     _parameter_constraints = {
-        "encoder": [str, nn.Module, FrozenEncoder, None],
-        "images_per_class": [Interval(Integral, 1, None, closed="left")],
-        "image_size": [Interval(Integral, 1, None, closed="left"), None],
-        "alpha": [Interval(Real, 0, None, closed="neither")],
+        **BaseDistiller._parameter_constraints,
         "parametrization": [StrOptions(set(PARAMETRIZATIONS)), type],
         "augmentation": [StrOptions(set(AUGMENTATIONS)), Augmentation, None],
         "progressive": ["boolean"],
@@ -66,10 +62,6 @@ class IterativeDistiller(CallbackSupportMixin, BaseDistiller):
         "checkpoint_every": [Interval(Real, 0, None, closed="neither")],
         "warm_start": ["boolean"],
         "callback": [callable, None],
-        "memory": [str, joblib.Memory, None],
-        "device": [str, torch.device],
-        "random_state": ["random_state"],
-        "verbose": ["verbose"],
     }
 
     def __init__(

@@ -4,24 +4,18 @@ import re
 from abc import abstractmethod
 from collections.abc import Callable
 from inspect import cleandoc, signature
-from numbers import Integral, Real
 
-import joblib
 import numpy as np
-import torch
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 from sklearn.base import clone
 from sklearn.cluster import KMeans
 from sklearn.utils import check_random_state
-from sklearn.utils._param_validation import Interval
-from torch import nn
 
 from ._base import BaseDistiller, Task
 from ._core.objectives import FeatureMatching, GradientMatching
 from ._core.parametrizations import LGMPyramid
 from ._distiller import CLPDistiller
-from ._encoder import FrozenEncoder
 from ._iterative import IterativeDistiller
 
 #: Settings of LGM's published code (arXiv 2511.16674) that are not defaults: ``LGMDistiller(encoder, **LGM_PUBLISHED)``, with
@@ -70,17 +64,6 @@ def _entries(section: str) -> dict[str, str]:
 
 class RealSubset(BaseDistiller):
     """Choose real samples; a subclass says which."""
-
-    _parameter_constraints = {
-        "encoder": [str, nn.Module, FrozenEncoder, None],
-        "images_per_class": [Interval(Integral, 1, None, closed="left")],
-        "image_size": [Interval(Integral, 1, None, closed="left"), None],
-        "alpha": [Interval(Real, 0, None, closed="neither")],
-        "memory": [str, joblib.Memory, None],
-        "device": [str, torch.device],
-        "random_state": ["random_state"],
-        "verbose": ["verbose"],
-    }
 
     def __init__(
         self,
