@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from sklearn.base import BaseEstimator, ClassifierMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.utils import check_scalar
 from sklearn.utils._param_validation import Interval
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import assert_all_finite, check_consistent_length, check_is_fitted, column_or_1d, validate_data
@@ -22,7 +23,7 @@ from ._core.heap import kept_heap
 from ._core.objectives import anchors, inner_weights
 from ._core.real_features import RealSet
 from ._core.ridge import relative_penalty
-from ._encoder import FrozenEncoder
+from ._encoder import FrozenEncoder, joint_features
 from ._images import as_images
 from ._probe import ClosedFormProbe
 from ._spaces import ImageSpace, PointSpace, Space
@@ -39,6 +40,13 @@ class Task(NamedTuple):
     space: Space
     classes: np.ndarray
     codes: np.ndarray  # class indices of the real samples
+    groups: np.ndarray | None  # indices of the groups within the classes, which are to be balanced
+    budget: np.ndarray  # number of synthetic samples of each class
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Class indices of the synthetic samples."""
+        return np.repeat(np.arange(len(self.classes)), self.budget)
 
     @property
     def members(self) -> list[np.ndarray]:
@@ -53,8 +61,9 @@ class BaseDistiller(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Classifie
     """
 
     _parameter_constraints: dict = {
-        "encoder": [str, nn.Module, FrozenEncoder, None],
-        "images_per_class": [Interval(Integral, 1, None, closed="left")],
+        "encoder": [str, nn.Module, FrozenEncoder, list, tuple, None],
+        "images_per_class": [Interval(Integral, 1, None, closed="left"), dict],
+        "n_synthetic": [Interval(Integral, 2, None, closed="left"), None],
         "image_size": [Interval(Integral, 1, None, closed="left"), None],
         "alpha": [Interval(Real, 0, None, closed="neither")],
         "memory": [str, joblib.Memory, None],
@@ -63,7 +72,7 @@ class BaseDistiller(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Classifie
         "verbose": ["verbose"],
     }
 
-    def fit(self, X, y):
+    def fit(self, X, y, groups=None):
         """Find a small synthetic set that stands for ``(X, y)``.
 
         Parameters
@@ -72,6 +81,9 @@ class BaseDistiller(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Classifie
             Images in any form that :class:`FrozenEncoder` takes; features when ``encoder=None``.
         y : array-like of shape (n_samples,)
             Class labels, numbers or strings.
+        groups : array-like of shape (n_samples,), default=None
+            What the class must not be told by, such as the background. Real samples are then drawn such that all groups of a
+            class are equally likely, and all classes. Where real samples are chosen, they have no part.
 
         Returns
         -------
@@ -81,15 +93,18 @@ class BaseDistiller(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Classifie
         self._validate_params()
         space, y = self._enter(X, y)
         classes, codes = np.unique(y, return_inverse=True)
+        groups = None if groups is None else _within(codes, groups)
         if len(classes) < 2:
             raise ValueError(f"distillation needs samples of at least two classes; y holds one class, {classes.tolist()[0]!r}")
-        self._check(classes, np.bincount(codes))
+        counts = np.bincount(codes)
+        budget = self._budget(classes, counts)
+        self._check(classes, counts, budget)
         device = space.device.type
         as_ever = torch.inference_mode(False), torch.enable_grad(), torch.autocast(device, enabled=False)
         with ExitStack() as stack:  # whatever mode the caller is in
             for context in (*as_ever, kept_heap() if device == "cpu" else nullcontext()):
                 stack.enter_context(context)
-            self._find(Task(X, y, space, classes, codes))
+            self._find(Task(X, y, space, classes, codes, groups, budget))
         return self
 
     @abstractmethod
@@ -101,7 +116,10 @@ class BaseDistiller(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Classifie
         space = task.space
         real = RealSet(space.real_features(order), task.codes[order], order, n_held_out)
         self.__dict__.pop("probe_", None)
-        self.classes_, self.encoder_ = task.classes, space.encoder
+        self.classes_ = task.classes
+        self.encoder_ = None
+        if space.encoders:
+            self.encoder_ = space.encoders if isinstance(self.encoder, list | tuple) else space.encoders[0]
         self._center, self._scale = space.center, space.scale
         self.alpha_ = float(self.alpha)
         return real
@@ -112,53 +130,90 @@ class BaseDistiller(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Classifie
             X, y = validate_data(self, X, y, dtype=[np.float64, np.float32])
             check_classification_targets(y)
             return PointSpace(X, resolve_device(self.device)), y
-        encoder = self._make_encoder()
-        images = as_images(X, encoder.image_shape)
+        encoders = self._make_encoders()
+        images = as_images(X, encoders[0].image_shape)
         y = column_or_1d(y, warn=True)
         assert_all_finite(y, input_name="y")
         check_consistent_length(images, y)
         check_classification_targets(y)
-        return ImageSpace(images, encoder, self.image_size), y
+        return ImageSpace(images, encoders, self.image_size), y
 
-    def _make_encoder(self) -> FrozenEncoder:
-        if isinstance(self.encoder, str | nn.Module):
-            return FrozenEncoder(self.encoder, memory=self.memory, device=self.device, verbose=self.verbose)
+    def _make_encoders(self) -> list[FrozenEncoder]:
+        several = isinstance(self.encoder, list | tuple)
+        given = list(self.encoder) if several else [self.encoder]
+        if not given:
+            raise ValueError("encoder is an empty list; give one encoder at least, or None for features")
+        return [self._make_encoder(one) for one in given]
+
+    def _make_encoder(self, given) -> FrozenEncoder:
+        if isinstance(given, str | nn.Module):
+            return FrozenEncoder(given, memory=self.memory, device=self.device, verbose=self.verbose)
+        if not isinstance(given, FrozenEncoder):
+            raise TypeError(f"a list of encoders holds names, modules and FrozenEncoders; got {given!r}")
         # A copy that shares the module: `clone` would copy the weights.
-        return type(self.encoder)(**self.encoder.get_params(deep=False))
+        return type(given)(**given.get_params(deep=False))
 
-    def _check(self, classes: np.ndarray, counts: np.ndarray) -> None:
+    def _budget(self, classes: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        """Number of synthetic samples of each class."""
+        given = self.images_per_class
+        if self.n_synthetic is not None:
+            if given != 1:
+                raise ValueError(f"images_per_class={given} and n_synthetic={self.n_synthetic}: give one of the two")
+            if self.n_synthetic < len(classes):
+                raise ValueError(f"n_synthetic={self.n_synthetic} is less than one for each of {len(classes)} classes")
+            return apportioned(self.n_synthetic, counts)
+        if not isinstance(given, dict):
+            return np.full(len(classes), given)
+        labels = classes.tolist()
+        if set(given) != set(labels):
+            raise ValueError(
+                "images_per_class as a dict gives a number for each class of y; without one are "
+                f"{[label for label in labels if label not in given][:10]}, and no classes are "
+                f"{[label for label in given if label not in labels][:10]}"
+            )
+        for label, number in given.items():
+            check_scalar(number, f"images_per_class[{label!r}]", Integral, min_val=1)
+        return np.array([given[label] for label in labels])
+
+    def _check(self, classes: np.ndarray, counts: np.ndarray, budget: np.ndarray) -> None:
         """Raise where parameters do not fit one another or the number of real samples of each class."""
 
-    def _check_enough(self, classes: np.ndarray, counts: np.ndarray, what: str) -> None:
+    def _check_enough(self, classes: np.ndarray, counts: np.ndarray, budget: np.ndarray, what: str) -> None:
         """Raise where a class has fewer real samples than are to be taken from it."""
-        few = np.flatnonzero(counts < self.images_per_class)
+        few = np.flatnonzero(counts < budget)
         if len(few):
             labels = classes.tolist()
             raise ValueError(
-                f"{what} takes {self.images_per_class} real samples of each class, and these classes have fewer: "
-                f"{', '.join(f'{labels[c]!r} ({counts[c]})' for c in few[:10])}. Give a smaller images_per_class"
+                f"{what} takes as many real samples of each class as there are to be synthetic ones, and these classes have "
+                f"fewer: {', '.join(f'{labels[c]!r} ({counts[c]} of {budget[c]})' for c in few[:10])}. "
+                "Give a smaller images_per_class or n_synthetic"
             )
 
-    def _fitted(self, space: Space, samples: Tensor, y: np.ndarray, real: RealSet) -> dict:
-        """Fitted attributes from synthetic samples and their class indices."""
+    def _fitted(self, space: Space, samples: Tensor, y: np.ndarray, real: RealSet, targets: Tensor | None = None) -> dict:
+        """Fitted attributes from synthetic samples, their class indices, and their targets where these are not one-hot."""
         X_synthetic = space.to_user(samples.detach())
         labels = self.classes_[y]
         Z = space.features(X_synthetic)
         probe = self._fit_probe(Z, labels)
+        one_hot = F.one_hot(torch.from_numpy(y), len(self.classes_))
+        Y = one_hot if targets is None else targets.detach().cpu()
+        W = inner_weights(torch.from_numpy(Z), Y, self.alpha_)
+        if not torch.equal(Y, one_hot.to(Y)):
+            probe.coef_ = (W if W.shape[1] > 2 else W[:, 1:] - W[:, :1]).T.contiguous().numpy()
         some = np.unique(np.linspace(0, len(real.R) - 1, _CALIBRATION_ROWS).astype(int))
         scores = torch.from_numpy(probe.decision_function(real.R[some].astype(Z.dtype)))
         if scores.ndim == 1:
             scores = torch.stack([-scores, scores], 1)
         probe.temperature_ = temperature_of(scores, torch.from_numpy(real.codes[some]))
         probe.set_params(temperature=probe.temperature_)
-        Y = F.one_hot(torch.from_numpy(y), len(self.classes_))
         # From the space's units to the user's.
         probe.coef_ = probe.coef_ / self._scale
         probe.intercept_ = probe.intercept_ - probe.coef_ @ np.broadcast_to(self._center, Z.shape[1:])
         return {
             "X_synthetic_": X_synthetic,
             "y_synthetic_": labels,
-            "anchors_": anchors(inner_weights(torch.from_numpy(Z), Y, self.alpha_)).T.contiguous().numpy(),
+            "targets_": Y.to(W).numpy(),
+            "anchors_": anchors(W).T.contiguous().numpy(),
             "probe_": probe,
         }
 
@@ -185,12 +240,13 @@ class BaseDistiller(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Classifie
         Returns
         -------
         ndarray of shape (n_samples, n_features)
-            Those of the encoder; ``X`` itself when ``encoder=None``.
+            Those of the encoder; ``X`` itself when ``encoder=None``. Those of several encoders stand side by side, over the
+            square root of their number.
         """
         check_is_fitted(self)
         if self.encoder_ is None:
             return validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
-        return self.encoder_.encode(X)
+        return joint_features(self.encoder_ if isinstance(self.encoder_, list) else [self.encoder_], X)
 
     def transform(self, X):
         """Similarity of samples to the class anchors; without ``X``, the synthetic set.
@@ -266,6 +322,26 @@ class BaseDistiller(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Classifie
         tags.input_tags.three_d_array = tags.input_tags.string = self.encoder is not None
         tags.transformer_tags.preserves_dtype = ["float64", "float32"] if self.encoder is None else ["float32"]
         return tags
+
+
+def apportioned(total: int, counts: np.ndarray) -> np.ndarray:
+    """``total`` synthetic samples among classes of so many real ones: at least one each, else as the square roots of these.
+
+    The square root is between equal shares and proportional ones; seats go as in the method of equal proportions (Huntington
+    and Hill), so that with a larger total no class has fewer.
+    """
+    budget = np.ones(len(counts), dtype=int)
+    for _ in range(total - len(counts)):
+        budget[np.argmax(counts / (budget * (budget + 1)))] += 1
+    return budget
+
+
+def _within(codes: np.ndarray, groups) -> np.ndarray:
+    """Indices of the groups within the classes."""
+    groups = column_or_1d(groups, warn=True)
+    check_consistent_length(codes, groups)
+    assert_all_finite(groups, input_name="groups")
+    return np.unique(np.stack([codes, np.unique(groups, return_inverse=True)[1]]), axis=1, return_inverse=True)[1].reshape(-1)
 
 
 def _synthetic_without_X(transform):

@@ -1,11 +1,18 @@
 """CLPDistiller: closed-form linear-probe dataset distillation."""
 
+import math
 from numbers import Real
 
+import numpy as np
+import torch
 from sklearn.utils._param_validation import Interval, StrOptions
 
-from ._core.objectives import OBJECTIVES
+from ._core.objectives import OBJECTIVES, spread_of_scores
 from ._iterative import IterativeDistiller
+
+# Real samples by which the temperature is chosen, at most; and the least that is chosen.
+_SPREAD_ROWS = 20_000
+_LEAST_TEMPERATURE = 1e-3
 
 
 class CLPDistiller(IterativeDistiller):
@@ -16,32 +23,46 @@ class CLPDistiller(IterativeDistiller):
 
     Parameters
     ----------
-    encoder : str, torch.nn.Module, FrozenEncoder or None, default="tf_efficientnet_lite0"
-        What turns images into features; a name or a module stands for ``FrozenEncoder(encoder)``. ``None``: ``X`` holds
-        features, and points of feature space are learned; the parameters of images below then have no part.
-    images_per_class : int, default=1
-        Synthetic images of each class.
+    encoder : str, torch.nn.Module, FrozenEncoder, list of these or None, default="tf_efficientnet_lite0"
+        What turns images into features; a name or a module stands for ``FrozenEncoder(encoder)``. Several: the objective is the
+        mean over them, and the probe has the features of all of them. ``None``: ``X`` holds features, and points of feature
+        space are learned; the parameters of images below then have no part.
+    images_per_class : int or dict, default=1
+        Synthetic images of each class; a dict has a number for each label.
+    n_synthetic : int, default=None
+        Synthetic images in all, instead of `images_per_class`: at least one of each class, the others in proportion to the square
+        roots of the numbers of real ones.
     image_size : int, default=None
         Side of the synthetic images in pixels. ``None``: to which the encoder resizes, before its centre crop.
-    objective : {"cross_entropy", "mse"} or callable, default="cross_entropy"
-        Outer loss. A callable ``(Z, Y, R, r) -> scalar`` gets synthetic features ``(m·k, d)``, their one-hot labels, real
-        features ``(B, d)`` and their class indices, as tensors, and is differentiated in ``Z``. On held-out real features it is
-        called with those ``(m, d)`` of the images themselves.
+    objective : {"cross_entropy", "cosine_cross_entropy", "mse"} or callable, default="cross_entropy"
+        Outer loss: the softmax cross-entropy of the probe's scores, in units of the mean norm of its columns; the same of the
+        cosines to the anchors, which is the paper's; or the squared error. A callable ``(Z, Y, R, r) -> scalar`` gets synthetic
+        features ``(m·k, d)``, their one-hot labels, real features ``(B, d)`` and their class indices, as tensors, and is
+        differentiated in ``Z``: in each step those of the random views, and those ``(m, d)`` of the whole images; on held-out
+        real features the latter.
     alpha : float, default=1.0
         Ridge strength of the inner problem, > 0, relative to the mean squared norm of the synthetic features.
-    temperature : float, default=0.1
-        Temperature of the softmax in the outer loss, > 0.
+    temperature : "auto" or float, default="auto"
+        Temperature of the softmax in the outer loss, > 0. ``"auto"``: as far as the scores of the classes lie apart, which is a
+        property of encoder and data: the standard deviation of the cosines between real features and the anchors of the class
+        means, about their mean over the classes.
+    learn_labels : bool, default=False
+        Whether the targets of the inner problem are learned with the images, from one-hot ones: real numbers, `targets_`, for
+        probes in closed form. Other probes are to be trained with `y_synthetic_`.
     parametrization : {"pyramid", "pixels"} or class, default="pyramid"
         What the optimiser moves: a sum of upsampled levels, coarse to fine, in a decorrelated colour space, or single pixels.
     augmentation : "dsa", DSA or None, default="dsa"
         Random views of the synthetic images in each step. ``None``: the image as the probe sees it.
-    n_views : int, default=2
-        Views of each synthetic image per step.
+    n_views : "auto" or int, default="auto"
+        Random views of each synthetic image per step. ``"auto"``: as many as make 20 in all, at least one and eight at most.
+    whole_weight : float in [0, 1), default=0.5
+        Weight of the loss of the whole images, as a probe sees them, beside that of their random views. 0: random views only.
     progressive : bool, default=True
         Whether views pass the encoder at half their side while the pyramid has no level finer than a quarter of the image's
         pixels, where the encoder takes that (convolutional networks do) and is left with 48 px at least.
-    init : {"noise", "real"}, default="noise"
-        What the images start from: noise, or random real images of their class.
+    init : {"noise", "real", "centroid"}, default="centroid"
+        What the images start from: noise, random real images of their class, or those nearest to the means of the class's
+        clusters (k-means, as many as there are images; where there are fewer real ones, these again, with some noise).
     learning_rate : float, default=0.1
         Adam's rate, > 0.
     decay : float in [0, 1], default=0.5
@@ -89,16 +110,18 @@ class CLPDistiller(IterativeDistiller):
 
     Attributes
     ----------
-    X_synthetic_ : ndarray of shape (n_classes * images_per_class, image_size, image_size, 3), float32
-        Synthetic images in [0, 1], grouped by class; ``(n_classes * images_per_class, n_features)`` when ``encoder=None``.
-    y_synthetic_ : ndarray of shape (n_classes * images_per_class,)
+    X_synthetic_ : ndarray of shape (n_synthetic, image_size, image_size, 3), float32
+        Synthetic images in [0, 1], grouped by class; ``(n_synthetic, n_features)`` when ``encoder=None``.
+    y_synthetic_ : ndarray of shape (n_synthetic,)
         Their labels.
+    targets_ : ndarray of shape (n_synthetic, n_classes)
+        What the probe is fitted to: one-hot labels, or learned ones.
     probe_ : ClosedFormProbe
         The probe of the synthetic set: the inner problem's solution, its temperature calibrated on the real training features.
     anchors_ : ndarray of shape (n_classes, n_features)
         Class anchors: unit vectors in feature space.
-    encoder_ : FrozenEncoder or None
-        The encoder used.
+    encoder_ : FrozenEncoder, list of FrozenEncoder or None
+        The encoder used, or encoders.
     classes_ : ndarray of shape (n_classes,)
         Class labels.
     alpha_, temperature_ : float
@@ -108,6 +131,8 @@ class CLPDistiller(IterativeDistiller):
         and ``val_accuracy`` on the held-out real features. ``pandas.DataFrame(history_)`` is a table.
     n_iter_ : int
         Steps done.
+    n_views_ : int
+        Views of each synthetic image per step.
     encoder_batch_size_ : int
         Views that passed the encoder together, at most.
     n_features_in_ : int
@@ -156,7 +181,8 @@ class CLPDistiller(IterativeDistiller):
     _parameter_constraints = {
         **IterativeDistiller._parameter_constraints,
         "objective": [StrOptions(set(OBJECTIVES)), callable],
-        "temperature": [Interval(Real, 0, None, closed="neither")],
+        "temperature": [StrOptions({"auto"}), Interval(Real, 0, None, closed="neither")],
+        "learn_labels": ["boolean"],
     }
 
     def __init__(
@@ -164,15 +190,18 @@ class CLPDistiller(IterativeDistiller):
         encoder="tf_efficientnet_lite0",
         *,
         images_per_class=1,
+        n_synthetic=None,
         image_size=None,
         objective="cross_entropy",
         alpha=1.0,
-        temperature=0.1,
+        temperature="auto",
+        learn_labels=False,
         parametrization="pyramid",
         augmentation="dsa",
-        n_views=2,
+        n_views="auto",
+        whole_weight=0.5,
         progressive=True,
-        init="noise",
+        init="centroid",
         learning_rate=0.1,
         decay=0.5,
         max_iter=600,
@@ -195,11 +224,13 @@ class CLPDistiller(IterativeDistiller):
         super().__init__(
             encoder,
             images_per_class=images_per_class,
+            n_synthetic=n_synthetic,
             image_size=image_size,
             alpha=alpha,
             parametrization=parametrization,
             augmentation=augmentation,
             n_views=n_views,
+            whole_weight=whole_weight,
             progressive=progressive,
             init=init,
             learning_rate=learning_rate,
@@ -223,12 +254,21 @@ class CLPDistiller(IterativeDistiller):
         )
         self.objective = objective
         self.temperature = temperature
+        self.learn_labels = learn_labels
 
     def _encode(self, task, order, n_held_out=0):
-        self.temperature_ = float(self.temperature)
-        return super()._encode(task, order, n_held_out)
+        real = super()._encode(task, order, n_held_out)
+        if self.temperature == "auto":
+            rows = np.unique(np.linspace(0, len(order) - n_held_out - 1, _SPREAD_ROWS).astype(int))
+            R, r = torch.from_numpy(real.R[rows]).float(), torch.from_numpy(real.codes[rows])
+            blocks = (math.sqrt(len(task.space.widths)) * R).split(task.space.widths, dim=1)
+            spreads = [spread_of_scores(block, r, len(task.classes), self.alpha_) for block in blocks]
+            self.temperature_ = max(float(np.mean(spreads)), _LEAST_TEMPERATURE)
+        else:
+            self.temperature_ = float(self.temperature)
+        return real
 
     def _objective(self, random):
         if isinstance(self.objective, str):
-            return OBJECTIVES[self.objective](float(self.alpha), float(self.temperature))
+            return OBJECTIVES[self.objective](self.alpha_, self.temperature_)
         return self.objective

@@ -1,5 +1,6 @@
 """FrozenEncoder: images → features of a frozen pre-trained network."""
 
+import math
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -289,6 +290,12 @@ def _ahead(batches: Iterator[Tensor]) -> Iterator[Tensor]:
         while (batch := following.result()) is not None:
             following = pool.submit(next, batches, None)
             yield batch
+
+
+def joint_features(encoders: list[FrozenEncoder], X) -> np.ndarray:
+    """Features ``(n, Σd)`` of images under several encoders, side by side, over the square root of their number."""
+    parts = [encoder.encode(X) for encoder in encoders]
+    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1) / np.float32(math.sqrt(len(parts)))
 
 
 def features_of(backbone: Backbone, views: Tensor, normalize: bool, dtype: str = "float32") -> Tensor:

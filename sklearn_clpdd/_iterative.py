@@ -4,6 +4,7 @@ import os
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from numbers import Integral, Real
 
 import joblib
@@ -14,12 +15,13 @@ from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from torch import Tensor
 
-from ._base import BaseDistiller
+from ._base import BaseDistiller, Task
 from ._core.augmentations import AUGMENTATIONS, Augmentation
 from ._core.loop import Objective, State, distill, whole_features
-from ._core.objectives import inner_weights
+from ._core.objectives import MeanOverEncoders, inner_weights
 from ._core.parametrizations import PARAMETRIZATIONS, Parametrization
 from ._core.real_features import SAMPLINGS, RealFeatures, RealSet, shuffled
+from ._reals import central
 from ._run import Checkpoint, Run
 from ._spaces import Space
 
@@ -35,6 +37,12 @@ except ImportError:
         return method
 
 
+# Views in a step, and of one sample at most, where their number is not given.
+_VIEWS, _MOST_VIEWS = 20, 8
+# Noise on real samples that are started from once more, as a share of the standard deviation of their values.
+_DITHER = 0.1
+
+
 class IterativeDistiller(CallbackSupportMixin, BaseDistiller):
     """Move synthetic samples step by step along the gradient of an objective.
 
@@ -46,8 +54,9 @@ class IterativeDistiller(CallbackSupportMixin, BaseDistiller):
         "parametrization": [StrOptions(set(PARAMETRIZATIONS)), type],
         "augmentation": [StrOptions(set(AUGMENTATIONS)), Augmentation, None],
         "progressive": ["boolean"],
-        "n_views": [Interval(Integral, 1, None, closed="left")],
-        "init": [StrOptions({"noise", "real"})],
+        "n_views": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
+        "whole_weight": [Interval(Real, 0, 1, closed="left")],
+        "init": [StrOptions({"noise", "real", "centroid"})],
         "learning_rate": [Interval(Real, 0, None, closed="neither")],
         "decay": [Interval(Real, 0, 1, closed="both")],
         "max_iter": [Interval(Integral, 1, None, closed="left")],
@@ -69,13 +78,15 @@ class IterativeDistiller(CallbackSupportMixin, BaseDistiller):
         encoder="tf_efficientnet_lite0",
         *,
         images_per_class=1,
+        n_synthetic=None,
         image_size=None,
         alpha=1.0,
         parametrization="pyramid",
         augmentation="dsa",
-        n_views=2,
+        n_views="auto",
+        whole_weight=0.5,
         progressive=True,
-        init="noise",
+        init="centroid",
         learning_rate=0.1,
         decay=0.5,
         max_iter=600,
@@ -97,11 +108,13 @@ class IterativeDistiller(CallbackSupportMixin, BaseDistiller):
     ):
         self.encoder = encoder
         self.images_per_class = images_per_class
+        self.n_synthetic = n_synthetic
         self.image_size = image_size
         self.alpha = alpha
         self.parametrization = parametrization
         self.augmentation = augmentation
         self.n_views = n_views
+        self.whole_weight = whole_weight
         self.progressive = progressive
         self.init = init
         self.learning_rate = learning_rate
@@ -133,12 +146,14 @@ class IterativeDistiller(CallbackSupportMixin, BaseDistiller):
         space, classes, codes = task.space, task.classes, task.codes
         if self.warm_start and self.checkpoint is not None:
             raise ValueError("warm_start=True goes on from the last fit and checkpoint= from a file; give one of the two")
-        y = np.repeat(np.arange(len(classes)), self.images_per_class)
+        y = task.labels
         start = self._warm_start_from(classes, (len(y), *space.sample_shape))
         augmentation = self._augmentation(space)
-        n_views = self.n_views if augmentation.is_random else 1
+        n_views = self._views(len(y)) if augmentation.is_random else 1
+        whole_weight = float(self.whole_weight) if augmentation.is_random else 0.0
+        n_all = len(y) * (n_views + (whole_weight > 0))
         given = None if self.encoder_batch_size == "auto" else self.encoder_batch_size
-        passes = space.passes(n_views * len(y), given)
+        passes = space.passes(n_all, given)
         digest = joblib.hash(np.ascontiguousarray(task.y))
         checkpoint = None if self.checkpoint is None else Checkpoint(self, {**space.identity(), "y": digest})
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
@@ -147,78 +162,83 @@ class IterativeDistiller(CallbackSupportMixin, BaseDistiller):
         rng = np.random.RandomState(seed)
         if hasattr(self, "_init_callback_context"):
             self._init_callback_context(max_subtasks=self.max_iter).call_on_fit_task_begin(estimator=self, X=task.X, y=task.y)
-        order, n_held_out = shuffled(codes, self.validation_fraction, rng)
+        order, n_held_out = shuffled(codes if task.groups is None else task.groups, self.validation_fraction, rng)
         if self.n_iter_no_change is not None and not n_held_out:
             raise ValueError(
                 f"n_iter_no_change={self.n_iter_no_change} needs held-out real samples, and validation_fraction="
                 f"{self.validation_fraction} of classes of at most {np.bincount(codes).max()} samples is none; give more"
             )
-        real = self._encode(task, order, n_held_out)
+        groups = codes if task.groups is None and self.sampling == "balanced" else task.groups
+        real = replace(self._encode(task, order, n_held_out), strata=None if groups is None else groups[order])
         if start is None:
             self.history_, self.n_iter_ = [], 0
-        self.encoder_batch_size_ = passes.chunk_size
+        self.n_views_, self.encoder_batch_size_ = n_views, passes.chunk_size
 
         noise, *streams = (torch.Generator().manual_seed(int(seed)) for seed in rng.randint(2**31 - 1, size=4))
         random = dict(zip(("views", "batches", "objective"), streams, strict=True))
-        parametrization = self._start(space, real, len(y), noise, start)
-        state = State(parametrization, random)
-        labels = torch.from_numpy(y).to(space.device)
+        parametrization = self._start(task, real, noise, rng, start)
+        dtype = parametrization.parameters[0].dtype
+        targets = F.one_hot(torch.from_numpy(y), len(classes)).to(space.device, dtype)
+        state = State(parametrization, targets.requires_grad_(getattr(self, "learn_labels", False)), random)
         following = Run(
             self,
             state,
-            score=self._held_out_score(space, real, parametrization, labels, passes.chunk_size),
+            score=self._held_out_score(space, real, state, passes.chunk_size),
             checkpoint=checkpoint,
             seed=seed,
-            views_per_step=n_views * len(y),
+            views_per_step=n_all,
             data={"X": task.X, "y": task.y},
-            attributes=lambda: self._fitted(space, parametrization(), y, real),
+            attributes=lambda: self._fitted(space, parametrization(), y, real, state.targets),
         )
-        dtype = parametrization.parameters[0].dtype
         steps = distill(
             state,
-            labels,
-            RealFeatures(*real.training, self.real_batch_size, self.sampling, space.device, dtype),
-            n_classes=len(classes),
+            _sampled(real.training, self.real_batch_size, space.device, dtype),
             encode=space.encode,
             preprocessing=space.preprocessing_for if self.progressive else lambda detail: space.preprocessing,
             augmentation=augmentation,
             n_views=n_views,
-            objective=self._objective(random["objective"]),
+            whole_weight=whole_weight,
+            objective=self._outer(space, random["objective"]),
             learning_rate=self.learning_rate,
             decay=self.decay,
             progress=following.progress,
             passes=passes,
         )
-        self._learn(following, steps, space, parametrization, y, real)
+        self._learn(following, steps, space, state, y, real)
         if hasattr(self, "_callback_fit_ctx"):
             self._callback_fit_ctx.call_on_fit_task_end(estimator=self, X=task.X, y=task.y)
+
+    def _outer(self, space: Space, random: torch.Generator) -> Objective:
+        objective = self._objective(random)
+        return objective if len(space.widths) == 1 else MeanOverEncoders(objective, space.widths)
 
     def _learn(
         self,
         following: Run,
         steps: Iterator[Tensor],
         space: Space,
-        parametrization: Parametrization,
+        state: State,
         y: np.ndarray,
         real: RealSet,
     ) -> None:
         """Make the steps and become fitted, whatever ends them."""
+        parametrization, targets = state.parametrization, state.targets
         self._present = lambda: space.to_user(parametrization().detach())
         try:
             following.follow(steps)
         except BaseException:
             if self.n_iter_:  # nothing computed so far is lost
                 with suppress(Exception):
-                    self.__dict__.update(self._fitted(space, parametrization(), y, real))
+                    self.__dict__.update(self._fitted(space, parametrization(), y, real, targets))
             raise
         finally:
             del self._present
         with torch.no_grad():
             samples = parametrization()
         try:
-            fitted = self._fitted(space, samples, y, real)
+            fitted = self._fitted(space, samples, y, real, targets)
         except KeyboardInterrupt:  # the images are worth the second that this takes
-            fitted = self._fitted(space, samples, y, real)
+            fitted = self._fitted(space, samples, y, real, targets)
         self.__dict__.update(fitted)
 
     def _warm_start_from(self, classes: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
@@ -233,40 +253,57 @@ class IterativeDistiller(CallbackSupportMixin, BaseDistiller):
             "Give the same, or warm_start=False"
         )
 
-    def _check(self, classes, counts):
+    def _check(self, classes, counts, budget):
         self._parametrization_type()
         if self.init == "real":
-            self._check_enough(classes, counts, "init='real'")
+            self._check_enough(classes, counts, budget, "init='real'")
 
-    def _start(self, space: Space, real: RealSet, m: int, noise: torch.Generator, start: np.ndarray | None) -> Parametrization:
+    def _start(
+        self, task: Task, real: RealSet, noise: torch.Generator, rng: np.random.RandomState, start: np.ndarray | None
+    ) -> Parametrization:
         """θ at the beginning: of noise, of real samples, or of those that are to be gone on with."""
-        parametrization = space.start(self._parametrization_type(), m, noise)
+        space = task.space
+        parametrization = space.start(self._parametrization_type(), int(task.budget.sum()), noise)
         if start is not None:
             parametrization.set(space.from_user(start))
-        elif self.init == "real":
-            # In random order, held-out samples last.
-            rows = [real.order[real.codes == c][: self.images_per_class] for c in range(len(self.classes_))]
-            parametrization.set(space.read(np.concatenate(rows)))
+        elif self.init != "noise":
+            rows = [self._representatives(real, c, n, rng) for c, n in enumerate(task.budget)]
+            samples = space.read(real.order[np.concatenate(rows)])
+            again = np.concatenate([np.arange(n) >= len(own) for n, own in zip(task.budget, map(np.unique, rows), strict=True)])
+            if again.any():  # where there are too few real ones they are taken again, and would stay the same without noise
+                dither = torch.randn(samples.shape, generator=noise, dtype=samples.dtype)
+                samples[again] += (_DITHER * samples.std() * dither.to(samples.device))[again]
+            parametrization.set(samples)
         return parametrization
 
-    def _held_out_score(
-        self, space: Space, real: RealSet, parametrization: Parametrization, labels: Tensor, chunk_size: int
-    ) -> Callable[[], Tensor] | None:
+    def _representatives(self, real: RealSet, c: int, n: int, rng: np.random.RandomState) -> np.ndarray:
+        """Rows of ``n`` real samples of a class: random ones, or the nearest to the means of clusters of those not held out."""
+        rows = np.flatnonzero(real.codes == c)  # in random order, those held out last
+        if self.init == "centroid":
+            rows = rows[rows < len(real.R) - real.n_held_out]
+            if n < len(rows):
+                rows = rows[central(real.R[rows], n, rng)]
+        return np.resize(rows, n)
+
+    def _held_out_score(self, space: Space, real: RealSet, state: State, chunk_size: int) -> Callable[[], Tensor] | None:
         """What gives loss and accuracy of the present samples on the held-out features, where there are some."""
         if not real.n_held_out:
             return None
-        dtype = parametrization.parameters[0].dtype
-        R, r = (torch.from_numpy(values).to(space.device) for values in real.held_out)
-        R, Y = R.to(dtype), F.one_hot(labels, len(self.classes_)).to(dtype)
+        parametrization, Y = state.parametrization, state.targets
+        dtype = Y.dtype
+        R, r = _sampled(real.held_out, real.n_held_out, space.device, dtype).sample(torch.Generator().manual_seed(0))
 
         @torch.no_grad()
         def score() -> Tensor:
-            Z = whole_features(parametrization, len(labels), space.encode, space.preprocessing, chunk_size)
+            Z = whole_features(parametrization, len(Y), space.encode, space.preprocessing, chunk_size)
             predicted = (R @ inner_weights(Z, Y, self.alpha_)).argmax(dim=1)
-            objective = self._objective(torch.Generator().manual_seed(0))  # the same at each score
+            objective = self._outer(space, torch.Generator().manual_seed(0))  # the same at each score
             return torch.stack([objective(Z, Y, R, r), (predicted == r).to(dtype).mean()])
 
         return score
+
+    def _views(self, m: int) -> int:
+        return min(_MOST_VIEWS, -(-_VIEWS // m)) if self.n_views == "auto" else self.n_views
 
     def _augmentation(self, space: Space) -> Augmentation:
         if not space.is_image or self.augmentation is None:
@@ -289,3 +326,8 @@ class IterativeDistiller(CallbackSupportMixin, BaseDistiller):
     def __getstate__(self):
         # `_present` is there during `fit` only.
         return {name: value for name, value in super().__getstate__().items() if name != "_present"}
+
+
+def _sampled(part: tuple, batch_size: int, device: torch.device, dtype: torch.dtype) -> RealFeatures:
+    R, r, strata = part
+    return RealFeatures(R, r, batch_size, strata, device, dtype)

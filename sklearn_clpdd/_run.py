@@ -122,7 +122,7 @@ class Run:
         self._checkpoint, self._seed = checkpoint, seed
         self._views_per_step = views_per_step
         self._hooks = {**data, "reconstruction_attributes": attributes}
-        self._theta = state.parametrization.parameters
+        self._theta = state.parameters
         # The best θ on the held-out features; without such, the last one whose loss was finite.
         self._good = [theta.detach().clone() for theta in self._theta]
         self._good_stage = state.parametrization.stage

@@ -4,20 +4,23 @@ A space is what the loop needs to know of the user's data, in one form for both.
 """
 
 import dataclasses
+import math
 import os
 import tempfile
 from collections.abc import Callable
+from itertools import accumulate
 from typing import Protocol
 
 import joblib
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ._core.devices import graph_memory
 from ._core.loop import Passes
 from ._core.parametrizations import Parametrization, Points
-from ._encoder import FrozenEncoder, features_of
+from ._encoder import FrozenEncoder, features_of, joint_features
 from ._images import Images
 
 # Bytes of real features in float32 above which they live on disk.
@@ -34,8 +37,12 @@ class Space(Protocol):
     sample_shape: tuple[int, ...]  # of a synthetic sample as the user sees it
 
     @property
-    def encoder(self) -> FrozenEncoder | None:
+    def encoders(self) -> list[FrozenEncoder]:
         """What gives the features, if it is not the user."""
+
+    @property
+    def widths(self) -> list[int]:
+        """Number of features of each encoder; these stand side by side."""
 
     @property
     def center(self) -> np.ndarray | np.generic:
@@ -80,19 +87,28 @@ class Space(Protocol):
 
 
 class ImageSpace:
-    """Synthetic images ``(m, 3, side, side)`` in [0, 1], seen through an encoder."""
+    """Synthetic images ``(m, 3, side, side)`` in [0, 1], seen through one frozen encoder, or several at once.
+
+    The features of several stand side by side, over the square root of their number: of unit norm where those of each are. Views
+    have the side of the largest of them, and are resized for the others.
+    """
 
     is_image = True
 
     center = np.float32(0)
     scale = np.float32(1)
 
-    def __init__(self, images: Images, encoder: FrozenEncoder, side: int | None):
+    def __init__(self, images: Images, encoders: list[FrozenEncoder], side: int | None):
         self._images = images
-        self.encoder = encoder
-        self._backbone = encoder.load()
-        self.device = self._backbone.device
-        self.preprocessing = self._backbone.preprocessing
+        self.encoders = encoders
+        self._backbones = [encoder.load() for encoder in encoders]
+        self.widths = [backbone.n_features for backbone in self._backbones]
+        self.device, *others = dict.fromkeys(backbone.device for backbone in self._backbones)
+        if others:
+            raise ValueError(f"encoders have to be on one device; got {[str(device) for device in (self.device, *others)]}")
+        if len({encoder.normalize for encoder in encoders}) > 1:
+            raise ValueError("some encoders have normalize=True and some have not: their features are not of one scale")
+        self.preprocessing = max((backbone.preprocessing for backbone in self._backbones), key=lambda own: own.image_size)
         self._side = side or self.preprocessing.resized
         self.sample_shape: tuple[int, ...] = (self._side, self._side, 3)
         if self._side < self.preprocessing.image_size:
@@ -102,31 +118,35 @@ class ImageSpace:
             )
 
     def real_features(self, order):
-        n, d = len(order), self._backbone.n_features
+        n, d, normalized = len(order), sum(self.widths), self.encoders[0].normalize
         position = np.empty(n, dtype=np.int64)
         position[order] = np.arange(n)
-        R = _on_disk(n, d, half=self.encoder.normalize) if 4 * n * d > _IN_MEMORY else np.empty((n, d), dtype=np.float32)
+        R = _on_disk(n, d, half=normalized) if 4 * n * d > _IN_MEMORY else np.empty((n, d), dtype=np.float32)
         bad: list[int] = []
-        for rows, Z in self.encoder.blocks(self._images):
-            bad += (rows.start + np.flatnonzero(~np.isfinite(Z).all(axis=1))).tolist()
-            R[position[rows]] = Z
+        for encoder, columns in zip(self.encoders, _blocks(self.widths), strict=True):
+            for rows, Z in encoder.blocks(self._images):
+                bad += (rows.start + np.flatnonzero(~np.isfinite(Z).all(axis=1))).tolist()
+                R[position[rows], columns] = Z if len(self.widths) == 1 else Z / np.float32(math.sqrt(len(self.widths)))
         if bad:
             raise ValueError(f"the encoder gives non-finite features for {len(bad)} of {n} samples, first for X[{bad[0]}]")
         return R
 
     def features(self, samples):
         # Not to be cached: no other run has these.
-        quiet = {**self.encoder.get_params(deep=False), "memory": None, "verbose": 0}
-        return type(self.encoder)(**quiet).encode(samples)
+        quiet = {"memory": None, "verbose": 0}
+        own = [type(encoder)(**{**encoder.get_params(deep=False), **quiet}) for encoder in self.encoders]
+        return joint_features(own, samples)
 
     def identity(self):
+        encoders = [encoder.identity() for encoder in self.encoders]
         return {
             "images": self._images.fingerprints([range(len(self._images))])[0],
-            "encoder": self.encoder.identity(),
+            "encoder": encoders[0] if len(encoders) == 1 else " ".join(encoders),
         }
 
     def passes(self, n_views, chunk_size):
-        graph_bytes = self._backbone.graph_bytes  # measured, or an error that says that there is no gradient
+        # Measured, or an error that says that there is no gradient.
+        graph_bytes = sum(backbone.graph_bytes for backbone in self._backbones)
         if chunk_size is not None:
             return Passes(chunk_size)
         one, every = graph_memory(self.device)
@@ -134,22 +154,40 @@ class ImageSpace:
 
     def read(self, indices):
         whole = dataclasses.replace(self.preprocessing, image_size=self._side, crop_pct=1.0)
-        return self._images.read(indices, whole, self.encoder.n_jobs).to(self.device)
+        return self._images.read(indices, whole, self.encoders[0].n_jobs).to(self.device)
 
     def start(self, parametrization, m, generator):
         return parametrization((m, 3, self._side, self._side), generator, device=self.device)
 
     def preprocessing_for(self, detail):
-        return self.preprocessing.half() if detail <= _COARSE and self._backbone.takes_half else self.preprocessing
+        half = detail <= _COARSE and all(backbone.takes_half for backbone in self._backbones)
+        return self.preprocessing.half() if half else self.preprocessing
 
     def encode(self, views):
-        return features_of(self._backbone, views, self.encoder.normalize)
+        parts = [
+            features_of(backbone, self._resized(views, backbone.preprocessing.image_size), encoder.normalize)
+            for encoder, backbone in zip(self.encoders, self._backbones, strict=True)
+        ]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1) / math.sqrt(len(parts))
+
+    def _resized(self, views: Tensor, size: int) -> Tensor:
+        """Views of the largest encoder's size, or of half of it, for an encoder of some size."""
+        size = round(views.shape[-1] * size / self.preprocessing.image_size)
+        if size == views.shape[-1]:
+            return views
+        return F.interpolate(views, (size, size), mode="bilinear", antialias=True, align_corners=False)
 
     def to_user(self, samples):
         return samples.permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
     def from_user(self, samples):
         return torch.from_numpy(samples).permute(0, 3, 1, 2).to(self.device)
+
+
+def _blocks(widths: list[int]) -> list[slice]:
+    """Columns of blocks of so many that stand side by side."""
+    ends = list(accumulate(widths))
+    return [slice(stop - width, stop) for width, stop in zip(widths, ends, strict=True)]
 
 
 class PointSpace:
@@ -160,10 +198,11 @@ class PointSpace:
     """
 
     is_image = False
-    encoder = None
 
     def __init__(self, X: np.ndarray, device: torch.device):
         self._X = X
+        self.encoders: list[FrozenEncoder] = []
+        self.widths = [X.shape[1]]
         self.device = device
         self.sample_shape = X.shape[1:]
         self.center = X.mean(axis=0)

@@ -6,10 +6,7 @@ from collections.abc import Callable
 from inspect import cleandoc, signature
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
-from scipy.spatial.distance import cdist
 from sklearn.base import clone
-from sklearn.cluster import KMeans
 from sklearn.utils import check_random_state
 
 from ._base import BaseDistiller, Task
@@ -17,6 +14,7 @@ from ._core.objectives import FeatureMatching, GradientMatching
 from ._core.parametrizations import LGMPyramid
 from ._distiller import CLPDistiller
 from ._iterative import IterativeDistiller
+from ._reals import central, nearest
 
 #: Settings of LGM's published code (arXiv 2511.16674) that are not defaults: ``LGMDistiller(encoder, **LGM_PUBLISHED)``, with
 #: ``FrozenEncoder(normalize=False)`` for `encoder`, and the number of views in a step for `real_batch_size`. Other than there, a
@@ -26,6 +24,8 @@ LGM_PUBLISHED = {
     "decay": 0.0,
     "max_iter": 5000,
     "n_views": 10,
+    "whole_weight": 0.0,
+    "init": "noise",
     "parametrization": LGMPyramid,
     "progressive": False,
     "validation_fraction": None,
@@ -48,8 +48,8 @@ def _documented(cls: type) -> type:
         entries = _entries(next(s for s in shared if s.startswith(title + "\n"))) | (own := _entries(section))
         names = list(signature(cls).parameters)
         if title == "Attributes":
-            fitted = ("X_synthetic_", "y_synthetic_", "probe_", "anchors_", "encoder_", "classes_", "alpha_")
-            run = ("history_", "n_iter_", "encoder_batch_size_") if iterative else ()
+            fitted = ("X_synthetic_", "y_synthetic_", "targets_", "probe_", "anchors_", "encoder_", "classes_", "alpha_")
+            run = ("history_", "n_iter_", "n_views_", "encoder_batch_size_") if iterative else ()
             names = [*(name for name in own if name not in fitted), *fitted, *run, "n_features_in_"]
         sections[i] = "\n".join([title, "-" * len(title), *(entries[name] for name in names)])
     cls.__doc__ = "\n\n".join(sections)
@@ -70,6 +70,7 @@ class RealSubset(BaseDistiller):
         encoder="tf_efficientnet_lite0",
         *,
         images_per_class=1,
+        n_synthetic=None,
         image_size=None,
         alpha=1.0,
         memory=None,
@@ -79,6 +80,7 @@ class RealSubset(BaseDistiller):
     ):
         self.encoder = encoder
         self.images_per_class = images_per_class
+        self.n_synthetic = n_synthetic
         self.image_size = image_size
         self.alpha = alpha
         self.memory = memory
@@ -86,8 +88,8 @@ class RealSubset(BaseDistiller):
         self.random_state = random_state
         self.verbose = verbose
 
-    def _check(self, classes, counts):
-        self._check_enough(classes, counts, type(self).__name__)
+    def _check(self, classes, counts, budget):
+        self._check_enough(classes, counts, budget, type(self).__name__)
 
     def _find(self, task):
         # The order is that of no importance to the choice; the probe is calibrated on rows that are evenly spread over it.
@@ -110,8 +112,11 @@ class RandomSubset(RealSubset):
 
     Parameters
     ----------
-    images_per_class : int, default=1
-        Real images of each class.
+    images_per_class : int or dict, default=1
+        Real images of each class; a dict has a number for each label.
+    n_synthetic : int, default=None
+        Real images in all, instead of `images_per_class`: at least one of each class, the others in proportion to the square
+        roots of the numbers of images.
     alpha : float, default=1.0
         Ridge strength of the probe, > 0, relative to the mean squared norm of its training features.
     random_state : int, RandomState instance or None, default=None
@@ -119,7 +124,7 @@ class RandomSubset(RealSubset):
 
     Attributes
     ----------
-    indices_ : ndarray of shape (n_classes * images_per_class,), int64
+    indices_ : ndarray of shape (n_synthetic,), int64
         Positions in ``X`` of the samples chosen, in the order of `X_synthetic_`.
     alpha_ : float
         The ridge strength used.
@@ -145,7 +150,7 @@ class RandomSubset(RealSubset):
 
     def _choose(self, task, features):
         rng = check_random_state(self.random_state)
-        return [rng.choice(members, self.images_per_class, replace=False) for members in task.members]
+        return [rng.choice(members, n, replace=False) for members, n in zip(task.members, task.budget, strict=True)]
 
 
 @_documented
@@ -154,8 +159,11 @@ class ClassCentroids(RealSubset):
 
     Parameters
     ----------
-    images_per_class : int, default=1
-        Real images of each class.
+    images_per_class : int or dict, default=1
+        Real images of each class; a dict has a number for each label.
+    n_synthetic : int, default=None
+        Real images in all, instead of `images_per_class`: at least one of each class, the others in proportion to the square
+        roots of the numbers of images.
     alpha : float, default=1.0
         Ridge strength of the probe, > 0, relative to the mean squared norm of its training features.
     random_state : int, RandomState instance or None, default=None
@@ -163,7 +171,7 @@ class ClassCentroids(RealSubset):
 
     Attributes
     ----------
-    indices_ : ndarray of shape (n_classes * images_per_class,), int64
+    indices_ : ndarray of shape (n_synthetic,), int64
         Positions in ``X`` of the samples chosen, in the order of `X_synthetic_`.
     alpha_ : float
         The ridge strength used.
@@ -188,12 +196,8 @@ class ClassCentroids(RealSubset):
     """
 
     def _choose(self, task, features):
-        rng, chosen = check_random_state(self.random_state), []
-        for members in task.members:
-            R = np.asarray(features(members), dtype=np.float32)
-            centers = KMeans(self.images_per_class, random_state=rng).fit(R).cluster_centers_
-            chosen.append(members[_nearest(centers, R)])
-        return chosen
+        rng = check_random_state(self.random_state)
+        return [own[central(features(own), n, rng)] for own, n in zip(task.members, task.budget, strict=True)]
 
 
 @_documented
@@ -249,17 +253,18 @@ class NearestReals(RealSubset):
 
     encoder = property(lambda self: self._given.encoder)
     images_per_class = property(lambda self: self._given.images_per_class)
+    n_synthetic = property(lambda self: self._given.n_synthetic)
     image_size = property(lambda self: self._given.image_size)
     alpha = property(lambda self: self._given.alpha)
     memory = property(lambda self: self._given.memory)
     device = property(lambda self: self._given.device)
     verbose = property(lambda self: self._given.verbose)
 
-    def _check(self, classes, counts):
+    def _check(self, classes, counts, budget):
         given = self._given
         if not given.__sklearn_is_fitted__():  # its own `fit`, which comes first, checks the rest
             given._validate_params()
-            self._check_enough(classes, counts, type(self).__name__)
+            self._check_enough(classes, counts, budget, type(self).__name__)
             return
         if not np.array_equal(given.classes_, classes):
             raise ValueError(
@@ -275,18 +280,13 @@ class NearestReals(RealSubset):
 
     def _find(self, task):
         given = self._given
-        self.distiller_ = given if given.__sklearn_is_fitted__() else clone(given).fit(task.X, task.y)
+        self.distiller_ = given if given.__sklearn_is_fitted__() else clone(given).fit(task.X, task.y, task.groups)
         super()._find(task)
 
     def _choose(self, task, features):
         y = np.searchsorted(task.classes, self.distiller_.y_synthetic_)
         Z = task.space.features(self.distiller_.X_synthetic_)
-        return [members[_nearest(Z[y == c], features(members))] for c, members in enumerate(task.members)]
-
-
-def _nearest(Z: np.ndarray, R: np.ndarray) -> np.ndarray:
-    """Rows of ``R``, none twice, for those of ``Z``, with the least sum of distances."""
-    return linear_sum_assignment(cdist(Z, R))[1]
+        return [members[nearest(Z[y == c], features(members))] for c, members in enumerate(task.members)]
 
 
 @_documented

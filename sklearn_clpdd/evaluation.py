@@ -7,6 +7,8 @@ from numbers import Integral, Real
 import numpy as np
 import torch
 import torch.nn.functional as F
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
 from sklearn.utils import check_random_state, check_scalar
 from sklearn.utils.validation import assert_all_finite, check_consistent_length, column_or_1d
 from torch import Tensor
@@ -15,7 +17,7 @@ from ._base import BaseDistiller
 from ._core.augmentations import DSA
 from ._core.backbones import Backbone, Preprocessing
 from ._core.ridge import relative_penalty
-from ._encoder import FrozenEncoder
+from ._encoder import FrozenEncoder, features_of
 from ._images import Images, as_images
 from ._probe import ClosedFormProbe
 
@@ -24,6 +26,8 @@ _BATCH_SIZE = 100
 _LEARNING_RATE = 1e-3
 # Bytes of pixels that are kept between the epochs; more are read anew for each batch.
 _IN_MEMORY = 2**30
+# Views of each image on which `probe_scores` trains the closed-form probe.
+_N_VIEWS = 20
 
 
 def compare_with_real(distiller: BaseDistiller, X, y, X_test, y_test, *, n_draws=10, random_state=None):
@@ -68,7 +72,9 @@ def compare_with_real(distiller: BaseDistiller, X, y, X_test, y_test, *, n_draws
     }
 
 
-def closed_form_probe_scores(images, labels, X_test, y_test, *, encoder=None, alpha=1.0, groups=None):
+def closed_form_probe_scores(
+    images, labels, X_test, y_test, *, encoder=None, alpha=1.0, n_views=0, groups=None, random_state=None
+):
     """Test scores of the closed-form probe that is trained on a small image set.
 
     Parameters
@@ -86,8 +92,13 @@ def closed_form_probe_scores(images, labels, X_test, y_test, *, encoder=None, al
     alpha : float or "loo", default=1.0
         Ridge strength relative to the mean squared norm of the features, as a distiller has it; ``"loo"``: that of
         :class:`ClosedFormProbe`'s own choice, for image sets that are not small.
+    n_views : int, default=0
+        Random views of each image (crops of 0.08 to 1 of its area, flips) that the probe is trained on, instead of the images
+        themselves.
     groups : array-like of shape (n_test,), default=None
         Groups of the test images, such as class and background.
+    random_state : int, RandomState instance or None, default=None
+        Seed of the views.
 
     Returns
     -------
@@ -102,17 +113,93 @@ def closed_form_probe_scores(images, labels, X_test, y_test, *, encoder=None, al
     labels, y_test, groups = _check_sets(images, labels, X_test, y_test, groups)
     if alpha != "loo":
         check_scalar(alpha, "alpha", Real, min_val=0, include_boundaries="neither")
+    check_scalar(n_views, "n_views", Integral, min_val=0)
     encoder = FrozenEncoder() if encoder is None else encoder
-    Z = encoder.encode(images)
+    if n_views:
+        Z = _features_of_views(images, encoder, n_views, random_state)
+        labels = np.tile(labels, n_views)
+    else:
+        Z = encoder.encode(images)
+    return _closed_form(Z, labels, encoder.encode(X_test), y_test, alpha, groups)
+
+
+def probe_scores(
+    images, labels, X_test, y_test, *, encoder=None, alpha=1.0, n_epochs=1000, n_repeats=1, groups=None, random_state=None
+):
+    """Test scores of five probes that are trained on a small image set: whether it serves all of them.
+
+    Parameters
+    ----------
+    images : images
+        The set to train on, in any form that :class:`FrozenEncoder` takes.
+    labels : array-like of shape (n_images,)
+        Their classes.
+    X_test : images
+        Test images.
+    y_test : array-like of shape (n_test,)
+        Their classes.
+    encoder : FrozenEncoder, default=None
+        ``None`` is ``FrozenEncoder()``.
+    alpha : float or "loo", default=1.0
+        See :func:`closed_form_probe_scores`.
+    n_epochs, n_repeats : int
+        See :func:`sgd_probe_scores`; no heads are trained with ``n_repeats=0``.
+    groups : array-like of shape (n_test,), default=None
+        Groups of the test images, such as class and background.
+    random_state : int, RandomState instance or None, default=None
+        Seed of views and heads.
+
+    Returns
+    -------
+    dict of str to dict
+        What :func:`closed_form_probe_scores` returns, for the probes ``"closed_form"``; ``"closed_form_views"``, on 20 random
+        views of each image; ``"logistic"``, scikit-learn's ``LogisticRegression``, and ``"knn"``, the nearest image, both with
+        their defaults on the features of the images themselves; and ``"sgd"``, what :func:`sgd_probe_scores` returns.
+    """
+    labels, y_test, groups = _check_sets(images, labels, X_test, y_test, groups)
+    encoder = FrozenEncoder() if encoder is None else encoder
+    seed = check_random_state(random_state).randint(2**31 - 1)
+    common = {"encoder": encoder, "groups": groups, "random_state": seed}
+    Z, test_features = encoder.encode(images), encoder.encode(X_test)
+    scores = {
+        "closed_form": _closed_form(Z, labels, test_features, y_test, alpha, groups),
+        "closed_form_views": closed_form_probe_scores(images, labels, X_test, y_test, alpha=alpha, n_views=_N_VIEWS, **common),
+    }
+    for name, probe in (("logistic", LogisticRegression(max_iter=1000)), ("knn", KNeighborsClassifier(1))):
+        probe.fit(Z, labels)
+        scores[name] = _collected([_metrics(probe.predict_proba(test_features), probe.classes_, y_test, groups)])
+    if n_repeats:
+        heads = {"n_epochs": n_epochs, "n_repeats": n_repeats}
+        scores["sgd"] = sgd_probe_scores(images, labels, X_test, y_test, **heads, **common)
+    return scores
+
+
+def _closed_form(Z, labels, test_features, y_test, alpha, groups):
     if alpha == "loo":
         probe = ClosedFormProbe()
     else:
-        probe = ClosedFormProbe(
-            relative_penalty(torch.from_numpy(Z).double(), alpha).item(), fit_intercept=False, temperature=1.0
-        )
-    scores = probe.fit(Z, labels).decision_function(encoder.encode(X_test))
+        penalty = relative_penalty(torch.from_numpy(Z).double(), alpha).item()
+        probe = ClosedFormProbe(penalty, fit_intercept=False, temperature=1.0)
+    scores = probe.fit(Z, labels).decision_function(test_features)
     scores = np.stack([-scores, scores], 1) if scores.ndim == 1 else scores
     return _collected([_metrics(scores, probe.classes_, y_test, groups)])
+
+
+def _features_of_views(images, encoder: FrozenEncoder, n_views: int, random_state) -> np.ndarray:
+    """Features ``(n_views · n_images, d)`` of random views, all images in turn."""
+    backbone = encoder.load()
+    source = as_images(images, encoder.image_shape)
+    source.check(encoder.n_jobs)
+    read = _reader(source, backbone, encoder.n_jobs)
+    generator = torch.Generator().manual_seed(int(check_random_state(random_state).randint(2**31 - 1)))
+    views, parts = DSA(), []
+    for _ in range(n_views):
+        for rows in torch.arange(len(source)).split(_BATCH_SIZE):
+            draws = views.draw(len(rows), generator)
+            with torch.no_grad():
+                seen = views(read(rows), draws, backbone.preprocessing)
+                parts.append(features_of(backbone, seen, encoder.normalize).cpu())
+    return torch.cat(parts).numpy()
 
 
 def sgd_probe_scores(images, labels, X_test, y_test, *, encoder=None, n_epochs=1000, n_repeats=1, groups=None, random_state=None):

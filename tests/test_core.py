@@ -9,10 +9,18 @@ from safetensors.torch import save_file
 from sklearn_clpdd._core.augmentations import AUGMENTATIONS, DSA, Augmentation
 from sklearn_clpdd._core.backbones import Preprocessing
 from sklearn_clpdd._core.checkpoints import read_checkpoint, write_checkpoint
-from sklearn_clpdd._core.loop import Passes, State, backpropagate, chunks_of, distill
-from sklearn_clpdd._core.objectives import OBJECTIVES, CrossEntropy, anchors
+from sklearn_clpdd._core.loop import Passes, State, Views, backpropagate, chunks_of, distill
+from sklearn_clpdd._core.objectives import (
+    OBJECTIVES,
+    CosineCrossEntropy,
+    CrossEntropy,
+    MeanOverEncoders,
+    anchors,
+    spread_of_scores,
+)
 from sklearn_clpdd._core.parametrizations import PARAMETRIZATIONS, Points, Pyramid
 from sklearn_clpdd._core.real_features import SAMPLINGS, RealFeatures, shuffled
+from sklearn_clpdd._core.ridge import relative_penalty, ridge
 
 SIZE = 11  # no power of two, and odd
 
@@ -233,21 +241,22 @@ def test_as_many_chunks_keep_their_graphs_as_there_is_room_for(size, views, kept
 
 
 def _real(R, r, batch_size=40, sampling="uniform"):
-    return RealFeatures(R.numpy(), r.numpy(), batch_size, sampling, torch.device("cpu"), R.dtype)
+    strata = r.numpy() if sampling == "balanced" else None
+    return RealFeatures(R.numpy(), r.numpy(), batch_size, strata, torch.device("cpu"), R.dtype)
 
 
 def _start(max_iter=30, objective=None, chunk_size=64, seed=0):
     R, r = _features(60, seed=1)
-    state = State(Points((3, 7), generator(seed), dtype=torch.float64), {"views": generator(1), "batches": generator(2)})
+    random = {"views": generator(1), "batches": generator(2)}
+    state = State(Points((3, 7), generator(seed), dtype=torch.float64), torch.eye(3, dtype=torch.float64), random)
     steps = distill(
         state,
-        torch.arange(3),
         _real(R + 0.5 * F.one_hot(r, 7), r),
-        n_classes=3,
         encode=lambda views: views,
         preprocessing=lambda detail: lambda samples: samples,
         augmentation=Augmentation(),
         n_views=1,
+        whole_weight=0.0,
         objective=objective or CrossEntropy(0.1, 0.1),
         learning_rate=0.1,
         decay=0.5,
@@ -311,7 +320,9 @@ def test_features_on_disk_give_the_same_batches(tmp_path):
     mapped = np.memmap(tmp_path / "R", dtype=np.float16, mode="w+", shape=(60, 7))
     mapped[:] = R.numpy()
     for sampling in SAMPLINGS:
-        on_disk = RealFeatures(mapped, r.numpy(), 20, sampling, torch.device("cpu"), torch.float32)
+        on_disk = RealFeatures(
+            mapped, r.numpy(), 20, r.numpy() if sampling == "balanced" else None, torch.device("cpu"), torch.float32
+        )
         in_memory = _real(torch.from_numpy(np.array(mapped)).float(), r, 20, sampling)
         for seed in range(10):
             for one, other in zip(on_disk.sample(generator(seed)), in_memory.sample(generator(seed)), strict=True):
@@ -380,3 +391,57 @@ def test_the_pyramid_says_how_much_detail_it_has():
         pyramid.grow(progress)
         details.append(pyramid.detail)
     assert details == [1 / 128, 4 / 128, 32 / 128, 64 / 128, 1]
+
+
+# ---- several encoders, whole samples, learned targets ---------------------------------------------------------------------
+
+
+def test_mean_over_encoders_is_the_mean_of_what_each_would_have():
+    (A, r), (B, _) = _features(20, d=7, seed=1), _features(20, d=4, seed=2)
+    Za, Zb = _features(3, d=7, seed=3)[0], _features(3, d=4, seed=4)[0]
+    objective, Y = CrossEntropy(0.1, 0.1), torch.eye(3, dtype=A.dtype)
+    joint = MeanOverEncoders(objective, [7, 4])(torch.cat([Za, Zb], 1) / 2**0.5, Y, torch.cat([A, B], 1) / 2**0.5, r)
+    torch.testing.assert_close(joint, (objective(Za, Y, A, r) + objective(Zb, Y, B, r)) / 2)
+
+
+def test_cross_entropy_sees_the_scores_of_the_probe_and_its_cosine_form_the_anchors():
+    (R, r), (Z, _) = _features(20, seed=1), _features(3, seed=2)
+    Y = torch.eye(3, dtype=Z.dtype)
+    W = ridge(Z, Y, relative_penalty(Z, 0.1))
+    for objective, scaled in (
+        (CrossEntropy, W / W.square().sum(0).mean().sqrt()),
+        (CosineCrossEntropy, W / W.norm(dim=0)),
+    ):
+        wanted = F.cross_entropy(R @ scaled / 0.3, r)
+        torch.testing.assert_close(objective(0.1, 0.3)(Z, Y, R, r), wanted)
+
+
+def test_spread_of_scores_is_a_standard_deviation_by_hand():
+    R, r = _features(60, seed=1)
+    M = torch.stack([R[r == c].mean(0) for c in range(3)])
+    W = ridge(M / M.norm(dim=1, keepdim=True), torch.eye(3, dtype=R.dtype), 0.5)
+    cosines = R @ (W / W.norm(dim=0))
+    wanted = (cosines - cosines.mean(1, keepdim=True)).square().mean().sqrt().item()
+    assert spread_of_scores(R, r, 3, 0.5) == pytest.approx(wanted, rel=1e-6)
+    assert spread_of_scores(3 * R, r, 3, 0.5) == pytest.approx(3 * wanted, rel=1e-6)
+
+
+@pytest.mark.parametrize("n_random", [1, 3])
+@pytest.mark.parametrize("with_whole", [False, True])
+@pytest.mark.parametrize("size", [2, 3, 4, 8, 64])
+def test_views_of_a_step_are_the_same_in_any_chunks(n_random, with_whole, size):
+    """Random views of each sample in a row, the whole one after them."""
+    generator_ = generator(0)
+    images = torch.rand(5, 3, 8, 8, generator=generator_)
+    preprocessing = Preprocessing(image_size=6, crop_pct=6 / 8)
+    k = n_random + with_whole
+    views = Views(DSA(), preprocessing, n_random, k, 5, generator(1))
+    parts = []
+    for rows in chunks_of(5, k, size):
+        samples = images[rows.start // k : -(-rows.stop // k)]
+        parts.append(views.features(samples, rows, lambda own: own.flatten(1)))
+    Z = torch.cat(parts).view(5, k, -1)
+    random = DSA()(images, DSA().draw(5 * n_random, generator(1)), preprocessing).flatten(1).view(5, n_random, -1)
+    torch.testing.assert_close(Z[:, :n_random], random)
+    if with_whole:
+        torch.testing.assert_close(Z[:, n_random], preprocessing(images).flatten(1))

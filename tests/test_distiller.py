@@ -6,7 +6,11 @@ import joblib
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.spatial.distance import cdist
 from sklearn.base import clone
+from sklearn.cluster import KMeans
 from sklearn.datasets import load_digits
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV, train_test_split
@@ -16,6 +20,7 @@ from sklearn_clpdd import DSA, ClosedFormProbe, CLPDistiller, FrozenEncoder
 from sklearn_clpdd import _encoder as encoder_module
 from sklearn_clpdd import _iterative as iterative_module
 from sklearn_clpdd import _spaces as spaces_module
+from sklearn_clpdd._base import apportioned
 from sklearn_clpdd._core.objectives import OBJECTIVES
 from sklearn_clpdd._core.parametrizations import PARAMETRIZATIONS, Pixels
 
@@ -33,7 +38,7 @@ def distiller(encoder, **parameters):
 @pytest.mark.parametrize("parametrization", PARAMETRIZATIONS)
 def test_learns_images_that_a_probe_can_be_trained_on(encoder, colors, objective, parametrization):
     X, y = colors
-    fitted = distiller(encoder, objective=objective, parametrization=parametrization).fit(X[:40], y[:40])
+    fitted = distiller(encoder, objective=objective, parametrization=parametrization, init="noise").fit(X[:40], y[:40])
     assert fitted.X_synthetic_.shape == (3, 16, 16, 3)
     assert fitted.X_synthetic_.dtype == np.float32
     assert 0 <= fitted.X_synthetic_.min() < fitted.X_synthetic_.max() <= 1
@@ -118,9 +123,186 @@ def test_starts_from_real_images_of_the_class(encoder, colors):
         assert len(np.unique(start.X_synthetic_, axis=0)) == 6
 
 
-def test_noise_start_differs_from_image_to_image(encoder, colors):
-    start = distiller(encoder, images_per_class=2, max_iter=1).fit(*colors)
+@pytest.mark.parametrize("init", ["noise", "centroid"])
+def test_start_differs_from_image_to_image(encoder, colors, init):
+    start = distiller(encoder, images_per_class=2, max_iter=1, init=init).fit(*colors)
     assert len(np.unique(start.X_synthetic_, axis=0)) == 6
+
+
+def test_starts_from_the_most_central_real_images(encoder, colors):
+    X, y = colors
+    still = {"max_iter": 1, "learning_rate": 1e-9, "validation_fraction": None}
+    start = distiller(encoder, images_per_class=2, **still).fit(X, y)
+    for label in np.unique(y):
+        R = encoder.transform(X[y == label])
+        centers = KMeans(2, n_init=20, random_state=0).fit(R).cluster_centers_
+        of_start, of_centers = (
+            cdist(points, R).min(0).mean()
+            for points in (encoder.transform(start.X_synthetic_[start.y_synthetic_ == label]), centers)
+        )
+        random = np.mean([cdist(R[[i, j]], R).min(0).mean() for i in range(len(R)) for j in range(i)])
+        assert of_centers <= of_start < random
+
+
+def test_fewer_real_samples_than_synthetic_ones(encoder, colors):
+    """They are started from again, with noise that tells the copies apart even without random views."""
+    X, y = colors
+    rows = np.r_[np.flatnonzero(y == "red")[:2], np.flatnonzero(y != "red")]
+    for kind in ("images", "features"):
+        data = X[rows] if kind == "images" else X[rows].reshape(len(rows), -1)[:, ::50] / 255
+        fitted = distiller(encoder if kind == "images" else None, images_per_class=5, augmentation=None, max_iter=30).fit(
+            data, y[rows]
+        )
+        assert len(np.unique(fitted.X_synthetic_, axis=0)) == 15
+        assert fitted.score(data, y[rows]) >= 0.8
+
+
+# ---- how many images of each class --------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.integers(1, 1000), min_size=2, max_size=8), st.integers(0, 60))
+def test_budgets_are_whole_monotone_and_fair(counts, more):
+    counts = np.array(counts)
+    total = len(counts) + more
+    budget = apportioned(total, counts)
+    assert budget.sum() == total
+    assert budget.min() >= 1
+    assert (apportioned(total + 1, counts) >= budget).all()
+    assert (np.diff(budget[np.argsort(counts, kind="stable")]) >= -1).all()
+    if len(set(counts)) == 1:
+        assert np.ptp(budget) <= 1
+
+
+def test_unequal_budgets(encoder, colors):
+    X, y = colors  # 30, 20 and 10 of a class
+    numbers = {"red": 1, "green": 3, "blue": 2}
+    by_class = distiller(encoder, images_per_class=numbers, max_iter=3).fit(X, y)
+    assert by_class.y_synthetic_.tolist() == ["blue"] * 2 + ["green"] * 3 + ["red"]
+    in_all = distiller(encoder, n_synthetic=9, max_iter=3).fit(X, y)
+    assert np.unique(in_all.y_synthetic_, return_counts=True)[1].tolist() == apportioned(9, np.array([30, 20, 10])).tolist()
+    equal = distiller(encoder, n_synthetic=3, max_iter=3).fit(X, y)
+    np.testing.assert_array_equal(equal.X_synthetic_, distiller(encoder, max_iter=3).fit(X, y).X_synthetic_)
+    for fitted in (by_class, in_all):
+        assert len(fitted.X_synthetic_) == len(fitted.y_synthetic_) == len(fitted.targets_)
+        assert fitted.n_views_ == -(-20 // len(fitted.y_synthetic_))
+
+
+# ---- several encoders ----------------------------------------------------------------------------------------------------
+
+
+def test_a_list_of_one_encoder_is_that_encoder(encoder, colors):
+    X, y = colors
+    alone, listed = (distiller(given, max_iter=3).fit(X, y) for given in (encoder, [encoder]))
+    np.testing.assert_array_equal(alone.X_synthetic_, listed.X_synthetic_)
+    np.testing.assert_array_equal(alone.predict_proba(X), listed.predict_proba(X))
+    assert isinstance(listed.encoder_, list)
+
+
+def test_several_encoders(encoder, module, colors, tmp_path):
+    X, y = colors
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        for parameter in module.parameters():
+            torch.nn.init.normal_(parameter, std=0.3)
+    larger = FrozenEncoder(module, image_size=20, crop_pct=20 / 24, device="cpu")
+    fitted = distiller([encoder, larger]).fit(X[:40], y[:40])
+    assert fitted.X_synthetic_.shape == (3, 24, 24, 3)
+    assert fitted.score(X[40:], y[40:]) >= 0.8
+    features = np.concatenate([encoder.transform(X), larger.transform(X)], axis=1) / 2**0.5
+    np.testing.assert_allclose(fitted.features(X), features, atol=1e-6)
+    np.testing.assert_allclose(fitted.transform(X), features @ fitted.anchors_.T, atol=1e-5)
+    assert [type(own) for own in clone(fitted).encoder] == [FrozenEncoder] * 2
+    parameters = {"checkpoint": str(tmp_path / "run"), "checkpoint_every": 5, "callback": _stop_at(13)}
+    distiller([encoder, larger], **parameters).fit(X[:40], y[:40])
+    resumed = distiller([encoder, larger], checkpoint=str(tmp_path / "run")).fit(X[:40], y[:40])
+    np.testing.assert_array_equal(resumed.X_synthetic_, fitted.X_synthetic_)
+
+
+def _stop_at(step):
+    def stop(distiller, record):
+        if record["step"] == step:
+            raise StopIteration
+
+    return stop
+
+
+# ---- learned targets, groups, temperature, whole images -------------------------------------------------------------------
+
+
+def test_learned_targets(encoder, colors, tmp_path):
+    X, y = colors
+    hard, soft = (distiller(encoder, learn_labels=learn, max_iter=60).fit(X, y) for learn in (False, True))
+    np.testing.assert_array_equal(hard.targets_, np.eye(3))
+    assert 0.01 < np.abs(soft.targets_ - np.eye(3)).max() < 1
+    Z = encoder.transform(soft.X_synthetic_).astype(float)
+    W = Z.T @ np.linalg.solve(Z @ Z.T + np.square(Z).sum() / 3 * np.eye(3), soft.targets_)
+    np.testing.assert_allclose(soft.decision_function(X), encoder.transform(X) @ W, atol=1e-5)
+    assert min(record.get("val_loss", 9) for record in soft.history_) < min(record.get("val_loss", 9) for record in hard.history_)
+    checkpoint = {"checkpoint": str(tmp_path / "run"), "max_iter": 60, "learn_labels": True}
+    distiller(encoder, **checkpoint, callback=_stop_at(31)).fit(X, y)
+    resumed = distiller(encoder, **checkpoint).fit(X, y)
+    np.testing.assert_array_equal(resumed.X_synthetic_, soft.X_synthetic_)
+    np.testing.assert_array_equal(resumed.targets_, soft.targets_)
+
+
+def test_learned_targets_of_two_classes(encoder, colors):
+    X, y = colors
+    fitted = distiller(encoder, learn_labels=True).fit(X, y == "red")
+    scores = (encoder.transform(X) @ fitted.anchors_.T * 1.0).argmax(1) == 1
+    assert fitted.decision_function(X).shape == (60,)
+    assert (fitted.predict(X) == scores).mean() > 0.8
+
+
+def test_classes_as_groups_are_balanced_classes(encoder, colors):
+    X, y = colors
+    balanced = distiller(encoder, sampling="balanced", max_iter=5).fit(X, y)
+    np.testing.assert_array_equal(distiller(encoder, max_iter=5).fit(X, y, groups=y).X_synthetic_, balanced.X_synthetic_)
+    assert np.abs(distiller(encoder, max_iter=5).fit(X, y).X_synthetic_ - balanced.X_synthetic_).max() > 1e-4
+
+
+def test_groups_take_away_what_gives_the_class_away():
+    """Two features: one that is the class in 19 of 20 samples and tells nothing about the others, and a noisier one."""
+    rng = np.random.default_rng(0)
+    y = rng.integers(2, size=2000)
+    background = np.where(rng.random(2000) < 0.95, y, 1 - y)
+    X = np.stack([2.0 * background - 1, 2 * y - 1 + rng.normal(size=2000)], axis=1) + 0.1 * rng.normal(size=(2000, 2))
+    worst = {}
+    for name, groups in (("without", None), ("with", background)):
+        fitted = CLPDistiller(encoder=None, max_iter=200, random_state=0).fit(X, y, groups)
+        right = fitted.predict(X) == y
+        worst[name] = min(right[(y == c) & (background == b)].mean() for c in (0, 1) for b in (0, 1))
+    assert worst["with"] > worst["without"] + 0.2
+
+
+def test_temperature_by_the_rule(colors):
+    X, y = load_digits(return_X_y=True)
+    parameters = {"encoder": None, "max_iter": 3, "random_state": 0}
+    fitted = CLPDistiller(**parameters).fit(X, y)
+    assert CLPDistiller(**parameters).fit(10 * X, y).temperature_ == pytest.approx(fitted.temperature_, rel=1e-4)
+    given = CLPDistiller(**parameters, temperature=fitted.temperature_).fit(X, y)
+    np.testing.assert_array_equal(given.X_synthetic_, fitted.X_synthetic_)
+
+
+def test_the_loss_is_of_random_views_and_whole_images(encoder, colors):
+    X, y = colors
+    calls = []
+
+    def objective(Z, Y, R, r):
+        loss = OBJECTIVES["cross_entropy"](1.0, 0.1)(Z, Y, R, r)
+        calls.append((Z.detach().numpy().copy(), Y.numpy(), loss.item()))
+        return loss
+
+    parameters = {"objective": objective, "n_views": 4, "max_iter": 1, "learning_rate": 1e-9, "validation_fraction": None}
+    fitted = distiller(encoder, whole_weight=0.3, **parameters).fit(X, y)
+    (views, Y, random), (whole, one_hot, own) = calls
+    assert views.shape == (12, 12)
+    np.testing.assert_array_equal(Y, np.eye(3).repeat(4, axis=0))
+    np.testing.assert_array_equal(one_hot, np.eye(3))
+    np.testing.assert_allclose(whole, encoder.transform(fitted.X_synthetic_), atol=1e-5)
+    assert fitted.history_[0]["loss"] == pytest.approx(0.7 * random + 0.3 * own, rel=1e-5)
+    calls.clear()
+    distiller(encoder, whole_weight=0, **parameters).fit(X, y)
+    assert len(calls) == 1
 
 
 def test_augmentations(encoder, colors):
@@ -258,7 +440,7 @@ def test_nonfinite_loss_names_the_step_and_keeps_the_last_images(encoder, colors
         loss = OBJECTIVES["cross_entropy"](0.01, 0.1)(Z, Y, R, r)
         return loss * torch.nan if next(steps) >= 13 else loss
 
-    failing = distiller(encoder, objective=objective, validation_fraction=None)
+    failing = distiller(encoder, objective=objective, validation_fraction=None, whole_weight=0)
     with pytest.raises(FloatingPointError, match="step 13 is nan"):
         failing.fit(X, y)
     assert failing.n_iter_ == len(failing.history_) == 13
@@ -289,7 +471,7 @@ def test_interrupt_keeps_the_images_so_far(encoder, colors):
         return OBJECTIVES["cross_entropy"](0.01, 0.1)(Z, Y, R, r)
 
     with pytest.warns(UserWarning, match="interrupted after 7 of 40 steps"):
-        fitted = distiller(encoder, objective=objective, validation_fraction=None).fit(X, y)
+        fitted = distiller(encoder, objective=objective, validation_fraction=None, whole_weight=0).fit(X, y)
     np.testing.assert_array_equal(fitted.X_synthetic_.shape, (3, 16, 16, 3))
     assert fitted.n_iter_ == 7
 
@@ -348,7 +530,7 @@ def nothing_is_encoded(monkeypatch):
         ({}, lambda X, y: (X, np.linspace(0, 1, 60)), "[Uu]nknown label type: continuous"),
         ({}, lambda X, y: (X, np.where(y == "red", np.nan, 1.0)), "NaN"),
         ({}, lambda X, y: (X[0], y), r"one image\? Give X\[None\]"),
-        ({"init": "real", "images_per_class": 15}, lambda X, y: (X, y), r"'red' \(10\)"),
+        ({"init": "real", "images_per_class": 15}, lambda X, y: (X, y), r"'red' \(10 of 15\)"),
         ({"objective": "hinge"}, lambda X, y: (X, y), "cross_entropy.*mse|mse.*cross_entropy"),
         ({"augmentation": "mixup"}, lambda X, y: (X, y), "dsa"),
         ({"parametrization": "fourier"}, lambda X, y: (X, y), "pixels.*pyramid|pyramid.*pixels"),
@@ -358,6 +540,14 @@ def nothing_is_encoded(monkeypatch):
         ({"image_size": 10}, lambda X, y: (X, y), "image_size=10 is smaller than what enters the encoder, 14 px"),
         ({"encoder": "nonsense"}, lambda X, y: (X, y), "unknown encoder 'nonsense'.*tf_efficientnet_lite0"),
         ({"encoder": 7}, lambda X, y: (X, y), "encoder"),
+        ({"encoder": []}, lambda X, y: (X, y), "empty list"),
+        ({"encoder": ["nonsense"]}, lambda X, y: (X, y), "unknown encoder 'nonsense'"),
+        ({"n_synthetic": 2}, lambda X, y: (X, y), "n_synthetic=2 is less than one for each of 3 classes"),
+        ({"n_synthetic": 9, "images_per_class": 2}, lambda X, y: (X, y), "one of the two"),
+        ({"images_per_class": {"red": 1, "blue": 2}}, lambda X, y: (X, y), r"without one are \['green'\]"),
+        ({"images_per_class": {"red": 0, "blue": 2, "green": 1}}, lambda X, y: (X, y), r"images_per_class\['red'\] == 0"),
+        ({}, lambda X, y: (X, y, np.zeros(50)), r"inconsistent numbers of samples: \[60, 50\]"),
+        ({}, lambda X, y: (X, y, np.full(60, np.nan)), "groups"),
         ({"device": "cuda:9", "encoder": "tf_efficientnet_lite0"}, lambda X, y: (X, y), "cuda:9.*not on this machine"),
     ],
 )
@@ -382,7 +572,7 @@ def test_coarse_images_pass_at_half_the_size(module, colors, monkeypatch):
         return original(backbone, views, normalize)
 
     monkeypatch.setattr(spaces_module, "features_of", watched)
-    parameters = {"max_iter": 41, "validation_fraction": None}
+    parameters = {"max_iter": 41, "validation_fraction": None, "init": "noise"}
     for augmentation in ("dsa", None):
         encoder = FrozenEncoder(module, image_size=96, crop_pct=0.75, device="cpu")
         distiller(encoder, augmentation=augmentation, **parameters).fit(X, y)

@@ -4,11 +4,19 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
 from sklearn.utils import check_random_state
 
 from sklearn_clpdd import DSA, ClosedFormProbe, CLPDistiller, FrozenEncoder, evaluation
 from sklearn_clpdd.datasets import load_image_folder
-from sklearn_clpdd.evaluation import closed_form_probe_scores, compare_with_real, sgd_probe_scores, transfer_scores
+from sklearn_clpdd.evaluation import (
+    closed_form_probe_scores,
+    compare_with_real,
+    probe_scores,
+    sgd_probe_scores,
+    transfer_scores,
+)
 
 
 @pytest.fixture
@@ -181,3 +189,35 @@ def test_columns_are_labels_too(encoder, colors):
     wanted = closed_form_probe_scores(X, y, X, y, encoder=encoder)
     with pytest.warns(match="column-vector"):
         assert closed_form_probe_scores(X, y[:, None], X, y[:, None], encoder=encoder) == wanted
+
+
+def test_five_probes_are_those_that_they_are_said_to_be(encoder, colors):
+    X, y = colors
+    sets = (X[:40], y[:40], X[40:], y[40:])
+    common = {"encoder": encoder, "random_state": 0}
+    scores = probe_scores(*sets, **common, n_epochs=20)
+    assert list(scores) == ["closed_form", "closed_form_views", "logistic", "knn", "sgd"]
+    assert scores["closed_form"] == closed_form_probe_scores(*sets, encoder=encoder)
+    Z, test = encoder.transform(X[:40]), encoder.transform(X[40:])
+    assert scores["logistic"]["top1"] == LogisticRegression(max_iter=1000).fit(Z, y[:40]).score(test, y[40:])
+    assert scores["knn"]["top1"] == KNeighborsClassifier(1).fit(Z, y[:40]).score(test, y[40:])
+    assert "sgd" not in probe_scores(*sets, **common, n_repeats=0)
+
+
+def test_closed_form_probe_on_views_sees_random_views(encoder, colors, monkeypatch):
+    X, y = colors
+    sets = (X[:40], y[:40], X[40:], y[40:])
+    seen = []
+    original = evaluation._closed_form
+    monkeypatch.setattr(
+        evaluation, "_closed_form", lambda Z, labels, *rest: seen.append((Z, labels)) or original(Z, labels, *rest)
+    )
+    for seed in (0, 0, 1):
+        closed_form_probe_scores(*sets, encoder=encoder, n_views=3, random_state=seed)
+    (Z, labels), (again, _), (other, _) = seen
+    assert Z.shape == (120, 12)
+    assert labels.tolist() == [*y[:40]] * 3
+    np.testing.assert_allclose(np.linalg.norm(Z, axis=1), 1, rtol=1e-5)
+    np.testing.assert_array_equal(Z, again)
+    assert np.abs(Z - other).max() > 1e-3
+    assert np.abs(Z[:40] - Z[40:80]).max() > 1e-3

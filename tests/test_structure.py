@@ -32,7 +32,7 @@ LAYERS = [
     {"_core.leave_one_out", "_core.stream", "_core.backbones"},
     {"_core.calibration"},
     {"_core.loop"},
-    {"_images", "_probe", "_run"},
+    {"_images", "_probe", "_run", "_reals"},
     {"_encoder"},
     {"_spaces"},
     {"_base"},

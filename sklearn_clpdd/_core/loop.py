@@ -7,16 +7,18 @@ the graphs of one chunk, of θ, its gradient and Adam's two moments, whatever th
 memory for pass once.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .augmentations import Augmentation
 from .parametrizations import Parametrization
 from .real_features import RealFeatures
+
+# Adam's rate of learned targets, as a share of that of θ.
+_TARGET_RATE = 0.1
 
 Objective = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
@@ -43,25 +45,37 @@ class Passes(NamedTuple):
 
 
 class State:
-    """What a run changes: θ, Adam's moments, the random numbers, how far it is.
+    """What a run changes: θ, the targets where they are learned, Adam's moments, the random numbers, how far it is.
 
     Parameters
     ----------
     parametrization : Parametrization
         Holds θ, which is updated in place.
+    targets : Tensor of shape (m, C)
+        What the probe of the synthetic samples is to give for them; one-hot, to begin with. Learned if it requires a gradient.
     random : dict of str to torch.Generator
         Random numbers, on the CPU: of the ``"views"``, of the real ``"batches"``, and of whatever else draws some in a step.
     """
 
-    def __init__(self, parametrization: Parametrization, random: dict[str, torch.Generator]):
+    def __init__(self, parametrization: Parametrization, targets: Tensor, random: dict[str, torch.Generator]):
         self.parametrization = parametrization
+        self.targets = targets
+        self.learned_targets = [targets] if targets.requires_grad else []
+        self.parameters = [*parametrization.parameters, *self.learned_targets]
         self.random = random
         self.step, self.progress = 0, 0.0
         self.between_updates = True  # else an interrupt has come in the middle of one
         self.begin_step(0.0)
         # The fused update is the one that is made in place; elsewhere torch chooses.
         fused = parametrization.parameters[0].device.type in ("cpu", "cuda")
-        self.optimizer = torch.optim.Adam(parametrization.parameters, fused=fused or None)
+        rates = [(parametrization.parameters, 1.0), (self.learned_targets, _TARGET_RATE)]
+        groups = [{"params": parameters, "share": share} for parameters, share in rates if parameters]
+        self.optimizer = torch.optim.Adam(groups, fused=fused or None)
+
+    def set_rate(self, rate: float) -> None:
+        """Adam's rate, for θ."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["share"]
 
     def begin_step(self, progress: float) -> None:
         """Say how far the run is; `tensors` gives what it takes to make this step again."""
@@ -85,7 +99,7 @@ class State:
     def tensors(self) -> dict[str, Tensor]:
         """θ, moments and random numbers at the beginning of the present step."""
         tensors = {f"random.{name}": state for name, state in self._drawn.items()}
-        for i, theta in enumerate(self.parametrization.parameters):
+        for i, theta in enumerate(self.parameters):
             tensors[f"theta.{i}"] = theta.detach()
             tensors |= {f"adam.{i}.{name}": value for name, value in self.optimizer.state.get(theta, {}).items()}
         return tensors
@@ -96,7 +110,7 @@ class State:
         for name, generator in self.random.items():
             generator.set_state(tensors[f"random.{name}"])
         self.begin_step(progress)
-        for i, theta in enumerate(self.parametrization.parameters):
+        for i, theta in enumerate(self.parameters):
             with torch.no_grad():
                 theta.copy_(tensors[f"theta.{i}"])
             prefix = f"adam.{i}."
@@ -107,14 +121,13 @@ class State:
 
 def distill(
     state: State,
-    y: Tensor,
     real: RealFeatures,
     *,
-    n_classes: int,
     encode: Callable[[Tensor], Tensor],
     preprocessing: Callable[[float], Callable[[Tensor], Tensor]],
     augmentation: Augmentation,
     n_views: int,
+    whole_weight: float,
     objective: Objective,
     learning_rate: float,
     decay: float,
@@ -127,17 +140,17 @@ def distill(
     ----------
     state : State
         Updated in place; the run goes on from the step where it is.
-    y : Tensor of shape (m,), int64
-        Class indices of the synthetic samples.
     real : RealFeatures
-    n_classes : int
     encode : callable
         Views to features, differentiable.
     preprocessing : callable
         What happens to a whole image before the encoder, with the view's side as ``image_size``, for the detail that it has.
     augmentation : Augmentation
     n_views : int
-        Views ``k`` of each sample per step.
+        Random views ``k`` of each sample per step.
+    whole_weight : float
+        Weight of the loss of the whole samples, as a probe sees them, beside that of their random views. Above 0, they are one
+        more view of each.
     objective : callable
         ``(Z, Y, R, r) → scalar``.
     learning_rate : float
@@ -148,24 +161,63 @@ def distill(
         What share of the run is done; the run ends at 1.
     passes : Passes
     """
-    k = n_views
-    Y = F.one_hot(y.repeat_interleave(k), n_classes).to(real.dtype)
-    chunks, kept = passes.chunks(len(y), k)
+    m, k = len(state.targets), n_views + (whole_weight > 0)
+    chunks, kept = passes.chunks(m, k)
     while (done := progress()) < 1:
         state.begin_step(done)
-        state.optimizer.param_groups[0]["lr"] = learning_rate * min(1.0, (1 - done) / decay if decay else 1.0)
-        prepare = preprocessing(state.parametrization.detail)
-        draws = augmentation.draw(len(Y), state.random["views"])
+        state.set_rate(learning_rate * min(1.0, (1 - done) / decay if decay else 1.0))
+        views = Views(augmentation, preprocessing(state.parametrization.detail), n_views, k, m, state.random["views"])
         R, r = real.sample(state.random["batches"])
 
-        def features(samples: Tensor, rows: slice, draws=draws, prepare=prepare) -> Tensor:
-            return encode(augmentation(samples, {name: drawn[rows] for name, drawn in draws.items()}, prepare))
+        def features(samples: Tensor, rows: slice, views=views) -> Tensor:
+            return views.features(samples, rows, encode)
 
         def loss_of(Z: Tensor, R=R, r=r) -> Tensor:
-            return objective(Z, Y, R, r)
+            Y, n = state.targets, n_views
+            if not whole_weight:
+                return objective(Z, Y.repeat_interleave(n, dim=0), R, r)
+            Z = Z.view(m, k, -1)
+            random = objective(Z[:, :n].reshape(m * n, -1), Y.repeat_interleave(n, dim=0), R, r)
+            return (1 - whole_weight) * random + whole_weight * objective(Z[:, n], Y, R, r)
 
-        yield backpropagate(state.parametrization, features, loss_of, chunks, k, kept)
+        yield backpropagate(state.parametrization, features, loss_of, chunks, k, kept, state.learned_targets)
         state.update()
+
+
+class Views:
+    """Views of a step: random ones of each sample and, where ``k`` is one more than their number, the whole sample after them.
+
+    Parameters
+    ----------
+    augmentation : Augmentation
+    preprocessing : callable
+        What happens to a whole sample before the encoder.
+    n_random, k, m : int
+        Random views and all views of a sample; samples.
+    generator : torch.Generator
+        Of the random views.
+    """
+
+    def __init__(self, augmentation: Augmentation, preprocessing: Callable, n_random: int, k: int, m: int, generator):
+        self._augmentation, self._preprocessing = augmentation, preprocessing
+        self._n, self._k = n_random, k
+        self._draws = augmentation.draw(m * n_random, generator)
+
+    def features(self, samples: Tensor, rows: slice, encode: Callable[[Tensor], Tensor]) -> Tensor:
+        """Features of the views in some rows, which are all those of the samples, or some of those of one."""
+        n, k, s = self._n, self._k, len(samples)
+        first, local = rows.start // k, slice(rows.start % k, rows.stop - rows.start + rows.start % k if s == 1 else k)
+        drawn = slice(first * n + min(local.start, n), (first + s - 1) * n + min(local.stop, n))
+        parts = []
+        if drawn.stop > drawn.start:
+            draws = {name: values[drawn] for name, values in self._draws.items()}
+            parts.append(self._augmentation(samples, draws, self._preprocessing))
+        if local.stop > n:
+            parts.append(self._preprocessing(samples))
+        Z = encode(torch.cat(parts) if len(parts) > 1 else parts[0])
+        if s == 1 or len(parts) == 1:
+            return Z
+        return torch.cat([Z[: s * n].view(s, n, -1), Z[s * n :, None]], dim=1).flatten(0, 1)
 
 
 def chunks_of(m: int, k: int, size: int) -> list[slice]:
@@ -186,8 +238,9 @@ def backpropagate(
     chunks: list[slice],
     k: int,
     kept: int = 1,
+    others: Sequence[Tensor] = (),
 ) -> Tensor:
-    """The loss; its gradient is written to that of θ.
+    """The loss; its gradient is written to that of θ, and of what else it depends on.
 
     Parameters
     ----------
@@ -202,6 +255,8 @@ def backpropagate(
         Views of each sample.
     kept : int
         Chunks, the last ones, whose graphs are in memory until their gradient is had; the others pass twice.
+    others : sequence of Tensor
+        Leaves of the loss beside ``Z``.
     """
 
     def forward(rows: slice) -> tuple[list[Tensor], Tensor]:
@@ -216,7 +271,9 @@ def backpropagate(
         graphs = [forward(rows) for rows in chunks[first:]]
         Z = torch.cat([*Zs, *(own.detach() for _, own in graphs)]).requires_grad_()
         loss = loss_of(Z)
-        (dZ,) = torch.autograd.grad(loss, Z)
+        dZ, *gradients_of_others = torch.autograd.grad(loss, [Z, *others])
+        for other, gradient in zip(others, gradients_of_others, strict=True):
+            other.grad = gradient
         for rows in reversed(chunks):
             theta, own = graphs.pop() if graphs else forward(rows)
             gradients = torch.autograd.grad(own, theta, dZ[rows], allow_unused=True)

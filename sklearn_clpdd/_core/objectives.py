@@ -4,6 +4,9 @@ Every objective is a callable ``(Z, Y, R, r) → scalar``, differentiable in ``Z
 A new one is a subclass here plus an entry in `OBJECTIVES`.
 """
 
+import math
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -50,6 +53,19 @@ class Objective:
 
 
 class CrossEntropy(Objective):
+    """Softmax cross-entropy of the probe's scores of real features, in units of what its columns' norms are on average.
+
+    ``L = −mean log softmax(R W / (s τ))[r]`` with ``s² = mean ‖W_c‖²``: the scores by which the probe will classify, where those
+    of `CosineCrossEntropy` forget how the norms of the columns differ.
+    """
+
+    def __call__(self, Z: Tensor, Y: Tensor, R: Tensor, r: Tensor) -> Tensor:
+        W = self.probe(Z, Y)
+        norm = W.square().sum(dim=0).mean().sqrt().clamp_min(1e-12)
+        return F.cross_entropy(scores(R, W / norm) / self.temperature, r)
+
+
+class CosineCrossEntropy(Objective):
     """Softmax cross-entropy of real features over the class anchors (CLP-DD, arXiv 2605.07194).
 
     The anchors are the ℓ2-normalised columns of ``W``: ``L = −mean log softmax(R Ŵ / τ)[r]``.
@@ -103,6 +119,27 @@ class FeatureMatching:
         return (distances * (Yr.sum(0) > 0)).sum()
 
 
+class MeanOverEncoders:
+    """Mean of an objective over several encoders, whose features stand side by side, over the square root of their number.
+
+    Parameters
+    ----------
+    objective : callable
+        ``(Z, Y, R, r) → scalar``.
+    widths : list of int
+        Number of features of each encoder.
+    """
+
+    def __init__(self, objective: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor], widths: list[int]):
+        self.objective = objective
+        self.widths = widths
+
+    def __call__(self, Z: Tensor, Y: Tensor, R: Tensor, r: Tensor) -> Tensor:
+        scale = math.sqrt(len(self.widths))
+        parts = zip((scale * Z).split(self.widths, 1), (scale * R).split(self.widths, 1), strict=True)
+        return torch.stack([self.objective(own_Z, Y, own_R, r) for own_Z, own_R in parts]).mean()
+
+
 def class_means(Z: Tensor, Y: Tensor) -> Tensor:
     """Mean features ``(C, d)`` of each class; zero for one of which there is none."""
     return Y.T @ Z / Y.sum(0).clamp(min=1)[:, None]
@@ -124,4 +161,19 @@ def anchors(W: Tensor) -> Tensor:
     return F.normalize(W, dim=0)
 
 
-OBJECTIVES: dict[str, type[Objective]] = {"cross_entropy": CrossEntropy, "mse": MeanSquaredError}
+def spread_of_scores(R: Tensor, r: Tensor, n_classes: int, alpha: float) -> float:
+    """How far the scores of the classes lie apart where the class means are the synthetic samples: a scale for τ.
+
+    The standard deviation, over real samples and classes, of the cosines to the anchors of the normalised class means, about
+    their mean over the classes of each sample. It is a property of the encoder and the data, had before the first step.
+    """
+    means = F.normalize(class_means(R, F.one_hot(r, n_classes).to(R)), dim=1)
+    cosines = scores(R, anchors(inner_weights(means, torch.eye(n_classes).to(R), alpha)))
+    return (cosines - cosines.mean(dim=1, keepdim=True)).square().mean().sqrt().item()
+
+
+OBJECTIVES: dict[str, type[Objective]] = {
+    "cross_entropy": CrossEntropy,
+    "cosine_cross_entropy": CosineCrossEntropy,
+    "mse": MeanSquaredError,
+}

@@ -44,24 +44,28 @@ class RealSet:
     order : ndarray of shape (n,), int64
         Where the user has them.
     n_held_out : int
+    strata : ndarray of shape (n,), int64, or None
+        Indices of what is to be equally likely in a batch.
     """
 
     R: np.ndarray
     codes: np.ndarray
     order: np.ndarray
     n_held_out: int
+    strata: np.ndarray | None = None
 
     @property
-    def training(self) -> tuple[np.ndarray, np.ndarray]:
-        """Features and class indices that are learned from."""
-        stop = len(self.R) - self.n_held_out
-        return self.R[:stop], self.codes[:stop]
+    def training(self) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """Features, class indices and strata that are learned from."""
+        return self._part(slice(0, len(self.R) - self.n_held_out))
 
     @property
-    def held_out(self) -> tuple[np.ndarray, np.ndarray]:
+    def held_out(self) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         """Those that are not."""
-        start = len(self.R) - self.n_held_out
-        return np.asarray(self.R[start:]), self.codes[start:]
+        return self._part(slice(len(self.R) - self.n_held_out, None))
+
+    def _part(self, rows: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        return self.R[rows], self.codes[rows], None if self.strata is None else self.strata[rows]
 
 
 class RealFeatures:
@@ -75,25 +79,34 @@ class RealFeatures:
         Class indices.
     batch_size : int
         Rows of a step.
-    sampling : {"uniform", "balanced"}
-        Whether all rows are equally likely, or all classes.
+    strata : ndarray of shape (n,), int64, or None
+        Indices of what is to be equally likely, classes or groups; ``None``: rows are.
     device : torch.device
         Where batches are wanted.
     dtype : torch.dtype
         Theirs.
     """
 
-    def __init__(self, R: np.ndarray, r: np.ndarray, batch_size: int, sampling: str, device: torch.device, dtype: torch.dtype):
+    def __init__(
+        self,
+        R: np.ndarray,
+        r: np.ndarray,
+        batch_size: int,
+        strata: np.ndarray | None,
+        device: torch.device,
+        dtype: torch.dtype,
+    ):
         self.device, self.dtype = device, dtype
         on_disk = isinstance(R, np.memmap)
         self._R = torch.from_numpy(R) if on_disk else shared(R).to(device, dtype)
         self._r = torch.from_numpy(r) if on_disk else torch.from_numpy(r).to(device)
         self._batch_size = batch_size
-        self._members: Tensor | None = None  # rows class by class, for balanced batches
-        if sampling == "balanced":
-            self._counts = torch.from_numpy(np.bincount(r))
+        self._members: Tensor | None = None  # rows stratum by stratum, for balanced batches
+        if strata is not None:
+            _, strata = np.unique(strata, return_inverse=True)
+            self._counts = torch.from_numpy(np.bincount(strata))
             self._starts = self._counts.cumsum(0) - self._counts
-            self._members = torch.from_numpy(np.argsort(r, kind="stable"))
+            self._members = torch.from_numpy(np.argsort(strata, kind="stable"))
 
     def __len__(self):
         return len(self._r)
@@ -102,13 +115,13 @@ class RealFeatures:
         """Features ``(B, d)`` and class indices ``(B,)`` of a step.
 
         Uniform batches are views of the features where these are in memory: a run of rows from a random first one, all of them
-        where there are no more. Balanced ones draw a class, and a row of it, for each of ``batch_size`` places.
+        where there are no more. Balanced ones draw a stratum, and a row of it, for each of ``batch_size`` places.
         """
         n, size = len(self), self._batch_size
         if self._members is not None:
-            codes = torch.randint(len(self._counts), (size,), generator=generator, device="cpu")
-            within = (torch.rand(size, generator=generator, dtype=torch.float64, device="cpu") * self._counts[codes]).long()
-            return self._take(self._members[self._starts[codes] + within])
+            drawn = torch.randint(len(self._counts), (size,), generator=generator, device="cpu")
+            within = (torch.rand(size, generator=generator, dtype=torch.float64, device="cpu") * self._counts[drawn]).long()
+            return self._take(self._members[self._starts[drawn] + within])
         if size >= n:
             return self._on_device(self._R), self._on_device(self._r)
         start = int(torch.randint(n, (), generator=generator, device="cpu"))
