@@ -3,7 +3,8 @@
     python benchmarks/curve.py [DIR] [--seconds 60] [--seeds 3] [--output DIR]
 
 DIR holds ``train`` and ``val`` folders with one folder of images per class, by default ``$SKLEARN_CLPDD_DATA/imagenette``.
-The images of each twentieth step are taken aside while the run is going on, and scored with the closed-form probe after it.
+From noise, for only then do the images grow. Those of each twentieth step are taken aside while the run is going on, and scored
+with the closed-form probe after it.
 """
 
 import argparse
@@ -28,7 +29,7 @@ def curve(encoder, X, y, X_test, y_test, **parameters):
         if record["step"] % 20 == 0:
             moments.append((record["seconds"], distiller.transform()))
 
-    distiller = CLPDistiller(encoder, callback=take_aside, **parameters).fit(X, y)
+    distiller = CLPDistiller(encoder, init="noise", callback=take_aside, **parameters).fit(X, y)
     test, labels = encoder.encode(X_test), distiller.y_synthetic_
     points = [(seconds, distiller._fit_probe(encoder.encode(images), labels).score(test, y_test)) for seconds, images in moments]
     return [*points, (distiller.history_[-1]["seconds"], distiller.probe_.score(test, y_test))]

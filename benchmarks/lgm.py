@@ -174,7 +174,14 @@ def ours(kind, views, size, n_steps, n_real=4096):
     images = some_images(20, FrozenEncoder(image_size=size).load().preprocessing.resized)
     rows = np.arange(max(20, n_real)) % 20
     encoder = FrozenEncoder(image_size=size, memory=None)
-    parameters = {"n_views": views, "max_iter": n_steps + 2, "progressive": False, "validation_fraction": None, "random_state": 0}
+    parameters = {
+        "n_views": views,
+        "max_iter": n_steps + 2,
+        "progressive": False,
+        "whole_weight": 0.0,
+        "validation_fraction": None,
+        "random_state": 0,
+    }
     # All levels of the pyramid take part.
     fitted = kind(encoder, init="real", **parameters).fit(images[rows], rows % 10)
     return np.diff([record["seconds"] for record in fitted.history_])[1:]

@@ -1,10 +1,18 @@
 """What benchmarks share: memory of this process, and the words for this machine."""
 
+import json
 import os
 import platform
+from pathlib import Path
 
+import joblib
+import numpy as np
 import timm
 import torch
+
+from sklearn_clpdd import CLPDistiller
+
+RESULTS = Path(__file__).parent / "results"
 
 
 def status(name):
@@ -49,3 +57,45 @@ def forget_peak(device="cpu"):
     if os.path.exists("/proc/self/clear_refs"):
         with open("/proc/self/clear_refs", "w") as file:
             file.write("5")
+
+
+def defaults():
+    """Digest of the distiller's default parameters, without which a record would outlive a change of them."""
+    return joblib.hash(sorted(map(repr, CLPDistiller().get_params(deep=False).items())))[:8]
+
+
+def recorded(path, settings, work):
+    """The record of what was done with these settings; done now, and added to the JSON file, if there is none.
+
+    Parameters
+    ----------
+    path : Path
+        Of a list of records.
+    settings : dict
+        All that the record depends on.
+    work : callable
+        ``() → dict``
+    """
+    records = json.loads(path.read_text()) if path.exists() else []
+    settings = json.loads(json.dumps({**settings, "defaults": defaults()}))
+    for record in records:
+        if record["settings"] == settings:
+            return record
+    record = {"settings": settings, "machine": machine(), **work()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps([*records, record], indent=1) + "\n")
+    part.replace(path)  # whole, or as it was
+    print(record, flush=True)
+    return record
+
+
+def top1(scores):
+    """Accuracies of probes, means over heads, from what `sklearn_clpdd.evaluation` gives."""
+    return {name: float(values["top1"].mean()) for name, values in scores.items()}
+
+
+def spell(numbers):
+    """Mean, and standard deviation where there are several."""
+    spread = f" ± {np.std(numbers):.3f}" if len(numbers) > 1 else ""
+    return f"{np.mean(numbers):.3f}{spread}" if len(numbers) else ""

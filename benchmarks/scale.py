@@ -4,7 +4,7 @@
 
 DIR holds ``train`` and ``val`` folders with one folder of images per class, by default ``$SKLEARN_CLPDD_DATA/tiny-imagenet-200``.
 With ``--turned`` each of five orientations of an image is a class of its own: 1,000 of them. The synthetic images start from real
-ones and are seen in one random view a step. Everything is measured in this one run.
+ones and are seen in one random view and as a whole in each step. Everything is measured in this one run.
 """
 
 import argparse

@@ -76,18 +76,19 @@ class Case:
         self.classes, self.views, self.size = classes, views, size
         m = classes * images_per_class
         self.total = m * views
-        self.passes = ImageSpace(as_images(np.zeros((1, size, size), np.uint8)), encoder, None).passes(self.total, chunk)
+        self.passes = ImageSpace(as_images(np.zeros((1, size, size), np.uint8)), [encoder], None).passes(self.total, chunk)
         self.chunks, self.kept = self.passes.chunks(m, views)
         side = self.backbone.preprocessing.resized
         generators = [torch.Generator().manual_seed(i) for i in range(4)]
         self.parametrization = Pyramid((m, 3, side, side), generators[0])
         self.parametrization.grow(1.0)
-        self.state = State(self.parametrization, {"views": generators[1], "batches": generators[2]})
+        self.y = torch.arange(classes).repeat_interleave(images_per_class)
+        targets = F.one_hot(self.y, classes).float()
+        self.state = State(self.parametrization, targets, {"views": generators[1], "batches": generators[2]})
         n = real or max(2 * batch, 4 * classes)
         R = torch.randn(n, self.backbone.n_features, generator=generators[3])
         R /= R.norm(dim=1, keepdim=True)  # in place: the memory is measured
-        self.real = RealFeatures(R.numpy(), np.arange(n) % classes, batch, "uniform", CPU, torch.float32)
-        self.y = torch.arange(classes).repeat_interleave(images_per_class)
+        self.real = RealFeatures(R.numpy(), np.arange(n) % classes, batch, None, CPU, torch.float32)
         self.objective = CrossEntropy(1.0, 0.1)
         self.draws = DSA().draw(self.total, generators[1])
         self.pixels = torch.rand(max(len(range(*rows.indices(self.total))) for rows in self.chunks), 3, size, size)
@@ -96,13 +97,12 @@ class Case:
         """The library's own loop."""
         return distill(
             self.state,
-            self.y,
             self.real,
-            n_classes=self.classes,
             encode=lambda views: features_of(self.backbone, views, True),
             preprocessing=lambda detail: self.backbone.preprocessing,
             augmentation=DSA(),
             n_views=self.views,
+            whole_weight=0.0,
             objective=self.objective,
             learning_rate=0.1,
             decay=0.5,
@@ -339,8 +339,8 @@ def objective(output):
         yield "| --- | --- | --- | --- |"
         for size in (4096, 16384, 65536):
             line = []
-            for sampling in ("uniform", "balanced"):
-                real = RealFeatures(R, r, size, sampling, CPU, torch.float32)
+            for strata in (None, r):
+                real = RealFeatures(R, r, size, strata, CPU, torch.float32)
                 draws = torch.Generator().manual_seed(0)
                 line.append(seconds(lambda real=real, draws=draws: torch.autograd.grad(loss(Z, Y, *real.sample(draws)), Z), 3))
             batch = real.sample(draws)

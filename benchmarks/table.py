@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 import joblib
 import numpy as np
-from measure import forget_peak, machine, most, resident, table, warm
+from measure import defaults, forget_peak, machine, most, resident, table, warm
 from tqdm import tqdm
 
 from sklearn_clpdd import CLPDistiller, FrozenEncoder
@@ -49,14 +49,22 @@ class Method(NamedTuple):
     timed: bool = True
 
 
+# The peers, as published, start from noise and see random views only.
+_FROM_NOISE = {"init": "noise", "whole_weight": 0.0, "sampling": "uniform"}
 METHODS = {
     "random": Method("random real", RandomSubset, {}, timed=False),
     "centroids": Method("centroids", ClassCentroids, {}, timed=False),
     "nearest": Method("nearest reals of CLP-DD, DSA", NearestReals, {}, timed=False),
-    "dm": Method("feature-mean matching, DSA", DMDistiller, {}),
-    "lgm": Method("LGM without DSA", LGMDistiller, {"augmentation": None}),
+    "dm": Method("feature-mean matching, DSA", DMDistiller, _FROM_NOISE),
+    "lgm": Method("LGM without DSA", LGMDistiller, {"augmentation": None, **_FROM_NOISE}),
     "lgm-published": Method("LGM, DSA, published settings", LGMDistiller, LGM_PUBLISHED, timed=False),
-    "lgm-dsa": Method("LGM, DSA", LGMDistiller, {}),
+    "lgm-dsa": Method("LGM, DSA", LGMDistiller, _FROM_NOISE),
+    "lgm-ours": Method("LGM, DSA, with our start and whole images", LGMDistiller, {}),
+    "clp-paper": Method(
+        "CLP-DD as published, DSA",
+        CLPDistiller,
+        {"objective": "cosine_cross_entropy", "temperature": 0.1, **_FROM_NOISE},
+    ),
     "clp-mse": Method("CLP-DD, DSA, `mse`", CLPDistiller, {"objective": "mse"}),
     "clp": Method("CLP-DD without DSA", CLPDistiller, {"augmentation": None}),
     "clp-dsa": Method("CLP-DD, DSA", CLPDistiller, {}),
@@ -141,7 +149,7 @@ def runs_of(arguments):
 def settings_of(arguments, run, data):
     """All that the figures of a run depend on."""
     names = ("size", "weights", "images_per_class", "epochs", "heads", "device")
-    settings = {name: getattr(arguments, name) for name in names} | run._asdict()
+    settings = {name: getattr(arguments, name) for name in names} | run._asdict() | {"defaults": defaults()}
     settings |= {"images": [len(data.X), len(data.X_test), str(Path(data.X[0]).parent.parent)]}
     settings["transfer_to"] = others_of(arguments, run)
     settings |= {name: getattr(value, "__name__", value) for name, value in METHODS[run.method].settings.items()}

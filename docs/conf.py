@@ -33,7 +33,7 @@ sphinx_gallery_conf = {
     "examples_dirs": "../examples",
     "gallery_dirs": "auto_examples",
     # The folder example needs a folder; it is shown, not run.
-    "filename_pattern": "plot_(digits|probe)",
+    "filename_pattern": "plot_(digits|probe|gallery)",
     "min_reported_time": 10**6,
     "show_memory": False,
     "abort_on_example_error": True,

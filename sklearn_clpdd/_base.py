@@ -131,6 +131,8 @@ class BaseDistiller(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Classifie
             check_classification_targets(y)
             return PointSpace(X, resolve_device(self.device)), y
         encoders = self._make_encoders()
+        if len({repr(encoder.image_shape) for encoder in encoders}) > 1:
+            raise ValueError(f"encoders have to agree on image_shape; got {[encoder.image_shape for encoder in encoders]}")
         images = as_images(X, encoders[0].image_shape)
         y = column_or_1d(y, warn=True)
         assert_all_finite(y, input_name="y")
@@ -198,8 +200,9 @@ class BaseDistiller(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Classifie
         one_hot = F.one_hot(torch.from_numpy(y), len(self.classes_))
         Y = one_hot if targets is None else targets.detach().cpu()
         W = inner_weights(torch.from_numpy(Z), Y, self.alpha_)
-        if not torch.equal(Y, one_hot.to(Y)):
-            probe.coef_ = (W if W.shape[1] > 2 else W[:, 1:] - W[:, :1]).T.contiguous().numpy()
+        if not torch.equal(Y, one_hot.to(Y)):  # the probe's own targets are -1 and 1
+            signed = inner_weights(torch.from_numpy(Z), 2 * Y - 1, self.alpha_)
+            probe.coef_ = (signed if len(self.classes_) > 2 else (signed[:, 1:] - signed[:, :1]) / 2).T.contiguous().numpy()
         some = np.unique(np.linspace(0, len(real.R) - 1, _CALIBRATION_ROWS).astype(int))
         scores = torch.from_numpy(probe.decision_function(real.R[some].astype(Z.dtype)))
         if scores.ndim == 1:
@@ -327,12 +330,13 @@ class BaseDistiller(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Classifie
 def apportioned(total: int, counts: np.ndarray) -> np.ndarray:
     """``total`` synthetic samples among classes of so many real ones: at least one each, else as the square roots of these.
 
-    The square root is between equal shares and proportional ones; seats go as in the method of equal proportions (Huntington
-    and Hill), so that with a larger total no class has fewer.
+    No class gets more than it has real ones, as long as there is another. The square root is between equal shares and those in
+    proportion; seats go as in the method of equal proportions (Huntington and Hill), so that with more in all no class has fewer.
     """
     budget = np.ones(len(counts), dtype=int)
     for _ in range(total - len(counts)):
-        budget[np.argmax(counts / (budget * (budget + 1)))] += 1
+        open_to = budget < counts if (budget < counts).any() else np.ones(len(counts), dtype=bool)
+        budget[np.argmax(open_to * counts / (budget * (budget + 1)))] += 1
     return budget
 
 

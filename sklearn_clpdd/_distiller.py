@@ -18,8 +18,8 @@ _LEAST_TEMPERATURE = 1e-3
 class CLPDistiller(IterativeDistiller):
     """Distil a labelled image set into a few synthetic images, for linear probes on a frozen encoder.
 
-    CLP-DD: at each step the probe of the synthetic features is had in closed form, its columns are taken as class anchors, and
-    the images are improved through it by the softmax cross-entropy of the real features. The real images pass the encoder once.
+    CLP-DD: at each step the probe of the synthetic features is had in closed form, and the images are improved through it by the
+    softmax cross-entropy of its scores of the real features. The real images pass the encoder once.
 
     Parameters
     ----------
@@ -35,11 +35,11 @@ class CLPDistiller(IterativeDistiller):
     image_size : int, default=None
         Side of the synthetic images in pixels. ``None``: to which the encoder resizes, before its centre crop.
     objective : {"cross_entropy", "cosine_cross_entropy", "mse"} or callable, default="cross_entropy"
-        Outer loss: the softmax cross-entropy of the probe's scores, in units of the mean norm of its columns; the same of the
-        cosines to the anchors, which is the paper's; or the squared error. A callable ``(Z, Y, R, r) -> scalar`` gets synthetic
-        features ``(m·k, d)``, their one-hot labels, real features ``(B, d)`` and their class indices, as tensors, and is
-        differentiated in ``Z``: in each step those of the random views, and those ``(m, d)`` of the whole images; on held-out
-        real features the latter.
+        Outer loss: the softmax cross-entropy of the probe's scores, in units of the root mean square norm of its columns; the
+        same of the cosines to the anchors, which is the paper's; or the squared error. A callable ``(Z, Y, R, r) -> scalar`` gets
+        synthetic features ``(m·k, d)``, their targets (one-hot labels), real features ``(B, d)`` and their class indices, as
+        tensors, and is differentiated in ``Z``: in each step those of the random views, and those ``(m, d)`` of the whole images;
+        on held-out real features the latter.
     alpha : float, default=1.0
         Ridge strength of the inner problem, > 0, relative to the mean squared norm of the synthetic features.
     temperature : "auto" or float, default="auto"
@@ -50,7 +50,8 @@ class CLPDistiller(IterativeDistiller):
         Whether the targets of the inner problem are learned with the images, from one-hot ones: real numbers, `targets_`, for
         probes in closed form. Other probes are to be trained with `y_synthetic_`.
     parametrization : {"pyramid", "pixels"} or class, default="pyramid"
-        What the optimiser moves: a sum of upsampled levels, coarse to fine, in a decorrelated colour space, or single pixels.
+        What the optimiser moves: a sum of upsampled levels, in a decorrelated colour space, or single pixels. From noise, the
+        levels join one after the other, coarse to fine.
     augmentation : "dsa", DSA or None, default="dsa"
         Random views of the synthetic images in each step. ``None``: the image as the probe sees it.
     n_views : "auto" or int, default="auto"
@@ -59,10 +60,11 @@ class CLPDistiller(IterativeDistiller):
         Weight of the loss of the whole images, as a probe sees them, beside that of their random views. 0: random views only.
     progressive : bool, default=True
         Whether views pass the encoder at half their side while the pyramid has no level finer than a quarter of the image's
-        pixels, where the encoder takes that (convolutional networks do) and is left with 48 px at least.
+        pixels, which it does only from noise; where the encoder takes that (convolutional networks do) and is left with 48 px.
     init : {"noise", "real", "centroid"}, default="centroid"
         What the images start from: noise, random real images of their class, or those nearest to the means of the class's
-        clusters (k-means, as many as there are images; where there are fewer real ones, these again, with some noise).
+        clusters (k-means, as many as there are images; where there are fewer real ones, these again, with some noise). Images
+        that start from real ones can still be told to come from them: where that must not be, take noise.
     learning_rate : float, default=0.1
         Adam's rate, > 0.
     decay : float in [0, 1], default=0.5
@@ -74,8 +76,9 @@ class CLPDistiller(IterativeDistiller):
         of the two limits is nearer, so that a short run ends as a long one does.
     real_batch_size : int, default=4096
         Real samples in the outer loss of a step; all of them where there are no more.
-    sampling : {"uniform", "balanced"}, default="uniform"
-        Whether all real samples are equally likely to be in it, or all classes.
+    sampling : {"auto", "uniform", "balanced"}, default="auto"
+        Whether all real samples are equally likely to be in it, or all classes. ``"auto"``: classes, where the largest has more
+        than twice as many samples as the smallest.
     encoder_batch_size : "auto" or int, default="auto"
         Views that pass the encoder together. Where a step has more they pass it twice: once for the features, once for their
         gradient, which is the same. ``"auto"``: as many as keep a quarter of a GiB for their gradient, by what one image is
@@ -85,7 +88,8 @@ class CLPDistiller(IterativeDistiller):
         The run ends when the loss on held-out real features has not fallen by more than `tol` in so many steps.
     validation_fraction : float in (0, 1) or None, default=0.1
         Share of each class's real features, rounded down (10,000 in all, at most), that the images are not learned from. Every 20
-        steps and at the end they are scored on them, and those with the least loss are kept. ``None``: the last ones are.
+        steps and at the end they are scored on them, and those with the least loss are kept. ``None``: the last ones are; so they
+        are with `groups` in `fit` of which one is too small.
     tol : float, default=1e-4
         See `n_iter_no_change`.
     checkpoint : path, default=None
@@ -132,7 +136,7 @@ class CLPDistiller(IterativeDistiller):
     n_iter_ : int
         Steps done.
     n_views_ : int
-        Views of each synthetic image per step.
+        Random views of each synthetic image per step.
     encoder_batch_size_ : int
         Views that passed the encoder together, at most.
     n_features_in_ : int
@@ -207,7 +211,7 @@ class CLPDistiller(IterativeDistiller):
         max_iter=600,
         time_budget=None,
         real_batch_size=4096,
-        sampling="uniform",
+        sampling="auto",
         encoder_batch_size="auto",
         n_iter_no_change=None,
         validation_fraction=0.1,
@@ -255,6 +259,9 @@ class CLPDistiller(IterativeDistiller):
         self.objective = objective
         self.temperature = temperature
         self.learn_labels = learn_labels
+
+    def _learns_targets(self):
+        return self.learn_labels
 
     def _encode(self, task, order, n_held_out=0):
         real = super()._encode(task, order, n_held_out)

@@ -2,6 +2,7 @@
 
 import os
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -10,7 +11,6 @@ from numbers import Integral, Real
 import joblib
 import numpy as np
 import torch
-import torch.nn.functional as F
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from torch import Tensor
@@ -20,7 +20,7 @@ from ._core.augmentations import AUGMENTATIONS, Augmentation
 from ._core.loop import Objective, State, distill, whole_features
 from ._core.objectives import MeanOverEncoders, inner_weights
 from ._core.parametrizations import PARAMETRIZATIONS, Parametrization
-from ._core.real_features import SAMPLINGS, RealFeatures, RealSet, shuffled
+from ._core.real_features import RealFeatures, RealSet, shuffled
 from ._reals import central
 from ._run import Checkpoint, Run
 from ._spaces import Space
@@ -39,6 +39,10 @@ except ImportError:
 
 # Views in a step, and of one sample at most, where their number is not given.
 _VIEWS, _MOST_VIEWS = 20, 8
+# Balanced draws from the held-out samples, at most, where these are fewer.
+_MOST_DRAWN = 10_000
+# How many times as large as the smallest class the largest one is, at the least, for classes to be balanced.
+_UNEQUAL = 2
 # Noise on real samples that are started from once more, as a share of the standard deviation of their values.
 _DITHER = 0.1
 
@@ -62,7 +66,7 @@ class IterativeDistiller(CallbackSupportMixin, BaseDistiller):
         "max_iter": [Interval(Integral, 1, None, closed="left")],
         "time_budget": [Interval(Real, 0, None, closed="neither"), None],
         "real_batch_size": [Interval(Integral, 1, None, closed="left")],
-        "sampling": [StrOptions(set(SAMPLINGS))],
+        "sampling": [StrOptions({"auto", "uniform", "balanced"})],
         "encoder_batch_size": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
         "n_iter_no_change": [Interval(Integral, 1, None, closed="left"), None],
         "validation_fraction": [Interval(Real, 0, 1, closed="neither"), None],
@@ -92,7 +96,7 @@ class IterativeDistiller(CallbackSupportMixin, BaseDistiller):
         max_iter=600,
         time_budget=None,
         real_batch_size=4096,
-        sampling="uniform",
+        sampling="auto",
         encoder_batch_size="auto",
         n_iter_no_change=None,
         validation_fraction=0.1,
@@ -140,6 +144,10 @@ class IterativeDistiller(CallbackSupportMixin, BaseDistiller):
     def _objective(self, random: torch.Generator) -> Objective:
         """Outer loss of the run; ``random`` gives the random numbers that it may draw in each step."""
 
+    def _learns_targets(self) -> bool:
+        """Whether the targets of the inner problem are learned with the samples."""
+        return False
+
     fit = with_callbacks(BaseDistiller.fit)
 
     def _find(self, task):
@@ -147,29 +155,29 @@ class IterativeDistiller(CallbackSupportMixin, BaseDistiller):
         if self.warm_start and self.checkpoint is not None:
             raise ValueError("warm_start=True goes on from the last fit and checkpoint= from a file; give one of the two")
         y = task.labels
-        start = self._warm_start_from(classes, (len(y), *space.sample_shape))
+        start = self._warm_start_from(classes[y], space.sample_shape)
         augmentation = self._augmentation(space)
         n_views = self._views(len(y)) if augmentation.is_random else 1
         whole_weight = float(self.whole_weight) if augmentation.is_random else 0.0
         n_all = len(y) * (n_views + (whole_weight > 0))
         given = None if self.encoder_batch_size == "auto" else self.encoder_batch_size
         passes = space.passes(n_all, given)
-        digest = joblib.hash(np.ascontiguousarray(task.y))
-        checkpoint = None if self.checkpoint is None else Checkpoint(self, {**space.identity(), "y": digest})
+        digests = {"y": joblib.hash(np.ascontiguousarray(task.y)), "groups": joblib.hash(task.groups)}
+        checkpoint = None if self.checkpoint is None else Checkpoint(self, space.identity() | digests)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         if checkpoint is not None and checkpoint.info:
             seed = checkpoint.info["seed"]
         rng = np.random.RandomState(seed)
         if hasattr(self, "_init_callback_context"):
             self._init_callback_context(max_subtasks=self.max_iter).call_on_fit_task_begin(estimator=self, X=task.X, y=task.y)
-        order, n_held_out = shuffled(codes if task.groups is None else task.groups, self.validation_fraction, rng)
+        order, n_held_out = shuffled(*self._held_out_of(task), rng)
         if self.n_iter_no_change is not None and not n_held_out:
             raise ValueError(
                 f"n_iter_no_change={self.n_iter_no_change} needs held-out real samples, and validation_fraction="
                 f"{self.validation_fraction} of classes of at most {np.bincount(codes).max()} samples is none; give more"
             )
-        groups = codes if task.groups is None and self.sampling == "balanced" else task.groups
-        real = replace(self._encode(task, order, n_held_out), strata=None if groups is None else groups[order])
+        strata = task.groups if task.groups is not None else codes if self._balances(codes) else None
+        real = replace(self._encode(task, order, n_held_out), strata=None if strata is None else strata[order])
         if start is None:
             self.history_, self.n_iter_ = [], 0
         self.n_views_, self.encoder_batch_size_ = n_views, passes.chunk_size
@@ -178,8 +186,9 @@ class IterativeDistiller(CallbackSupportMixin, BaseDistiller):
         random = dict(zip(("views", "batches", "objective"), streams, strict=True))
         parametrization = self._start(task, real, noise, rng, start)
         dtype = parametrization.parameters[0].dtype
-        targets = F.one_hot(torch.from_numpy(y), len(classes)).to(space.device, dtype)
-        state = State(parametrization, targets.requires_grad_(getattr(self, "learn_labels", False)), random)
+        known = self.targets_ if self._learns_targets() and start is not None else np.eye(len(classes))[y]
+        targets = torch.tensor(known, dtype=dtype, device=space.device, requires_grad=self._learns_targets())
+        state = State(parametrization, targets, random)
         following = Run(
             self,
             state,
@@ -241,16 +250,16 @@ class IterativeDistiller(CallbackSupportMixin, BaseDistiller):
             fitted = self._fitted(space, samples, y, real, targets)
         self.__dict__.update(fitted)
 
-    def _warm_start_from(self, classes: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
+    def _warm_start_from(self, labels: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
         """Synthetic samples of the last fit, where they are to be gone on with."""
         if not (self.warm_start and hasattr(self, "probe_")):
             return None
-        if np.array_equal(classes, self.classes_) and self.X_synthetic_.shape == shape:
+        if np.array_equal(labels, self.y_synthetic_) and self.X_synthetic_.shape[1:] == shape:
             return self.X_synthetic_
+        were, are = (dict(Counter(own.tolist())) for own in (self.y_synthetic_, labels))
         raise ValueError(
-            f"warm_start=True goes on with synthetic samples of shape {self.X_synthetic_.shape} and classes "
-            f"{self.classes_.tolist()[:10]}; data and parameters now ask for {shape} and {classes.tolist()[:10]}. "
-            "Give the same, or warm_start=False"
+            f"warm_start=True goes on with synthetic samples of shape {self.X_synthetic_.shape[1:]}, of the classes {were}; data "
+            f"and parameters now ask for shape {shape} and the classes {are}. Give the same, or warm_start=False"
         )
 
     def _check(self, classes, counts, budget):
@@ -272,7 +281,8 @@ class IterativeDistiller(CallbackSupportMixin, BaseDistiller):
             again = np.concatenate([np.arange(n) >= len(own) for n, own in zip(task.budget, map(np.unique, rows), strict=True)])
             if again.any():  # where there are too few real ones they are taken again, and would stay the same without noise
                 dither = torch.randn(samples.shape, generator=noise, dtype=samples.dtype)
-                samples[again] += (_DITHER * samples.std() * dither.to(samples.device))[again]
+                dither[torch.from_numpy(~again)] = 0
+                samples = samples + _DITHER * samples.std() * dither.to(samples.device)
             parametrization.set(samples)
         return parametrization
 
@@ -291,7 +301,9 @@ class IterativeDistiller(CallbackSupportMixin, BaseDistiller):
             return None
         parametrization, Y = state.parametrization, state.targets
         dtype = Y.dtype
-        R, r = _sampled(real.held_out, real.n_held_out, space.device, dtype).sample(torch.Generator().manual_seed(0))
+        # Balanced draws, of which there are so many that hardly a sample is left out.
+        n_drawn = real.n_held_out if real.strata is None else max(real.n_held_out, min(4 * real.n_held_out, _MOST_DRAWN))
+        R, r = _sampled(real.held_out, n_drawn, space.device, dtype).sample(torch.Generator().manual_seed(0))
 
         @torch.no_grad()
         def score() -> Tensor:
@@ -301,6 +313,17 @@ class IterativeDistiller(CallbackSupportMixin, BaseDistiller):
             return torch.stack([objective(Z, Y, R, r), (predicted == r).to(dtype).mean()])
 
         return score
+
+    def _held_out_of(self, task: Task) -> tuple[np.ndarray, float | None]:
+        """What a share is held out of, and which: none where it would lack a group, for it would choose images that need none."""
+        if task.groups is None:
+            return task.codes, self.validation_fraction
+        enough = np.bincount(task.groups).min() * (self.validation_fraction or 0) >= 1
+        return task.groups, self.validation_fraction if enough else None
+
+    def _balances(self, codes: np.ndarray) -> bool:
+        counts = np.bincount(codes)
+        return self.sampling == "balanced" or (self.sampling == "auto" and counts.max() > _UNEQUAL * counts.min())
 
     def _views(self, m: int) -> int:
         return min(_MOST_VIEWS, -(-_VIEWS // m)) if self.n_views == "auto" else self.n_views

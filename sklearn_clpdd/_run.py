@@ -329,6 +329,8 @@ def _spelled(value: Any) -> str:
     """A parameter in words that are the same in another process, and others for another value."""
     if isinstance(value, Real):
         return repr(float(value))
+    if isinstance(value, dict):
+        return repr(sorted((_spelled(key), _spelled(own)) for key, own in value.items()))
     if isinstance(value, type):
         return f"{value.__module__}.{value.__qualname__}"
     words = re.sub(r" at 0x[0-9a-f]+", "", repr(value))

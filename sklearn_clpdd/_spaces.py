@@ -90,7 +90,7 @@ class ImageSpace:
     """Synthetic images ``(m, 3, side, side)`` in [0, 1], seen through one frozen encoder, or several at once.
 
     The features of several stand side by side, over the square root of their number: of unit norm where those of each are. Views
-    have the side of the largest of them, and are resized for the others.
+    have the side of the largest of them, and are resized for the others; whole images likewise, with the crop of the largest.
     """
 
     is_image = True
@@ -172,7 +172,7 @@ class ImageSpace:
 
     def _resized(self, views: Tensor, size: int) -> Tensor:
         """Views of the largest encoder's size, or of half of it, for an encoder of some size."""
-        size = round(views.shape[-1] * size / self.preprocessing.image_size)
+        size = views.shape[-1] * size // self.preprocessing.image_size
         if size == views.shape[-1]:
             return views
         return F.interpolate(views, (size, size), mode="bilinear", antialias=True, align_corners=False)

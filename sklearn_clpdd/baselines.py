@@ -25,6 +25,7 @@ LGM_PUBLISHED = {
     "max_iter": 5000,
     "n_views": 10,
     "whole_weight": 0.0,
+    "sampling": "uniform",
     "init": "noise",
     "parametrization": LGMPyramid,
     "progressive": False,
@@ -247,6 +248,11 @@ class NearestReals(RealSubset):
     def __init__(self, distiller=None):
         self.distiller = distiller
 
+    def _validate_params(self):
+        super()._validate_params()
+        if not self._given.__sklearn_is_fitted__():
+            self._given._validate_params()
+
     @property
     def _given(self) -> BaseDistiller:
         return CLPDistiller() if self.distiller is None else self.distiller
@@ -263,7 +269,6 @@ class NearestReals(RealSubset):
     def _check(self, classes, counts, budget):
         given = self._given
         if not given.__sklearn_is_fitted__():  # its own `fit`, which comes first, checks the rest
-            given._validate_params()
             self._check_enough(classes, counts, budget, type(self).__name__)
             return
         if not np.array_equal(given.classes_, classes):

@@ -114,6 +114,8 @@ def closed_form_probe_scores(
     if alpha != "loo":
         check_scalar(alpha, "alpha", Real, min_val=0, include_boundaries="neither")
     check_scalar(n_views, "n_views", Integral, min_val=0)
+    if n_views and alpha == "loo":
+        raise ValueError('alpha="loo" leaves out one view and keeps the others of the same image: give a number, or n_views=0')
     encoder = FrozenEncoder() if encoder is None else encoder
     if n_views:
         Z = _features_of_views(images, encoder, n_views, random_state)
@@ -140,7 +142,7 @@ def probe_scores(
         Their classes.
     encoder : FrozenEncoder, default=None
         ``None`` is ``FrozenEncoder()``.
-    alpha : float or "loo", default=1.0
+    alpha : float, default=1.0
         See :func:`closed_form_probe_scores`.
     n_epochs, n_repeats : int
         See :func:`sgd_probe_scores`; no heads are trained with ``n_repeats=0``.
@@ -153,10 +155,14 @@ def probe_scores(
     -------
     dict of str to dict
         What :func:`closed_form_probe_scores` returns, for the probes ``"closed_form"``; ``"closed_form_views"``, on 20 random
-        views of each image; ``"logistic"``, scikit-learn's ``LogisticRegression``, and ``"knn"``, the nearest image, both with
-        their defaults on the features of the images themselves; and ``"sgd"``, what :func:`sgd_probe_scores` returns.
+        views of each image; ``"logistic"``, scikit-learn's ``LogisticRegression`` at its default strength, and ``"knn"``, the
+        nearest image (without ``"top5"``), both on the features of the images themselves; and ``"sgd"``, what
+        :func:`sgd_probe_scores` returns.
     """
     labels, y_test, groups = _check_sets(images, labels, X_test, y_test, groups)
+    check_scalar(alpha, "alpha", Real, min_val=0, include_boundaries="neither")
+    check_scalar(n_epochs, "n_epochs", Integral, min_val=1)
+    check_scalar(n_repeats, "n_repeats", Integral, min_val=0)
     encoder = FrozenEncoder() if encoder is None else encoder
     seed = check_random_state(random_state).randint(2**31 - 1)
     common = {"encoder": encoder, "groups": groups, "random_state": seed}
@@ -168,6 +174,7 @@ def probe_scores(
     for name, probe in (("logistic", LogisticRegression(max_iter=1000)), ("knn", KNeighborsClassifier(1))):
         probe.fit(Z, labels)
         scores[name] = _collected([_metrics(probe.predict_proba(test_features), probe.classes_, y_test, groups)])
+    scores["knn"].pop("top5", None)  # one neighbour has one class
     if n_repeats:
         heads = {"n_epochs": n_epochs, "n_repeats": n_repeats}
         scores["sgd"] = sgd_probe_scores(images, labels, X_test, y_test, **heads, **common)
@@ -198,7 +205,7 @@ def _features_of_views(images, encoder: FrozenEncoder, n_views: int, random_stat
             draws = views.draw(len(rows), generator)
             with torch.no_grad():
                 seen = views(read(rows), draws, backbone.preprocessing)
-                parts.append(features_of(backbone, seen, encoder.normalize).cpu())
+                parts.append(features_of(backbone, seen, encoder.normalize, encoder.dtype).cpu())
     return torch.cat(parts).numpy()
 
 

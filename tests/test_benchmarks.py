@@ -10,6 +10,8 @@ import pytest
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 paper = pytest.importorskip("paper", reason="the benchmarks are not beside the tests")
 table = pytest.importorskip("table", reason="the benchmarks are not beside the tests")
+measure = pytest.importorskip("measure", reason="the benchmarks are not beside the tests")
+robustness = pytest.importorskip("robustness", reason="the benchmarks are not beside the tests")
 
 
 @pytest.mark.parametrize("dataset", paper.DATASETS)
@@ -66,7 +68,7 @@ def _arguments(tmp_path, *options):
 def test_a_run_is_known_by_its_settings(tmp_path):
     arguments = _arguments(tmp_path, "--seconds", "1", "2", "--seeds", "2", "--published")
     runs = table.runs_of(arguments)
-    assert len({run.name for run in runs}) == len(runs) == 6 * 2 * 2 + 3 * 2 + 2
+    assert len({run.name for run in runs}) == len(runs) == 8 * 2 * 2 + 3 * 2 + 2
     order = [run.method for run in runs]
     assert max(i for i, name in enumerate(order) if name == "clp-dsa") < order.index("nearest")
     (tmp_path / "runs").mkdir()
@@ -107,3 +109,36 @@ def test_report_counts_ratios_and_times(tmp_path):
     assert rows[1].startswith("| LGM, DSA | 4 | 0.710 | 4 s | 1.0 |")
     assert len(page.by_budget()) == 4
     np.testing.assert_allclose(table.values([record(1, 0.5)], "scores", "sgd", "top1"), [0.5, 0.52])
+
+
+def test_a_record_is_made_once(tmp_path):
+    done = []
+
+    def work(value=1):
+        done.append(value)
+        return {"value": value}
+
+    path = tmp_path / "results" / "records.json"
+    for seed in (0, 1, 0):
+        assert measure.recorded(path, {"seed": seed, "sizes": (1, 2)}, work)["value"] == 1
+    assert len(done) == 2
+    with pytest.raises(RuntimeError):
+        measure.recorded(path, {"seed": 2}, lambda: (_ for _ in ()).throw(RuntimeError()))
+    assert len(measure.json.loads(path.read_text())) == 2
+
+
+def test_what_is_made_of_a_data_set_to_be_robust_against(tmp_path):
+    y = np.repeat(["a", "b", "c"], 500)
+    X, rng = np.arange(1500), np.random.default_rng(0)
+    rows, labels = robustness.long_tail(X, y, rng)
+    assert np.unique(labels, return_counts=True)[1].tolist() == [500, 71, 10]
+    assert (y[rows] == labels).all()
+    wrong = robustness.wrong_labels(y, rng)
+    assert 0.15 < (wrong != y).mean() < 0.25
+    assert len(set(wrong[wrong != y])) == 3
+    robustness.Image.fromarray(np.full((9, 9, 3), 50, np.uint8)).save(tmp_path / "grey.png")
+    (image,) = robustness.framed([tmp_path / "grey.png"], np.array([[200, 0, 0]]), 20)
+    assert (image[3:-3, 3:-3] == 50).all()
+    frame = np.ones((20, 20), bool)
+    frame[3:-3, 3:-3] = False
+    assert (image[frame] == [200, 0, 0]).all()

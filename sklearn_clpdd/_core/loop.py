@@ -271,7 +271,7 @@ def backpropagate(
         graphs = [forward(rows) for rows in chunks[first:]]
         Z = torch.cat([*Zs, *(own.detach() for _, own in graphs)]).requires_grad_()
         loss = loss_of(Z)
-        dZ, *gradients_of_others = torch.autograd.grad(loss, [Z, *others])
+        dZ, *gradients_of_others = torch.autograd.grad(loss, [Z, *others], allow_unused=bool(others))
         for other, gradient in zip(others, gradients_of_others, strict=True):
             other.grad = gradient
         for rows in reversed(chunks):

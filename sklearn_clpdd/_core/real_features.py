@@ -8,7 +8,6 @@ from torch import Tensor
 
 from .rows import shared
 
-SAMPLINGS = ("uniform", "balanced")
 # More held-out samples would say nothing that these do not.
 _HELD_OUT = 10_000
 
@@ -45,7 +44,7 @@ class RealSet:
         Where the user has them.
     n_held_out : int
     strata : ndarray of shape (n,), int64, or None
-        Indices of what is to be equally likely in a batch.
+        Indices of what is to be equally likely in a batch, within a class.
     """
 
     R: np.ndarray
@@ -80,7 +79,7 @@ class RealFeatures:
     batch_size : int
         Rows of a step.
     strata : ndarray of shape (n,), int64, or None
-        Indices of what is to be equally likely, classes or groups; ``None``: rows are.
+        Indices of what is to be equally likely within a class, as the classes are; ``None``: rows are.
     device : torch.device
         Where batches are wanted.
     dtype : torch.dtype
@@ -103,10 +102,12 @@ class RealFeatures:
         self._batch_size = batch_size
         self._members: Tensor | None = None  # rows stratum by stratum, for balanced batches
         if strata is not None:
-            _, strata = np.unique(strata, return_inverse=True)
-            self._counts = torch.from_numpy(np.bincount(strata))
-            self._starts = self._counts.cumsum(0) - self._counts
-            self._members = torch.from_numpy(np.argsort(strata, kind="stable"))
+            order = np.lexsort((strata, r))  # class by class, and in these stratum by stratum
+            _, first, counts = np.unique(np.stack([r, strata])[:, order], axis=1, return_index=True, return_counts=True)
+            self._starts, self._counts = torch.from_numpy(first), torch.from_numpy(counts)
+            _, first, counts = np.unique(r[order][first], return_index=True, return_counts=True)
+            self._first_stratum, self._n_strata = torch.from_numpy(first), torch.from_numpy(counts)
+            self._members = torch.from_numpy(order)
 
     def __len__(self):
         return len(self._r)
@@ -115,13 +116,14 @@ class RealFeatures:
         """Features ``(B, d)`` and class indices ``(B,)`` of a step.
 
         Uniform batches are views of the features where these are in memory: a run of rows from a random first one, all of them
-        where there are no more. Balanced ones draw a stratum, and a row of it, for each of ``batch_size`` places.
+        where there are no more. Balanced ones draw a class, a stratum in it, and a row of that, for each of ``batch_size``.
         """
         n, size = len(self), self._batch_size
         if self._members is not None:
-            drawn = torch.randint(len(self._counts), (size,), generator=generator, device="cpu")
-            within = (torch.rand(size, generator=generator, dtype=torch.float64, device="cpu") * self._counts[drawn]).long()
-            return self._take(self._members[self._starts[drawn] + within])
+            codes = torch.randint(len(self._n_strata), (size,), generator=generator, device="cpu")
+            which, within = torch.rand(2, size, generator=generator, dtype=torch.float64, device="cpu")
+            drawn = self._first_stratum[codes] + (which * self._n_strata[codes]).long()
+            return self._take(self._members[self._starts[drawn] + (within * self._counts[drawn]).long()])
         if size >= n:
             return self._on_device(self._R), self._on_device(self._r)
         start = int(torch.randint(n, (), generator=generator, device="cpu"))

@@ -1,0 +1,107 @@
+"""How good so many images of each class are, for five probes: distilled ones, random real ones, the most central real ones.
+
+    python benchmarks/budgets.py DATA [--size 112] [--seconds 300] [--images-per-class 1 10] [--seeds 3] [--output NAME] ...
+
+DATA holds ``train`` and ``val`` folders with one folder of images per class. All distillers have the default settings, and a
+budget of time for the steps. benchmarks/results/budgets-<name of DATA>.md is written, and with every number a .json, whose runs
+are not made again. The share is that of the accuracy that all real images give the same probe: the closed-form one with its
+strength by leave-one-out, the SGD head with as many steps as ten images have.
+"""
+
+import argparse
+import math
+from pathlib import Path
+
+import numpy as np
+from measure import RESULTS, machine, recorded, spell, table, top1
+
+from sklearn_clpdd import CLPDistiller, FrozenEncoder
+from sklearn_clpdd.baselines import ClassCentroids, RandomSubset
+from sklearn_clpdd.datasets import load_image_folder
+from sklearn_clpdd.evaluation import closed_form_probe_scores, probe_scores, sgd_probe_scores
+
+PROBES = {
+    "closed_form": "closed form",
+    "closed_form_views": "closed form, on 20 views",
+    "logistic": "LogisticRegression",
+    "knn": "nearest neighbour",
+    "sgd": "SGD head (LGM's protocol)",
+}
+METHODS = {"distilled": CLPDistiller, "random real": RandomSubset, "centroids": ClassCentroids}
+
+
+def measured(arguments, encoder, data, path, method, per_class, seed):
+    """Accuracies of the probes for one image set."""
+    X, y, *test = data
+    run = {"random_state": seed, "images_per_class": per_class}
+    if method == "distilled":
+        run |= {"time_budget": arguments.seconds, "max_iter": 10**7}
+        if arguments.learn_labels:
+            run["learn_labels"] = True
+    epochs = max(1, round(arguments.epochs / math.sqrt(per_class)))
+
+    def work():
+        fitted = METHODS[method](encoder, **run).fit(X, y)
+        images, labels = fitted.transform(), fitted.y_synthetic_
+        scores = top1(probe_scores(images, labels, *test, encoder=encoder, n_epochs=epochs, random_state=seed))
+        own = fitted.score(*test)  # with learned targets, where there are some
+        return {"steps": getattr(fitted, "n_iter_", 0), "top1": scores, "own": own}
+
+    settings = {"data": arguments.folder.name, "method": method, "size": arguments.size, "epochs": epochs}
+    return recorded(path, settings | run, work)
+
+
+def all_real(arguments, encoder, data, path):
+    X, y, *test = data
+    epochs = max(1, round(100 * arguments.epochs / len(X)))
+
+    def work():
+        scores = {"closed_form": closed_form_probe_scores(X, y, *test, encoder=encoder, alpha="loo")}
+        scores["sgd"] = sgd_probe_scores(X, y, *test, encoder=encoder, n_epochs=epochs, random_state=0)
+        return {"top1": top1(scores)}
+
+    settings = {"data": arguments.folder.name, "method": "all real", "size": arguments.size, "epochs": epochs}
+    return recorded(path, settings, work)["top1"]
+
+
+def main(arguments):
+    data = (*load_image_folder(arguments.folder / "train"), *load_image_folder(arguments.folder / "val"))
+    name = arguments.output or f"budgets-{arguments.folder.name}"
+    path = arguments.results / f"{name}.json"
+    encoder = FrozenEncoder(image_size=arguments.size, n_jobs=-1, memory=str(arguments.results / "cache"))
+    real = all_real(arguments, encoder, data, path)
+    rows = [["all real", len(data[0]), "", *(f"{real[probe]:.3f}" if probe in real else "" for probe in PROBES), "", ""]]
+    for per_class in arguments.images_per_class:
+        for method in METHODS:
+            seeds = range(arguments.seeds if method == "distilled" else max(3, arguments.seeds))
+            records = [measured(arguments, encoder, data, path, method, per_class, seed) for seed in seeds]
+            scores = {probe: [record["top1"][probe] for record in records] for probe in PROBES}
+            shares = [f"{100 * np.mean(scores[probe]) / real[probe]:.0f} %" for probe in real]
+            steps = f"{np.mean([record['steps'] for record in records]):.0f}" if method == "distilled" else ""
+            rows.append([method, per_class * len(np.unique(data[1])), steps, *map(spell, scores.values()), *shares])
+    heads = ["", "images", "steps", *PROBES.values(), *(f"share of all real, {PROBES[probe]}" for probe in real)]
+    seeds = "one seed" if arguments.seeds == 1 else f"mean ± standard deviation over {arguments.seeds} seeds"
+    lines = [
+        f"{len(data[0]):,} training and {len(data[2]):,} test images; views of {arguments.size} px; {arguments.seconds:g} s of "
+        f"steps, {seeds} (random real and centroids: {max(3, arguments.seeds)}); {machine()}; `python benchmarks/budgets.py DIR "
+        f"--size {arguments.size} --seconds {arguments.seconds:g} --seeds {arguments.seeds} --epochs {arguments.epochs} "
+        f"--images-per-class {' '.join(map(str, arguments.images_per_class))}{' --learn-labels' * arguments.learn_labels}`",
+        "",
+        *table(heads, rows),
+    ]
+    (arguments.results / f"{name}.md").write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--size", type=int, default=112)
+    parser.add_argument("--seconds", type=float, default=300)
+    parser.add_argument("--images-per-class", type=int, nargs="+", default=[1, 10])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=1000, help="of LGM's protocol, over the root of the images per class")
+    parser.add_argument("--learn-labels", action="store_true")
+    parser.add_argument("--output", help="name of the files, by default budgets-<name of DATA>")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder for what is written, and the cache")
+    main(parser.parse_args())

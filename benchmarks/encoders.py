@@ -1,0 +1,71 @@
+"""Distilled with one encoder, with another, and with both: how good the images are under a third.
+
+    python benchmarks/encoders.py DATA [--size 112] [--seconds 120] [--seeds 1]
+
+benchmarks/results/encoders.md is written, and with every number a .json, whose runs are not made again.
+"""
+
+import argparse
+from pathlib import Path
+
+from measure import RESULTS, machine, recorded, spell, table, top1
+
+from sklearn_clpdd import CLPDistiller, FrozenEncoder
+from sklearn_clpdd.datasets import load_image_folder
+from sklearn_clpdd.evaluation import closed_form_probe_scores, sgd_probe_scores
+
+
+def main(arguments):
+    data = (*load_image_folder(arguments.folder / "train"), *load_image_folder(arguments.folder / "val"))
+    X, y, *test = data
+    path = arguments.results / "encoders.json"
+    cache = str(arguments.results / "cache")
+
+    def encoder(name):
+        return FrozenEncoder(name, image_size=arguments.size, n_jobs=-1, memory=cache)
+
+    def measured(names, seed):
+        settings = {"data": arguments.folder.name, "encoders": names, "unseen": arguments.unseen, "size": arguments.size}
+        settings |= {"seconds": arguments.seconds, "seed": seed}
+
+        def work():
+            given = [encoder(name) for name in names]
+            budget = {"time_budget": arguments.seconds, "max_iter": 10**7}
+            fitted = CLPDistiller(given if len(given) > 1 else given[0], random_state=seed, **budget).fit(X, y)
+            sets = (fitted.transform(), fitted.y_synthetic_, *test)
+            unseen = encoder(arguments.unseen)
+            scores = {"closed_form": closed_form_probe_scores(*sets, encoder=unseen)}
+            scores["sgd"] = sgd_probe_scores(*sets, encoder=unseen, random_state=seed)
+            own = {name: top1({"closed_form": closed_form_probe_scores(*sets, encoder=encoder(name))}) for name in names}
+            return {"steps": fitted.n_iter_, "top1": top1(scores), "own": own}
+
+        return recorded(path, settings, work)
+
+    rows = []
+    choices = [[name] for name in arguments.encoders] + [arguments.encoders]
+    for names in choices:
+        records = [measured(names, seed) for seed in range(arguments.seeds)]
+        values = [[record["top1"][protocol] for record in records] for protocol in ("closed_form", "sgd")]
+        steps = sum(record["steps"] for record in records) / len(records)
+        rows.append([" + ".join(names), f"{steps:.0f}", *map(spell, values)])
+    lines = [
+        f"`{arguments.folder.name}`, one image per class, {arguments.seconds:g} s of steps, under {arguments.unseen}, which no "
+        f"run has seen; views of {arguments.size} px; {arguments.seeds} seed(s); {machine()}; `python benchmarks/encoders.py DIR "
+        f"--seconds {arguments.seconds:g} --seeds {arguments.seeds}`",
+        "",
+        *table(["distilled with", "steps", "closed-form probe", "LGM's protocol"], rows),
+    ]
+    (arguments.results / "encoders.md").write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--size", type=int, default=112)
+    parser.add_argument("--seconds", type=float, default=120)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--encoders", nargs="+", default=["tf_efficientnet_lite0", "tf_efficientnet_lite1"])
+    parser.add_argument("--unseen", default="tf_efficientnet_lite2")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder for what is written, and the cache")
+    main(parser.parse_args())

@@ -1,0 +1,78 @@
+"""Accuracy within a budget of time: the default schedule against fixed settings, each for budgets from seconds to minutes.
+
+    python benchmarks/schedule.py DATA [--size 64] [--seconds 5 20 60] [--seeds 1]
+
+DATA holds ``train`` and ``val`` folders with one folder of images per class. The figure is that of the closed-form probe on the
+test images, whose only use is this table. benchmarks/results/schedule-<name of DATA>.md is written, and with every number a
+.json, whose runs are not made again.
+"""
+
+import argparse
+from pathlib import Path
+
+from measure import RESULTS, machine, recorded, spell, table
+
+from sklearn_clpdd import CLPDistiller, FrozenEncoder
+from sklearn_clpdd.datasets import load_image_folder
+
+SETTINGS = {
+    "default": {},
+    "learning_rate=0.03": {"learning_rate": 0.03},
+    "learning_rate=0.3": {"learning_rate": 0.3},
+    "decay=0": {"decay": 0.0},
+    "decay=1": {"decay": 1.0},
+    "n_views=1": {"n_views": 1},
+    "n_views=4": {"n_views": 4},
+    "real_batch_size=512": {"real_batch_size": 512},
+    "whole_weight=0": {"whole_weight": 0.0},
+    "init='noise'": {"init": "noise"},
+    "as in the paper": {
+        "init": "noise",
+        "whole_weight": 0.0,
+        "sampling": "uniform",
+        "objective": "cosine_cross_entropy",
+        "temperature": 0.1,
+    },
+}
+
+
+def main(arguments):
+    X, y = load_image_folder(arguments.folder / "train")
+    test = load_image_folder(arguments.folder / "val")
+    name = f"schedule-{arguments.folder.name}"
+    path = arguments.results / f"{name}.json"
+    encoder = FrozenEncoder(image_size=arguments.size, n_jobs=-1, memory=str(arguments.results / "cache"))
+
+    def accuracy(parameters, seconds, seed):
+        settings = {"size": arguments.size, "seconds": seconds, "seed": seed, **parameters}
+
+        def work():
+            budget = {"time_budget": seconds, "max_iter": 10**7}
+            fitted = CLPDistiller(encoder, random_state=seed, **budget, **parameters).fit(X, y)
+            return {"steps": fitted.n_iter_, "accuracy": fitted.score(*test)}
+
+        return recorded(path, settings, work)["accuracy"]
+
+    rows = [
+        [title, *(spell([accuracy(given, s, seed) for seed in range(arguments.seeds)]) for s in arguments.seconds)]
+        for title, given in SETTINGS.items()
+    ]
+    lines = [
+        f"`{arguments.folder.name}`, closed-form accuracy, one image per class, views of {arguments.size} px, "
+        f"{arguments.seeds} seed(s); {machine()}; `python benchmarks/schedule.py DIR --size {arguments.size} "
+        f"--seconds {' '.join(f'{s:g}' for s in arguments.seconds)} --seeds {arguments.seeds}`",
+        "",
+        *table(["", *(f"{seconds:g} s" for seconds in arguments.seconds)], rows),
+    ]
+    (arguments.results / f"{name}.md").write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--size", type=int, default=64)
+    parser.add_argument("--seconds", type=float, nargs="+", default=[5, 20, 60])
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder for what is written, and the cache")
+    main(parser.parse_args())
