@@ -6,12 +6,12 @@ Symbols, used in every module of this package with one meaning:
 ``n``  number of real images
 ``C``  number of classes
 ``m``  number of synthetic images
-``k``  augmented views of each synthetic image per step
+``k``  views of each synthetic image per step, the whole image among them where it is one
 ``d``  feature dimension
 ``θ``  what the optimiser moves; a parametrisation decodes it to the images ``S``
 ``S``  synthetic images, ``(m, 3, H, W)`` in [0, 1], or synthetic points ``(m, d)``
 ``Z``  features of the ``mk`` views, ``(mk, d)``
-``Y``  their one-hot targets, ``(mk, C)``
+``Y``  their targets, ``(mk, C)``: one-hot, unless they are learned
 ``K``  their Gram matrix ``Z Zᵀ``, ``(mk, mk)``
 ``W``  weights of the linear probe, ``(d, C)``
 ``R``  features of real images, ``(B, d)``, with class indices ``r`` of shape ``(B,)``
