@@ -73,8 +73,7 @@ def main(arguments):
     rows = [["all real", len(data[0]), "", *(f"{real[probe]:.3f}" if probe in real else "" for probe in PROBES), "", ""]]
     for per_class in arguments.images_per_class:
         for method in METHODS:
-            seeds = range(arguments.seeds if method == "distilled" else arguments.seeds)
-            records = [measured(arguments, encoder, data, path, method, per_class, seed) for seed in seeds]
+            records = [measured(arguments, encoder, data, path, method, per_class, seed) for seed in range(arguments.seeds)]
             scores = {probe: [record["top1"][probe] for record in records] for probe in PROBES}
             shares = [f"{100 * np.mean(scores[probe]) / real[probe]:.0f} %" for probe in real]
             steps = f"{np.mean([record['steps'] for record in records]):.0f}" if method == "distilled" else ""
@@ -83,7 +82,7 @@ def main(arguments):
     seeds = "one seed" if arguments.seeds == 1 else f"mean ± standard deviation over {arguments.seeds} seeds"
     lines = [
         f"{len(data[0]):,} training and {len(data[2]):,} test images; views of {arguments.size} px; {arguments.seconds:g} s of "
-        f"steps, {seeds} (random real and centroids: {arguments.seeds}); {machine()}; `python benchmarks/budgets.py DIR "
+        f"steps, {seeds}; {machine()}; `python benchmarks/budgets.py DIR "
         f"--size {arguments.size} --seconds {arguments.seconds:g} --seeds {arguments.seeds} --epochs {arguments.epochs} "
         f"--images-per-class {' '.join(map(str, arguments.images_per_class))}{' --learn-labels' * arguments.learn_labels}`",
         "",
