@@ -8,16 +8,16 @@ are not made again. The share is that of the accuracy that all real images give 
 strength by leave-one-out, the SGD head with as many steps as ten images have.
 """
 
-import argparse
 import math
 from pathlib import Path
 
 import numpy as np
-from measure import RESULTS, machine, recorded, spell, table, top1
+from measure import machine, recorded, spell, study_parser, top1, train_and_test, write_page
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
 
 from sklearn_clpdd import CLPDistiller, FrozenEncoder
 from sklearn_clpdd.baselines import ClassCentroids, RandomSubset
-from sklearn_clpdd.datasets import load_image_folder
 from sklearn_clpdd.evaluation import closed_form_probe_scores, probe_scores, sgd_probe_scores
 
 PROBES = {
@@ -27,6 +27,7 @@ PROBES = {
     "knn": "nearest neighbour",
     "sgd": "SGD head (LGM's protocol)",
 }
+SHARES = ("closed_form", "sgd")
 METHODS = {"distilled": CLPDistiller, "random real": RandomSubset, "centroids": ClassCentroids}
 
 
@@ -52,20 +53,27 @@ def measured(arguments, encoder, data, path, method, per_class, seed):
 
 
 def all_real(arguments, encoder, data, path):
+    """The same for all real images; a nearest neighbour, and a LogisticRegression, of thousands of them."""
     X, y, *test = data
     epochs = max(1, round(100 * arguments.epochs / len(X)))
+    settings = {"data": arguments.folder.name, "method": "all real", "size": arguments.size, "epochs": epochs}
 
     def work():
         scores = {"closed_form": closed_form_probe_scores(X, y, *test, encoder=encoder, alpha="loo")}
         scores["sgd"] = sgd_probe_scores(X, y, *test, encoder=encoder, n_epochs=epochs, random_state=0)
         return {"top1": top1(scores)}
 
-    settings = {"data": arguments.folder.name, "method": "all real", "size": arguments.size, "epochs": epochs}
-    return recorded(path, settings, work)["top1"]
+    def of_scikit_learn():
+        Z, Z_test = encoder.transform(X), encoder.transform(test[0])
+        probes = {"logistic": LogisticRegression(max_iter=1000), "knn": KNeighborsClassifier(1)}
+        return {"top1": {name: probe.fit(Z, y).score(Z_test, test[1]) for name, probe in probes.items()}}
+
+    scores = recorded(path, settings, work)["top1"]
+    return scores | recorded(path, settings | {"probes": "scikit-learn's"}, of_scikit_learn)["top1"]
 
 
 def main(arguments):
-    data = (*load_image_folder(arguments.folder / "train"), *load_image_folder(arguments.folder / "val"))
+    data = train_and_test(arguments.folder)
     name = arguments.output or f"budgets-{arguments.folder.name}"
     path = arguments.results / f"{name}.json"
     encoder = FrozenEncoder(image_size=arguments.size, n_jobs=-1, memory=str(arguments.results / "cache"))
@@ -75,25 +83,22 @@ def main(arguments):
         for method in METHODS:
             records = [measured(arguments, encoder, data, path, method, per_class, seed) for seed in range(arguments.seeds)]
             scores = {probe: [record["top1"][probe] for record in records] for probe in PROBES}
-            shares = [f"{100 * np.mean(scores[probe]) / real[probe]:.0f} %" for probe in real]
+            shares = [f"{100 * np.mean(scores[probe]) / real[probe]:.0f} %" for probe in SHARES]
             steps = f"{np.mean([record['steps'] for record in records]):.0f}" if method == "distilled" else ""
             rows.append([method, per_class * len(np.unique(data[1])), steps, *map(spell, scores.values()), *shares])
-    heads = ["", "images", "steps", *PROBES.values(), *(f"share of all real, {PROBES[probe]}" for probe in real)]
+    heads = ["", "images", "steps", *PROBES.values(), *(f"share of all real, {PROBES[probe]}" for probe in SHARES)]
     seeds = "one seed" if arguments.seeds == 1 else f"mean ± standard deviation over {arguments.seeds} seeds"
-    lines = [
+    intro = (
         f"{len(data[0]):,} training and {len(data[2]):,} test images; views of {arguments.size} px; {arguments.seconds:g} s of "
         f"steps, {seeds}; {machine()}; `python benchmarks/budgets.py DIR "
         f"--size {arguments.size} --seconds {arguments.seconds:g} --seeds {arguments.seeds} --epochs {arguments.epochs} "
-        f"--images-per-class {' '.join(map(str, arguments.images_per_class))}{' --learn-labels' * arguments.learn_labels}`",
-        "",
-        *table(heads, rows),
-    ]
-    (arguments.results / f"{name}.md").write_text("\n".join(lines) + "\n")
-    print("\n".join(lines))
+        f"--images-per-class {' '.join(map(str, arguments.images_per_class))}{' --learn-labels' * arguments.learn_labels}`"
+    )
+    write_page(arguments.results, name, intro, heads, rows)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = study_parser(__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--size", type=int, default=112)
     parser.add_argument("--seconds", type=float, default=300)
@@ -102,5 +107,4 @@ if __name__ == "__main__":
     parser.add_argument("--epochs", type=int, default=1000, help="of LGM's protocol, over the root of the images per class")
     parser.add_argument("--learn-labels", action="store_true")
     parser.add_argument("--output", help="name of the files, by default budgets-<name of DATA>")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder for what is written, and the cache")
     main(parser.parse_args())

@@ -5,18 +5,16 @@
 benchmarks/results/encoders.md is written, and with every number a .json, whose runs are not made again.
 """
 
-import argparse
 from pathlib import Path
 
-from measure import RESULTS, machine, recorded, spell, table, top1
+from measure import machine, recorded, spell, study_parser, top1, train_and_test, write_page
 
 from sklearn_clpdd import CLPDistiller, FrozenEncoder
-from sklearn_clpdd.datasets import load_image_folder
 from sklearn_clpdd.evaluation import closed_form_probe_scores, sgd_probe_scores
 
 
 def main(arguments):
-    data = (*load_image_folder(arguments.folder / "train"), *load_image_folder(arguments.folder / "val"))
+    data = train_and_test(arguments.folder)
     X, y, *test = data
     path = arguments.results / "encoders.json"
     cache = str(arguments.results / "cache")
@@ -48,24 +46,20 @@ def main(arguments):
         values = [[record["top1"][protocol] for record in records] for protocol in ("closed_form", "sgd")]
         steps = sum(record["steps"] for record in records) / len(records)
         rows.append([" + ".join(names), f"{steps:.0f}", *map(spell, values)])
-    lines = [
+    intro = (
         f"`{arguments.folder.name}`, one image per class, {arguments.seconds:g} s of steps, under {arguments.unseen}, which no "
         f"run has seen; views of {arguments.size} px; {arguments.seeds} seed(s); {machine()}; `python benchmarks/encoders.py DIR "
-        f"--seconds {arguments.seconds:g} --seeds {arguments.seeds}`",
-        "",
-        *table(["distilled with", "steps", "closed-form probe", "LGM's protocol"], rows),
-    ]
-    (arguments.results / "encoders.md").write_text("\n".join(lines) + "\n")
-    print("\n".join(lines))
+        f"--seconds {arguments.seconds:g} --seeds {arguments.seeds}`"
+    )
+    write_page(arguments.results, "encoders", intro, ["distilled with", "steps", "closed-form probe", "LGM's protocol"], rows)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = study_parser(__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--size", type=int, default=112)
     parser.add_argument("--seconds", type=float, default=120)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--encoders", nargs="+", default=["tf_efficientnet_lite0", "tf_efficientnet_lite1"])
     parser.add_argument("--unseen", default="tf_efficientnet_lite2")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder for what is written, and the cache")
     main(parser.parse_args())

@@ -1,5 +1,6 @@
-"""What benchmarks share: memory of this process, and the words for this machine."""
+"""What benchmarks share: the images of a folder, records of runs, pages of tables, memory, the words for this machine."""
 
+import argparse
 import json
 import os
 import platform
@@ -11,6 +12,7 @@ import timm
 import torch
 
 from sklearn_clpdd import CLPDistiller
+from sklearn_clpdd.datasets import load_image_folder
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -57,6 +59,25 @@ def forget_peak(device="cpu"):
     if os.path.exists("/proc/self/clear_refs"):
         with open("/proc/self/clear_refs", "w") as file:
             file.write("5")
+
+
+def write_page(results, name, intro, heads, rows):
+    """Write a table, with what was measured and how above it, to a Markdown file, and print it."""
+    page = "\n".join([intro, "", *table(heads, rows)])
+    (results / f"{name}.md").write_text(page + "\n")
+    print(page)
+
+
+def train_and_test(folder):
+    """Images and labels to train on, images and labels to test on: of the folders ``train`` and ``val``."""
+    return *load_image_folder(folder / "train"), *load_image_folder(folder / "val")
+
+
+def study_parser(doc):
+    """Options that studies of one data set, or several, have in common."""
+    parser = argparse.ArgumentParser(description=doc.partition("\n")[0])
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder for what is written, and the cache")
+    return parser
 
 
 def defaults():

@@ -10,17 +10,15 @@ backgrounds. benchmarks/results/robustness.md is written, and with every number 
 * background: all images get a frame in one of C colours, in training that of their class in four of five, in testing any.
 """
 
-import argparse
 from pathlib import Path
 
 import numpy as np
-from measure import RESULTS, machine, recorded, spell, table
+from measure import machine, recorded, spell, study_parser, train_and_test, write_page
 from PIL import Image
 from sklearn.metrics import balanced_accuracy_score
 
 from sklearn_clpdd import ClosedFormProbe, CLPDistiller, FrozenEncoder
 from sklearn_clpdd.baselines import ClassCentroids, RandomSubset
-from sklearn_clpdd.datasets import load_image_folder
 
 FRAME = 0.15  # of the side
 
@@ -51,8 +49,7 @@ def wrong_labels(y, rng):
 
 
 def main(arguments):
-    X, y = map(np.array, load_image_folder(arguments.folder / "train"))
-    X_test, y_test = map(np.array, load_image_folder(arguments.folder / "val"))
+    X, y, X_test, y_test = map(np.array, train_and_test(arguments.folder))
     path, rows = arguments.results / "robustness.json", []
     encoder = FrozenEncoder(image_size=arguments.size, n_jobs=-1, memory=str(arguments.results / "cache"))
 
@@ -127,23 +124,20 @@ def main(arguments):
     row("background", "distilled", distilled(), spurious, test, None, agree)
     row("background", "distilled, groups=", distilled(), spurious, test, frames, agree)
 
-    lines = [
+    intro = (
         f"`{arguments.folder.name}`, one image per class but where n_synthetic= says otherwise; views of {arguments.size} px, "
         f"{arguments.seconds:g} s of steps, {arguments.seeds} seed(s); closed-form probe; {machine()}; "
         f"`python benchmarks/robustness.py DIR --size {arguments.size} --seconds {arguments.seconds:g} "
-        f"--seeds {arguments.seeds}`",
-        "",
-        *table(["task", "trained on", "balanced accuracy", "of the worse of two groups"], rows),
-    ]
-    (arguments.results / "robustness.md").write_text("\n".join(lines) + "\n")
-    print("\n".join(lines))
+        f"--seeds {arguments.seeds}`"
+    )
+    heads = ["task", "trained on", "balanced accuracy", "of the worse of two groups"]
+    write_page(arguments.results, "robustness", intro, heads, rows)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = study_parser(__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=30)
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder for what is written, and the cache")
     main(parser.parse_args())

@@ -7,13 +7,11 @@ test images, whose only use is this table. benchmarks/results/schedule-<name of 
 .json, whose runs are not made again.
 """
 
-import argparse
 from pathlib import Path
 
-from measure import RESULTS, machine, recorded, spell, table
+from measure import machine, recorded, spell, study_parser, train_and_test, write_page
 
 from sklearn_clpdd import CLPDistiller, FrozenEncoder
-from sklearn_clpdd.datasets import load_image_folder
 
 SETTINGS = {
     "default": {},
@@ -37,8 +35,7 @@ SETTINGS = {
 
 
 def main(arguments):
-    X, y = load_image_folder(arguments.folder / "train")
-    test = load_image_folder(arguments.folder / "val")
+    X, y, *test = train_and_test(arguments.folder)
     name = f"schedule-{arguments.folder.name}"
     path = arguments.results / f"{name}.json"
     encoder = FrozenEncoder(image_size=arguments.size, n_jobs=-1, memory=str(arguments.results / "cache"))
@@ -57,22 +54,18 @@ def main(arguments):
         [title, *(spell([accuracy(given, s, seed) for seed in range(arguments.seeds)]) for s in arguments.seconds)]
         for title, given in SETTINGS.items()
     ]
-    lines = [
+    intro = (
         f"`{arguments.folder.name}`, closed-form accuracy, one image per class, views of {arguments.size} px, "
         f"{arguments.seeds} seed(s); {machine()}; `python benchmarks/schedule.py DIR --size {arguments.size} "
-        f"--seconds {' '.join(f'{s:g}' for s in arguments.seconds)} --seeds {arguments.seeds}`",
-        "",
-        *table(["", *(f"{seconds:g} s" for seconds in arguments.seconds)], rows),
-    ]
-    (arguments.results / f"{name}.md").write_text("\n".join(lines) + "\n")
-    print("\n".join(lines))
+        f"--seconds {' '.join(f'{s:g}' for s in arguments.seconds)} --seeds {arguments.seeds}`"
+    )
+    write_page(arguments.results, name, intro, ["", *(f"{seconds:g} s" for seconds in arguments.seconds)], rows)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = study_parser(__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--seconds", type=float, nargs="+", default=[5, 20, 60])
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder for what is written, and the cache")
     main(parser.parse_args())

@@ -7,15 +7,13 @@ Each DATA holds ``train`` and ``val`` folders. For each of them and each encoder
 benchmarks/results/sensitivity.md and .png are written, and with every number a .json, whose runs are not made again.
 """
 
-import argparse
 from itertools import product
 from pathlib import Path
 
 import numpy as np
-from measure import RESULTS, machine, recorded, table, top1
+from measure import machine, recorded, study_parser, top1, train_and_test, write_page
 
 from sklearn_clpdd import CLPDistiller, FrozenEncoder
-from sklearn_clpdd.datasets import load_image_folder
 from sklearn_clpdd.evaluation import closed_form_probe_scores, sgd_probe_scores
 
 PROTOCOLS = {"closed_form": "closed-form probe", "sgd": "LGM's protocol"}
@@ -60,7 +58,7 @@ def main(arguments):
         folder, size, steps, *epochs = spec.split(":")
         folder, size, steps = Path(folder), int(size), int(steps)
         epochs = int(epochs[0]) if epochs else arguments.epochs
-        data = (*load_image_folder(folder / "train"), *load_image_folder(folder / "val"))
+        data = train_and_test(folder)
         encoder = FrozenEncoder(name, image_size=size, n_jobs=-1, memory=str(arguments.results / "cache"))
         common = (path, data, folder, encoder, size, steps, epochs)
         default = cell(*common, {})
@@ -100,23 +98,19 @@ def main(arguments):
         "default − best, points",
         "worst",
     ]
-    lines = [
+    intro = (
         f"One image per class, one seed; λ in {arguments.alphas}, τ in {arguments.temperatures}; {machine()}; "
         f"`python benchmarks/sensitivity.py {' '.join(Path(spec).name for spec in arguments.data)} "
-        f"--encoders {' '.join(arguments.encoders)}`",
-        "",
-        *table(heads, rows),
-    ]
-    (arguments.results / "sensitivity.md").write_text("\n".join(lines) + "\n")
-    print("\n".join(lines))
+        f"--encoders {' '.join(arguments.encoders)}`"
+    )
+    write_page(arguments.results, "sensitivity", intro, heads, rows)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = study_parser(__doc__)
     parser.add_argument("data", nargs="+", help="folder:side of the views:steps, and :epochs of LGM's protocol if others")
     parser.add_argument("--encoders", nargs="+", default=["tf_efficientnet_lite0"])
     parser.add_argument("--alphas", type=float, nargs="+", default=[1e-3, 1e-1, 1e1, 1e3])
     parser.add_argument("--temperatures", type=float, nargs="+", default=[0.02, 0.2, 2])
     parser.add_argument("--epochs", type=int, default=1000)
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder for what is written, and the cache")
     main(parser.parse_args())

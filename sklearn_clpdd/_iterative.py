@@ -152,11 +152,10 @@ class IterativeDistiller(CallbackSupportMixin, BaseDistiller):
     fit = with_callbacks(BaseDistiller.fit)
 
     def _find(self, task):
-        space, classes, codes = task.space, task.classes, task.codes
+        space, y = task.space, task.labels
         if self.warm_start and self.checkpoint is not None:
             raise ValueError("warm_start=True goes on from the last fit and checkpoint= from a file; give one of the two")
-        y = task.labels
-        start = self._warm_start_from(classes[y], space.sample_shape)
+        start = self._warm_start_from(task.classes[y], space.sample_shape)
         augmentation = self._augmentation(space)
         n_views = self._views(len(y)) if augmentation.is_random else 1
         whole_weight = float(self.whole_weight) if augmentation.is_random else 0.0
@@ -171,25 +170,12 @@ class IterativeDistiller(CallbackSupportMixin, BaseDistiller):
         rng = np.random.RandomState(seed)
         if hasattr(self, "_init_callback_context"):
             self._init_callback_context(max_subtasks=self.max_iter).call_on_fit_task_begin(estimator=self, X=task.X, y=task.y)
-        order, n_held_out = shuffled(*self._held_out_of(task), rng)
-        if self.n_iter_no_change is not None and not n_held_out:
-            raise ValueError(
-                f"n_iter_no_change={self.n_iter_no_change} needs held-out real samples, and validation_fraction="
-                f"{self.validation_fraction} of classes of at most {np.bincount(codes).max()} samples is none; give more"
-            )
-        strata = task.groups if task.groups is not None else codes if self._balances(codes) else None
-        real = replace(self._encode(task, order, n_held_out), strata=None if strata is None else strata[order])
+        real = self._real_set(task, rng)
         if start is None:
             self.history_, self.n_iter_ = [], 0
         self.n_views_, self.encoder_batch_size_ = n_views, passes.chunk_size
 
-        noise, *streams = (torch.Generator().manual_seed(int(seed)) for seed in rng.randint(2**31 - 1, size=4))
-        random = dict(zip(("views", "batches", "objective"), streams, strict=True))
-        parametrization = self._start(task, real, noise, rng, start)
-        dtype = parametrization.parameters[0].dtype
-        known = self.targets_ if self._learns_targets() and start is not None else np.eye(len(classes))[y]
-        targets = torch.tensor(known, dtype=dtype, device=space.device, requires_grad=self._learns_targets())
-        state = State(parametrization, targets, random)
+        state = self._state(task, real, rng, start)
         following = Run(
             self,
             state,
@@ -198,17 +184,17 @@ class IterativeDistiller(CallbackSupportMixin, BaseDistiller):
             seed=seed,
             views_per_step=n_all,
             data={"X": task.X, "y": task.y},
-            attributes=lambda: self._fitted(space, parametrization(), y, real, state.targets),
+            attributes=lambda: self._fitted(space, state.parametrization(), y, real, state.targets),
         )
         steps = distill(
             state,
-            _sampled(real.training, self.real_batch_size, space.device, dtype),
+            _sampled(real.training, self.real_batch_size, space.device, state.targets.dtype),
             encode=space.encode,
             preprocessing=space.preprocessing_for if self.progressive else lambda detail: space.preprocessing,
             augmentation=augmentation,
             n_views=n_views,
             whole_weight=whole_weight,
-            objective=self._outer(space, random["objective"]),
+            objective=self._outer(space, state.random["objective"]),
             learning_rate=self.learning_rate,
             decay=self.decay,
             progress=following.progress,
@@ -218,9 +204,30 @@ class IterativeDistiller(CallbackSupportMixin, BaseDistiller):
         if hasattr(self, "_callback_fit_ctx"):
             self._callback_fit_ctx.call_on_fit_task_end(estimator=self, X=task.X, y=task.y)
 
+    def _real_set(self, task: Task, rng: np.random.RandomState) -> RealSet:
+        """Features of the real samples in random order, those held out last, and what the draws are balanced over."""
+        codes = task.codes
+        order, n_held_out = shuffled(*self._held_out_of(task), rng)
+        if self.n_iter_no_change is not None and not n_held_out:
+            raise ValueError(
+                f"n_iter_no_change={self.n_iter_no_change} needs held-out real samples, and validation_fraction="
+                f"{self.validation_fraction} of classes of at most {np.bincount(codes).max()} samples is none; give more"
+            )
+        strata = task.groups if task.groups is not None else codes if self._balances(codes) else None
+        return replace(self._encode(task, order, n_held_out), strata=None if strata is None else strata[order])
+
+    def _state(self, task: Task, real: RealSet, rng: np.random.RandomState, start: np.ndarray | None) -> State:
+        """What the run begins with."""
+        noise, *streams = (torch.Generator().manual_seed(int(seed)) for seed in rng.randint(2**31 - 1, size=4))
+        random = dict(zip(("views", "batches", "objective"), streams, strict=True))
+        parametrization = self._start(task, real, noise, rng, start)
+        dtype = parametrization.parameters[0].dtype
+        known = self.targets_ if self._learns_targets() and start is not None else np.eye(len(task.classes))[task.labels]
+        targets = torch.tensor(known, dtype=dtype, device=task.space.device, requires_grad=self._learns_targets())
+        return State(parametrization, targets, random)
+
     def _outer(self, space: Space, random: torch.Generator) -> Objective:
-        objective = self._objective(random)
-        return objective if len(space.widths) == 1 else MeanOverEncoders(objective, space.widths)
+        return MeanOverEncoders(self._objective(random), space.widths)
 
     def _learn(
         self,

@@ -126,7 +126,7 @@ class ImageSpace:
         for encoder, columns in zip(self.encoders, _blocks(self.widths), strict=True):
             for rows, Z in encoder.blocks(self._images):
                 bad += (rows.start + np.flatnonzero(~np.isfinite(Z).all(axis=1))).tolist()
-                R[position[rows], columns] = Z if len(self.widths) == 1 else Z / np.float32(math.sqrt(len(self.widths)))
+                R[position[rows], columns] = Z / np.float32(math.sqrt(len(self.widths)))
         if bad:
             raise ValueError(f"the encoder gives non-finite features for {len(bad)} of {n} samples, first for X[{bad[0]}]")
         return R
@@ -138,10 +138,9 @@ class ImageSpace:
         return joint_features(own, samples)
 
     def identity(self):
-        encoders = [encoder.identity() for encoder in self.encoders]
         return {
             "images": self._images.fingerprints([range(len(self._images))])[0],
-            "encoder": encoders[0] if len(encoders) == 1 else " ".join(encoders),
+            "encoder": " ".join(encoder.identity() for encoder in self.encoders),
         }
 
     def passes(self, n_views, chunk_size):
@@ -168,7 +167,7 @@ class ImageSpace:
             features_of(backbone, self._resized(views, backbone.preprocessing.image_size), encoder.normalize)
             for encoder, backbone in zip(self.encoders, self._backbones, strict=True)
         ]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1) / math.sqrt(len(parts))
+        return torch.cat(parts, dim=1) / math.sqrt(len(parts))
 
     def _resized(self, views: Tensor, size: int) -> Tensor:
         """Views of the largest encoder's size, or of half of it, for an encoder of some size."""

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
+from sklearn.preprocessing import normalize
 from sklearn.utils import check_random_state, check_scalar
 from sklearn.utils.validation import assert_all_finite, check_consistent_length, column_or_1d
 from torch import Tensor
@@ -117,11 +118,7 @@ def closed_form_probe_scores(
     if n_views and alpha == "loo":
         raise ValueError('alpha="loo" leaves out one view and keeps the others of the same image: give a number, or n_views=0')
     encoder = FrozenEncoder() if encoder is None else encoder
-    if n_views:
-        Z = _features_of_views(images, encoder, n_views, random_state)
-        labels = np.tile(labels, n_views)
-    else:
-        Z = encoder.encode(images)
+    Z = _features_of_views(images, encoder, n_views, random_state) if n_views else encoder.encode(images)
     return _closed_form(Z, labels, encoder.encode(X_test), y_test, alpha, groups)
 
 
@@ -165,23 +162,27 @@ def probe_scores(
     check_scalar(n_repeats, "n_repeats", Integral, min_val=0)
     encoder = FrozenEncoder() if encoder is None else encoder
     seed = check_random_state(random_state).randint(2**31 - 1)
-    common = {"encoder": encoder, "groups": groups, "random_state": seed}
-    Z, test_features = encoder.encode(images), encoder.encode(X_test)
+    raw = _raw(encoder)
+    source = _source(images, raw)
+    raw_test_features = raw.encode(X_test)  # once for all probes
+    test = normalize(raw_test_features) if encoder.normalize else raw_test_features, y_test
+    Z, Z_views = encoder.encode(images), _features_of_views(images, encoder, _N_VIEWS, seed)
     scores = {
-        "closed_form": _closed_form(Z, labels, test_features, y_test, alpha, groups),
-        "closed_form_views": closed_form_probe_scores(images, labels, X_test, y_test, alpha=alpha, n_views=_N_VIEWS, **common),
+        "closed_form": _closed_form(Z, labels, *test, alpha, groups),
+        "closed_form_views": _closed_form(Z_views, labels, *test, alpha, groups),
     }
     for name, probe in (("logistic", LogisticRegression(max_iter=1000)), ("knn", KNeighborsClassifier(1))):
         probe.fit(Z, labels)
-        scores[name] = _collected([_metrics(probe.predict_proba(test_features), probe.classes_, y_test, groups)])
+        scores[name] = _collected([_metrics(probe.predict_proba(test[0]), probe.classes_, y_test, groups)])
     scores["knn"].pop("top5", None)  # one neighbour has one class
     if n_repeats:
-        heads = {"n_epochs": n_epochs, "n_repeats": n_repeats}
-        scores["sgd"] = sgd_probe_scores(images, labels, X_test, y_test, **heads, **common)
+        scores["sgd"] = _heads(source, labels, raw_test_features, y_test, raw, n_epochs, n_repeats, groups, seed)
     return scores
 
 
 def _closed_form(Z, labels, test_features, y_test, alpha, groups):
+    """Scores of the probe of features ``Z``, of as many views of each image as there are."""
+    labels = np.tile(labels, len(Z) // len(labels))
     if alpha == "loo":
         probe = ClosedFormProbe()
     else:
@@ -195,8 +196,7 @@ def _closed_form(Z, labels, test_features, y_test, alpha, groups):
 def _features_of_views(images, encoder: FrozenEncoder, n_views: int, random_state) -> np.ndarray:
     """Features ``(n_views · n_images, d)`` of random views, all images in turn."""
     backbone = encoder.load()
-    source = as_images(images, encoder.image_shape)
-    source.check(encoder.n_jobs)
+    source = _source(images, encoder)
     read = _reader(source, backbone, encoder.n_jobs)
     generator = torch.Generator().manual_seed(int(check_random_state(random_state).randint(2**31 - 1)))
     views, parts = DSA(), []
@@ -255,16 +255,29 @@ def sgd_probe_scores(images, labels, X_test, y_test, *, encoder=None, n_epochs=1
     labels, y_test, groups = _check_sets(images, labels, X_test, y_test, groups)
     check_scalar(n_epochs, "n_epochs", Integral, min_val=1)
     check_scalar(n_repeats, "n_repeats", Integral, min_val=1)
-    encoder = FrozenEncoder() if encoder is None else encoder
-    raw = type(encoder)(**{**encoder.get_params(deep=False), "normalize": False})
-    backbone = raw.load()
+    raw = _raw(FrozenEncoder() if encoder is None else encoder)
+    source = _source(images, raw)
+    return _heads(source, labels, raw.encode(X_test), y_test, raw, n_epochs, n_repeats, groups, random_state)
+
+
+def _raw(encoder: FrozenEncoder) -> FrozenEncoder:
+    """The same encoder, whose features are not normalised."""
+    return type(encoder)(**{**encoder.get_params(deep=False), "normalize": False})
+
+
+def _source(images, encoder: FrozenEncoder) -> Images:
+    """Images that can be read, or an error."""
     source = as_images(images, encoder.image_shape)
     source.check(encoder.n_jobs)
+    return source
+
+
+def _heads(source: Images, labels, test_features, y_test, encoder: FrozenEncoder, n_epochs, n_repeats, groups, random_state):
+    """Scores of heads trained by SGD on the features that the encoder gives."""
+    backbone = encoder.load()
     read = _reader(source, backbone, encoder.n_jobs)
     classes, codes = np.unique(labels, return_inverse=True)
-    y = torch.from_numpy(codes)
-    test_features = raw.encode(X_test)
-    runs = []
+    y, runs = torch.from_numpy(codes), []
     for seed in check_random_state(random_state).randint(2**31 - 1, size=n_repeats):
         weight, bias = _train_head(backbone, read, y, len(classes), n_epochs, torch.Generator().manual_seed(int(seed)))
         runs.append(_metrics(test_features @ weight.T + bias, classes, y_test, groups))

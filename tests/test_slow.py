@@ -126,7 +126,7 @@ def test_the_papers_tables_are_one_command(dataset, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "runs").iterdir()} == written
 
 
-@pytest.mark.parametrize("script", ["budgets", "robustness", "encoders", "sensitivity", "schedule"])
+@pytest.mark.parametrize("script", ["budgets", "robustness", "encoders", "sensitivity", "schedule", "head"])
 def test_studies_run_from_folder_to_table(script, tmp_path):
     """On noise: that they run, and go on where they were."""
     if script == "encoders":
@@ -143,6 +143,7 @@ def test_studies_run_from_folder_to_table(script, tmp_path):
         "encoders": [folder, "--size", "32", *small],
         "schedule": [folder, "--size", "32", "--seconds", "0.2", "0.5"],
         "sensitivity": [f"{folder}:32:2:3", "--alphas", "0.1", "1", "--temperatures", "0.1"],
+        "head": [folder, "--sizes", "32", "--steps", "2", "--seeds", "1"],
     }
     path = Path(__file__).parents[1] / "benchmarks" / f"{script}.py"
     command = [sys.executable, path, *options[script], "--results", tmp_path / "results"]
