@@ -85,6 +85,10 @@ def defaults():
     return joblib.hash(sorted(map(repr, CLPDistiller().get_params(deep=False).items())))[:8]
 
 
+def _records(path):
+    return json.loads(path.read_text()) if path.exists() else []
+
+
 def recorded(path, settings, work):
     """The record of what was done with these settings; done now, and added to the JSON file, if there is none.
 
@@ -97,15 +101,14 @@ def recorded(path, settings, work):
     work : callable
         ``() → dict``
     """
-    records = json.loads(path.read_text()) if path.exists() else []
     settings = json.loads(json.dumps({**settings, "defaults": defaults()}))
-    for record in records:
+    for record in _records(path):
         if record["settings"] == settings:
             return record
     record = {"settings": settings, "machine": machine(), **work()}
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
-    part.write_text(json.dumps([*records, record], indent=1) + "\n")
+    part.write_text(json.dumps([*_records(path), record], indent=1) + "\n")
     part.replace(path)  # whole, or as it was
     print(record, flush=True)
     return record

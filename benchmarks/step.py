@@ -144,7 +144,7 @@ class Case:
         """A batch of real features; the probe; the loss and its gradient in the features of the views."""
         Z = F.normalize(torch.randn(self.total, self.backbone.n_features), dim=1).requires_grad_()
         Y = F.one_hot(self.y.repeat_interleave(self.views), self.classes).float()
-        torch.autograd.grad(self.objective(Z, Y, *self.real.sample(self.state.batches)), Z)
+        torch.autograd.grad(self.objective(Z, Y, *self.real.sample(self.state.random["batches"])), Z)
 
 
 def encoder(output):

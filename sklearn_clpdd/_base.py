@@ -1,7 +1,7 @@
 """BaseDistiller: validates for every distiller, and makes it a classifier and a transformer."""
 
 from abc import abstractmethod
-from contextlib import ExitStack, nullcontext
+from contextlib import nullcontext
 from functools import wraps
 from numbers import Integral, Real
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ from sklearn.utils.validation import assert_all_finite, check_consistent_length,
 from torch import Tensor, nn
 
 from ._core.calibration import temperature_of
-from ._core.devices import resolve_device
+from ._core.devices import as_ever, resolve_device
 from ._core.heap import kept_heap
 from ._core.objectives import anchors, inner_weights
 from ._core.real_features import RealSet
@@ -99,11 +99,7 @@ class BaseDistiller(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Classifie
         counts = np.bincount(codes)
         budget = self._budget(classes, counts)
         self._check(classes, counts, budget)
-        device = space.device.type
-        as_ever = torch.inference_mode(False), torch.enable_grad(), torch.autocast(device, enabled=False)
-        with ExitStack() as stack:  # whatever mode the caller is in
-            for context in (*as_ever, kept_heap() if device == "cpu" else nullcontext()):
-                stack.enter_context(context)
+        with as_ever(space.device), kept_heap() if space.device.type == "cpu" else nullcontext():
             self._find(Task(X, y, space, classes, codes, groups, budget))
         return self
 

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from ._base import BaseDistiller, Task
 from ._core.augmentations import AUGMENTATIONS, Augmentation
-from ._core.loop import Objective, State, distill, whole_features
+from ._core.loop import OuterLoss, State, distill, whole_features
 from ._core.objectives import MeanOverEncoders, inner_weights
 from ._core.parametrizations import PARAMETRIZATIONS, Parametrization
-from ._core.real_features import RealFeatures, RealSet, shuffled
+from ._core.real_features import RealFeatures, RealSet, n_held_out, shuffled
 from ._reals import central
 from ._run import Checkpoint, Run
 from ._spaces import Space
@@ -142,7 +142,7 @@ class IterativeDistiller(CallbackSupportMixin, BaseDistiller):
         self.verbose = verbose
 
     @abstractmethod
-    def _objective(self, random: torch.Generator) -> Objective:
+    def _objective(self, random: torch.Generator) -> OuterLoss:
         """Outer loss of the run; ``random`` gives the random numbers that it may draw in each step."""
 
     def _learns_targets(self) -> bool:
@@ -155,6 +155,7 @@ class IterativeDistiller(CallbackSupportMixin, BaseDistiller):
         space, y = task.space, task.labels
         if self.warm_start and self.checkpoint is not None:
             raise ValueError("warm_start=True goes on from the last fit and checkpoint= from a file; give one of the two")
+        held_out = self._held_out_of(task)
         start = self._warm_start_from(task.classes[y], space.sample_shape)
         augmentation = self._augmentation(space)
         n_views = self._views(len(y)) if augmentation.is_random else 1
@@ -162,15 +163,17 @@ class IterativeDistiller(CallbackSupportMixin, BaseDistiller):
         n_all = len(y) * (n_views + (whole_weight > 0))
         given = None if self.encoder_batch_size == "auto" else self.encoder_batch_size
         passes = space.passes(n_all, given)
-        digests = {"y": joblib.hash(np.ascontiguousarray(task.y)), "groups": joblib.hash(task.groups)}
-        checkpoint = None if self.checkpoint is None else Checkpoint(self, space.identity() | digests)
+        checkpoint = None
+        if self.checkpoint is not None:
+            digests = {"y": joblib.hash(np.ascontiguousarray(task.y)), "groups": joblib.hash(task.groups)}
+            checkpoint = Checkpoint(self, space.identity() | digests)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        if checkpoint is not None and checkpoint.info:
+        if checkpoint and checkpoint.info:
             seed = checkpoint.info["seed"]
         rng = np.random.RandomState(seed)
         if hasattr(self, "_init_callback_context"):
             self._init_callback_context(max_subtasks=self.max_iter).call_on_fit_task_begin(estimator=self, X=task.X, y=task.y)
-        real = self._real_set(task, rng)
+        real = self._real_set(task, held_out, rng)
         if start is None:
             self.history_, self.n_iter_ = [], 0
         self.n_views_, self.encoder_batch_size_ = n_views, passes.chunk_size
@@ -204,16 +207,10 @@ class IterativeDistiller(CallbackSupportMixin, BaseDistiller):
         if hasattr(self, "_callback_fit_ctx"):
             self._callback_fit_ctx.call_on_fit_task_end(estimator=self, X=task.X, y=task.y)
 
-    def _real_set(self, task: Task, rng: np.random.RandomState) -> RealSet:
+    def _real_set(self, task: Task, held_out: tuple[np.ndarray, float | None], rng: np.random.RandomState) -> RealSet:
         """Features of the real samples in random order, those held out last, and what the draws are balanced over."""
-        codes = task.codes
-        order, n_held_out = shuffled(*self._held_out_of(task), rng)
-        if self.n_iter_no_change is not None and not n_held_out:
-            raise ValueError(
-                f"n_iter_no_change={self.n_iter_no_change} needs held-out real samples, and validation_fraction="
-                f"{self.validation_fraction} of classes of at most {np.bincount(codes).max()} samples is none; give more"
-            )
-        strata = task.groups if task.groups is not None else codes if self._balances(codes) else None
+        order, n_held_out = shuffled(*held_out, rng)
+        strata = task.groups if task.groups is not None else task.codes if self._balances(task.codes) else None
         return replace(self._encode(task, order, n_held_out), strata=None if strata is None else strata[order])
 
     def _state(self, task: Task, real: RealSet, rng: np.random.RandomState, start: np.ndarray | None) -> State:
@@ -226,8 +223,10 @@ class IterativeDistiller(CallbackSupportMixin, BaseDistiller):
         targets = torch.tensor(known, dtype=dtype, device=task.space.device, requires_grad=self._learns_targets())
         return State(parametrization, targets, random)
 
-    def _outer(self, space: Space, random: torch.Generator) -> Objective:
-        return MeanOverEncoders(self._objective(random), space.widths)
+    def _outer(self, space: Space, random: torch.Generator) -> OuterLoss:
+        """The objective, for the features of all encoders; no copy of the real ones where there is one encoder."""
+        objective = self._objective(random)
+        return objective if len(space.widths) == 1 else MeanOverEncoders(objective, space.widths)
 
     def _learn(
         self,
@@ -309,7 +308,7 @@ class IterativeDistiller(CallbackSupportMixin, BaseDistiller):
             return None
         parametrization, Y = state.parametrization, state.targets
         dtype = Y.dtype
-        # Balanced draws, of which there are so many that hardly a sample is left out.
+        # Balanced draws: so many that few samples are left out, where these are not many.
         n_drawn = real.n_held_out if real.strata is None else max(real.n_held_out, min(4 * real.n_held_out, _MOST_DRAWN))
         R, r = _sampled(real.held_out, n_drawn, space.device, dtype).sample(torch.Generator().manual_seed(0))
 
@@ -324,10 +323,17 @@ class IterativeDistiller(CallbackSupportMixin, BaseDistiller):
 
     def _held_out_of(self, task: Task) -> tuple[np.ndarray, float | None]:
         """What a share is held out of, and which: none where it would lack a group, for it would choose images that need none."""
-        if task.groups is None:
-            return task.codes, self.validation_fraction
-        enough = np.bincount(task.groups).min() * (self.validation_fraction or 0) >= 1
-        return task.groups, self.validation_fraction if enough else None
+        within = task.codes if task.groups is None else task.groups
+        counts = np.bincount(within)
+        n = n_held_out(counts, self.validation_fraction)
+        enough = n.any() if task.groups is None else n.all()
+        if self.n_iter_no_change is not None and not enough:
+            of = f"classes of at most {counts.max()}" if task.groups is None else f"groups of at least {counts.min()}"
+            raise ValueError(
+                f"n_iter_no_change={self.n_iter_no_change} needs held-out real samples, and validation_fraction="
+                f"{self.validation_fraction} of {of} samples is none; give more"
+            )
+        return within, self.validation_fraction if enough else None
 
     def _balances(self, codes: np.ndarray) -> bool:
         counts = np.bincount(codes)

@@ -1,4 +1,4 @@
-"""Which real samples stand for a class: random ones, the most central, the nearest to given points."""
+"""Which real samples stand for a class: the most central ones, or the nearest to given points."""
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
@@ -13,5 +13,5 @@ def central(R: np.ndarray, n: int, rng: np.random.RandomState) -> np.ndarray:
 
 
 def nearest(Z: np.ndarray, R: np.ndarray) -> np.ndarray:
-    """Rows of ``R``, none twice, for those of ``Z``, with the least sum of distances."""
+    """Rows of ``R``, none twice, for those of ``Z``, of which there are not more, with the least sum of distances."""
     return linear_sum_assignment(cdist(Z, R))[1]

@@ -3,7 +3,6 @@
 A space is what the loop needs to know of the user's data, in one form for both.
 """
 
-import dataclasses
 import math
 import os
 import tempfile
@@ -122,13 +121,13 @@ class ImageSpace:
         position = np.empty(n, dtype=np.int64)
         position[order] = np.arange(n)
         R = _on_disk(n, d, half=normalized) if 4 * n * d > _IN_MEMORY else np.empty((n, d), dtype=np.float32)
-        bad: list[int] = []
         for encoder, columns in zip(self.encoders, _blocks(self.widths), strict=True):
+            bad: list[int] = []
             for rows, Z in encoder.blocks(self._images):
                 bad += (rows.start + np.flatnonzero(~np.isfinite(Z).all(axis=1))).tolist()
                 R[position[rows], columns] = Z / np.float32(math.sqrt(len(self.widths)))
-        if bad:
-            raise ValueError(f"the encoder gives non-finite features for {len(bad)} of {n} samples, first for X[{bad[0]}]")
+            if bad:
+                raise ValueError(f"the encoder gives non-finite features for {len(bad)} of {n} samples, first for X[{bad[0]}]")
         return R
 
     def features(self, samples):
@@ -152,8 +151,7 @@ class ImageSpace:
         return Passes(max(1, min(n_views, one // graph_bytes)), every // graph_bytes)
 
     def read(self, indices):
-        whole = dataclasses.replace(self.preprocessing, image_size=self._side, crop_pct=1.0)
-        return self._images.read(indices, whole, self.encoders[0].n_jobs).to(self.device)
+        return self._images.read(indices, self.preprocessing.whole(self._side), self.encoders[0].n_jobs).to(self.device)
 
     def start(self, parametrization, m, generator):
         return parametrization((m, 3, self._side, self._side), generator, device=self.device)
@@ -167,7 +165,7 @@ class ImageSpace:
             features_of(backbone, self._resized(views, backbone.preprocessing.image_size), encoder.normalize)
             for encoder, backbone in zip(self.encoders, self._backbones, strict=True)
         ]
-        return torch.cat(parts, dim=1) / math.sqrt(len(parts))
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1) / math.sqrt(len(parts))
 
     def _resized(self, views: Tensor, size: int) -> Tensor:
         """Views of the largest encoder's size, or of half of it, for an encoder of some size."""

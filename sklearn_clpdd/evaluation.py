@@ -3,20 +3,20 @@
 from collections.abc import Callable
 from itertools import islice
 from numbers import Integral, Real
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
-from sklearn.preprocessing import normalize
 from sklearn.utils import check_random_state, check_scalar
 from sklearn.utils.validation import assert_all_finite, check_consistent_length, column_or_1d
 from torch import Tensor
 
 from ._base import BaseDistiller
 from ._core.augmentations import DSA
-from ._core.backbones import Backbone, Preprocessing
+from ._core.devices import as_ever
 from ._core.ridge import relative_penalty
 from ._encoder import FrozenEncoder, features_of
 from ._images import Images, as_images
@@ -53,12 +53,14 @@ def compare_with_real(distiller: BaseDistiller, X, y, X_test, y_test, *, n_draws
         For ``"all real"``, ``"random real"`` (mean of the draws) and ``"distilled"``: number of training samples, accuracy. The
         ridge strength for all real samples is chosen by leave-one-out on them; the others have the distiller's own probe.
     """
+    check_scalar(n_draws, "n_draws", Integral, min_val=1)
+    check_consistent_length(X, y)
+    check_consistent_length(X_test, y_test)
     rng = check_random_state(random_state)
     test = distiller.features(X_test)
     features, test_features = ((Z - distiller._center) / distiller._scale for Z in (distiller.features(X), test))
     y = np.asarray(y)
     full = ClosedFormProbe().fit(features, y)
-    m = len(distiller.y_synthetic_)
     draws = []
     for _ in range(n_draws):
         members = (np.flatnonzero(y == label) for label in distiller.classes_)
@@ -68,8 +70,8 @@ def compare_with_real(distiller: BaseDistiller, X, y, X_test, y_test, *, n_draws
         draws.append(distiller._fit_probe(features[rows], y[rows]).score(test_features, y_test))
     return {
         "all real": (len(y), full.score(test_features, y_test)),
-        "random real": (m, float(np.mean(draws))),
-        "distilled": (m, distiller.probe_.score(test, y_test)),
+        "random real": (len(rows), float(np.mean(draws))),
+        "distilled": (len(distiller.y_synthetic_), distiller.probe_.score(test, y_test)),
     }
 
 
@@ -111,15 +113,13 @@ def closed_form_probe_scores(
     --------
     sgd_probe_scores : A probe that is trained as LGM trains it.
     """
-    labels, y_test, groups = _check_sets(images, labels, X_test, y_test, groups)
-    if alpha != "loo":
-        check_scalar(alpha, "alpha", Real, min_val=0, include_boundaries="neither")
+    _check_alpha(alpha)
     check_scalar(n_views, "n_views", Integral, min_val=0)
     if n_views and alpha == "loo":
         raise ValueError('alpha="loo" leaves out one view and keeps the others of the same image: give a number, or n_views=0')
-    encoder = FrozenEncoder() if encoder is None else encoder
-    Z = _features_of_views(images, encoder, n_views, random_state) if n_views else encoder.encode(images)
-    return _closed_form(Z, labels, encoder.encode(X_test), y_test, alpha, groups)
+    task = _task(images, labels, X_test, y_test, groups, encoder)
+    Z = _features_of_views(task, n_views, random_state) if n_views else task.encoder.encode(task.source)
+    return _closed_form(Z, task, alpha)
 
 
 def probe_scores(
@@ -156,57 +156,22 @@ def probe_scores(
         nearest image (without ``"top5"``), both on the features of the images themselves; and ``"sgd"``, what
         :func:`sgd_probe_scores` returns.
     """
-    labels, y_test, groups = _check_sets(images, labels, X_test, y_test, groups)
     check_scalar(alpha, "alpha", Real, min_val=0, include_boundaries="neither")
-    check_scalar(n_epochs, "n_epochs", Integral, min_val=1)
-    check_scalar(n_repeats, "n_repeats", Integral, min_val=0)
-    encoder = FrozenEncoder() if encoder is None else encoder
+    _check_heads(n_epochs, n_repeats, 0)
     seed = check_random_state(random_state).randint(2**31 - 1)
-    raw = _raw(encoder)
-    source = _source(images, raw)
-    raw_test_features = raw.encode(X_test)  # once for all probes
-    test = normalize(raw_test_features) if encoder.normalize else raw_test_features, y_test
-    Z, Z_views = encoder.encode(images), _features_of_views(images, encoder, _N_VIEWS, seed)
+    task = _task(images, labels, X_test, y_test, groups, encoder, raw=True)
+    Z = task.encoder.encode(task.source)
     scores = {
-        "closed_form": _closed_form(Z, labels, *test, alpha, groups),
-        "closed_form_views": _closed_form(Z_views, labels, *test, alpha, groups),
+        "closed_form": _closed_form(Z, task, alpha),
+        "closed_form_views": _closed_form(_features_of_views(task, _N_VIEWS, seed), task, alpha),
     }
     for name, probe in (("logistic", LogisticRegression(max_iter=1000)), ("knn", KNeighborsClassifier(1))):
-        probe.fit(Z, labels)
-        scores[name] = _collected([_metrics(probe.predict_proba(test[0]), probe.classes_, y_test, groups)])
+        probe.fit(Z, task.labels)
+        scores[name] = _collected([task.metrics(probe.predict_proba(task.test_features))])
     scores["knn"].pop("top5", None)  # one neighbour has one class
     if n_repeats:
-        scores["sgd"] = _heads(source, labels, raw_test_features, y_test, raw, n_epochs, n_repeats, groups, seed)
+        scores["sgd"] = _heads(task, n_epochs, n_repeats, seed)
     return scores
-
-
-def _closed_form(Z, labels, test_features, y_test, alpha, groups):
-    """Scores of the probe of features ``Z``, of as many views of each image as there are."""
-    labels = np.tile(labels, len(Z) // len(labels))
-    if alpha == "loo":
-        probe = ClosedFormProbe()
-    else:
-        penalty = relative_penalty(torch.from_numpy(Z).double(), alpha).item()
-        probe = ClosedFormProbe(penalty, fit_intercept=False, temperature=1.0)
-    scores = probe.fit(Z, labels).decision_function(test_features)
-    scores = np.stack([-scores, scores], 1) if scores.ndim == 1 else scores
-    return _collected([_metrics(scores, probe.classes_, y_test, groups)])
-
-
-def _features_of_views(images, encoder: FrozenEncoder, n_views: int, random_state) -> np.ndarray:
-    """Features ``(n_views · n_images, d)`` of random views, all images in turn."""
-    backbone = encoder.load()
-    source = _source(images, encoder)
-    read = _reader(source, backbone, encoder.n_jobs)
-    generator = torch.Generator().manual_seed(int(check_random_state(random_state).randint(2**31 - 1)))
-    views, parts = DSA(), []
-    for _ in range(n_views):
-        for rows in torch.arange(len(source)).split(_BATCH_SIZE):
-            draws = views.draw(len(rows), generator)
-            with torch.no_grad():
-                seen = views(read(rows), draws, backbone.preprocessing)
-                parts.append(features_of(backbone, seen, encoder.normalize, encoder.dtype).cpu())
-    return torch.cat(parts).numpy()
 
 
 def sgd_probe_scores(images, labels, X_test, y_test, *, encoder=None, n_epochs=1000, n_repeats=1, groups=None, random_state=None):
@@ -252,36 +217,9 @@ def sgd_probe_scores(images, labels, X_test, y_test, *, encoder=None, n_epochs=1
     *Dataset Distillation for Pre-Trained Self-Supervised Vision Models*, arXiv 2511.16674, evaluation; but for its choice of
     the best epoch by test accuracy.
     """
-    labels, y_test, groups = _check_sets(images, labels, X_test, y_test, groups)
-    check_scalar(n_epochs, "n_epochs", Integral, min_val=1)
-    check_scalar(n_repeats, "n_repeats", Integral, min_val=1)
-    raw = _raw(FrozenEncoder() if encoder is None else encoder)
-    source = _source(images, raw)
-    return _heads(source, labels, raw.encode(X_test), y_test, raw, n_epochs, n_repeats, groups, random_state)
-
-
-def _raw(encoder: FrozenEncoder) -> FrozenEncoder:
-    """The same encoder, whose features are not normalised."""
-    return type(encoder)(**{**encoder.get_params(deep=False), "normalize": False})
-
-
-def _source(images, encoder: FrozenEncoder) -> Images:
-    """Images that can be read, or an error."""
-    source = as_images(images, encoder.image_shape)
-    source.check(encoder.n_jobs)
-    return source
-
-
-def _heads(source: Images, labels, test_features, y_test, encoder: FrozenEncoder, n_epochs, n_repeats, groups, random_state):
-    """Scores of heads trained by SGD on the features that the encoder gives."""
-    backbone = encoder.load()
-    read = _reader(source, backbone, encoder.n_jobs)
-    classes, codes = np.unique(labels, return_inverse=True)
-    y, runs = torch.from_numpy(codes), []
-    for seed in check_random_state(random_state).randint(2**31 - 1, size=n_repeats):
-        weight, bias = _train_head(backbone, read, y, len(classes), n_epochs, torch.Generator().manual_seed(int(seed)))
-        runs.append(_metrics(test_features @ weight.T + bias, classes, y_test, groups))
-    return _collected(runs)
+    _check_heads(n_epochs, n_repeats, 1)
+    task = _task(images, labels, X_test, y_test, groups, _raw(FrozenEncoder() if encoder is None else encoder), raw=True)
+    return _heads(task, n_epochs, n_repeats, random_state)
 
 
 def transfer_scores(
@@ -313,18 +251,64 @@ def transfer_scores(
     dict of str to dict
         For each encoder, under ``"closed_form"`` and ``"sgd"``, what the two functions return.
     """
+    _check_alpha(alpha)
+    _check_heads(n_epochs, n_repeats, 0)
     _check_sets(images, labels, X_test, y_test, groups)
     for encoder in encoders.values():
         encoder.load()  # or an error, before the first is at work
     seed = check_random_state(random_state).randint(2**31 - 1)
     table = {}
     for name, encoder in encoders.items():
-        common = {"encoder": encoder, "groups": groups}
-        table[name] = {"closed_form": closed_form_probe_scores(images, labels, X_test, y_test, alpha=alpha, **common)}
+        task = _task(images, labels, X_test, y_test, groups, encoder, raw=n_repeats > 0)
+        table[name] = {"closed_form": _closed_form(encoder.encode(task.source), task, alpha)}
         if n_repeats:
-            heads = {"n_epochs": n_epochs, "n_repeats": n_repeats, "random_state": seed}
-            table[name]["sgd"] = sgd_probe_scores(images, labels, X_test, y_test, **heads, **common)
+            table[name]["sgd"] = _heads(task, n_epochs, n_repeats, seed)
     return table
+
+
+class _Task(NamedTuple):
+    """What probes are trained on, and what they are scored by."""
+
+    source: Images
+    labels: np.ndarray
+    encoder: FrozenEncoder
+    test_features: np.ndarray
+    raw_test_features: np.ndarray | None  # the same, not normalised
+    y_test: np.ndarray
+    groups: np.ndarray | None
+
+    def metrics(self, scores: np.ndarray) -> dict[str, float]:
+        """Of scores ``(n_test, n_classes)``, the classes in sorted order."""
+        return _metrics(scores, np.unique(self.labels), self.y_test, self.groups)
+
+
+def _task(images, labels, X_test, y_test, groups, encoder: FrozenEncoder | None, *, raw=False) -> _Task:
+    """Check all that is given, and encode the test images, once: where raw features are wanted, the others are made of them."""
+    labels, y_test, groups = _check_sets(images, labels, X_test, y_test, groups)
+    encoder = FrozenEncoder() if encoder is None else encoder
+    encoder.load()
+    source = as_images(images, encoder.image_shape)
+    source.check(encoder.n_jobs)
+    if not raw:
+        return _Task(source, labels, encoder, encoder.encode(X_test), None, y_test, groups)
+    R = _raw(encoder).encode(X_test)
+    own = F.normalize(torch.from_numpy(R), dim=1).numpy() if encoder.normalize else R
+    return _Task(source, labels, encoder, own, R, y_test, groups)
+
+
+def _raw(encoder: FrozenEncoder) -> FrozenEncoder:
+    """The same encoder, whose features are not normalised."""
+    return type(encoder)(**{**encoder.get_params(deep=False), "normalize": False})
+
+
+def _check_alpha(alpha):
+    if alpha != "loo":
+        check_scalar(alpha, "alpha", Real, min_val=0, include_boundaries="neither")
+
+
+def _check_heads(n_epochs, n_repeats, least):
+    check_scalar(n_epochs, "n_epochs", Integral, min_val=1)
+    check_scalar(n_repeats, "n_repeats", Integral, min_val=least)
 
 
 def _check_sets(images, labels, X_test, y_test, groups):
@@ -336,31 +320,70 @@ def _check_sets(images, labels, X_test, y_test, groups):
     for name, values in (("labels", labels), ("y_test", y_test), ("groups", groups)):
         if values is not None:
             assert_all_finite(values, input_name=name)
+    classes = np.unique(labels).tolist()
+    if len(classes) < 2:
+        raise ValueError(f"a probe needs images of at least two classes; labels holds {classes}")
     unknown = np.setdiff1d(y_test, labels).tolist()
     if unknown:
         raise ValueError(f"y_test holds classes of which there is no image to train on: {unknown[:10]}")
     return labels, y_test, groups
 
 
-def _reader(source: Images, backbone: Backbone, n_jobs: int | None) -> Callable[[Tensor], Tensor]:
+def _closed_form(Z: np.ndarray, task: _Task, alpha) -> dict[str, np.ndarray]:
+    """Scores of the probe of features ``Z``: of the images, or of some views of each, all images in turn."""
+    if alpha == "loo":
+        probe = ClosedFormProbe()
+    else:
+        penalty = relative_penalty(torch.from_numpy(Z).double(), alpha).item()
+        probe = ClosedFormProbe(penalty, fit_intercept=False, temperature=1.0)
+    n_views = len(Z) // len(task.labels)
+    scores = probe.fit(Z, np.tile(task.labels, n_views)).decision_function(task.test_features)
+    return _collected([task.metrics(np.stack([-scores, scores], 1) if scores.ndim == 1 else scores)])
+
+
+def _features_of_views(task: _Task, n_views: int, random_state) -> np.ndarray:
+    """Features ``(n_views · n_images, d)`` of random views, all images in turn."""
+    encoder = task.encoder
+    backbone, read = encoder.load(), _reader(task)
+    generator = torch.Generator().manual_seed(int(check_random_state(random_state).randint(2**31 - 1)))
+    views, parts = DSA(), []
+    for _ in range(n_views):
+        for rows in torch.arange(len(task.source)).split(_BATCH_SIZE):
+            draws = views.draw(len(rows), generator)
+            with torch.no_grad():
+                seen = views(read(rows), draws, backbone.preprocessing)
+                parts.append(features_of(backbone, seen, encoder.normalize, encoder.dtype).cpu())
+    return torch.cat(parts).numpy()
+
+
+def _heads(task: _Task, n_epochs: int, n_repeats: int, random_state) -> dict[str, np.ndarray]:
+    """Scores of heads trained by SGD on features that are not normalised."""
+    read, runs = _reader(task), []
+    for seed in check_random_state(random_state).randint(2**31 - 1, size=n_repeats):
+        with as_ever(task.encoder.load().device):
+            weight, bias = _train_head(task, read, n_epochs, torch.Generator().manual_seed(int(seed)))
+        runs.append(task.metrics(task.raw_test_features @ weight.T + bias))
+    return _collected(runs)
+
+
+def _reader(task: _Task) -> Callable[[Tensor], Tensor]:
     """What gives images by their positions, at the size from which the encoder crops."""
-    whole = Preprocessing(image_size=backbone.preprocessing.resized)
+    source, n_jobs, backbone = task.source, task.encoder.n_jobs, task.encoder.load()
+    whole = backbone.preprocessing.whole(backbone.preprocessing.resized)
     if 4 * len(source) * 3 * whole.image_size**2 > _IN_MEMORY:
         return lambda rows: source.read(rows.numpy(), whole, n_jobs).to(backbone.device)
     pixels = source.read(range(len(source)), whole, n_jobs).to(backbone.device)
     return lambda rows: pixels[rows.to(pixels.device)]
 
 
-def _metrics(scores: np.ndarray, classes: np.ndarray, y_test, groups) -> dict[str, float]:
-    """Of scores ``(n_test, n_classes)``."""
-    y_test = np.asarray(y_test)
+def _metrics(scores: np.ndarray, classes: np.ndarray, y_test: np.ndarray, groups: np.ndarray | None) -> dict[str, float]:
     right = classes[scores.argmax(axis=1)] == y_test
     metrics = {"top1": right.mean()}
     if len(classes) > 5:
         best = classes[np.argpartition(scores, -5, axis=1)[:, -5:]]
         metrics["top5"] = (best == y_test[:, None]).any(axis=1).mean()
     if groups is not None:
-        _, members = np.unique(np.asarray(groups), return_inverse=True)
+        _, members = np.unique(groups, return_inverse=True)
         metrics["worst_group"] = (np.bincount(members, right) / np.bincount(members)).min()
     return metrics
 
@@ -369,8 +392,11 @@ def _collected(runs: list[dict[str, float]]) -> dict[str, np.ndarray]:
     return {name: np.array([run[name] for run in runs]) for name in runs[0]}
 
 
-def _train_head(backbone: Backbone, read: Callable, y, n_classes: int, n_epochs: int, generator: torch.Generator):
-    """Weights ``(C, d)`` and biases ``(C,)`` of a linear head, as arrays; ``read`` gives images by their positions."""
+def _train_head(task: _Task, read: Callable, n_epochs: int, generator: torch.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Weights ``(C, d)`` and biases ``(C,)`` of a linear head; ``read`` gives images by their positions."""
+    backbone = task.encoder.load()
+    classes, codes = np.unique(task.labels, return_inverse=True)
+    y, n_classes = torch.from_numpy(codes), len(classes)
     bound = backbone.n_features**-0.5  # torch's own start of a linear layer
     head = [
         (2 * torch.rand(shape, generator=generator, device="cpu") - 1) * bound
@@ -395,7 +421,7 @@ def _train_head(backbone: Backbone, read: Callable, y, n_classes: int, n_epochs:
         rows = torch.cat([rows for rows, _, _ in together])
         draws = {name: torch.cat([drawn[name] for _, drawn, _ in together]) for name in together[0][1]}
         with torch.no_grad():
-            features = backbone(views(read(rows), draws, backbone.preprocessing))
+            features = features_of(backbone, views(read(rows), draws, backbone.preprocessing), False, task.encoder.dtype)
         targets = y[rows].to(backbone.device)
         sizes = [len(rows) for rows, _, _ in together]
         for Z, r, (_, _, ends) in zip(features.split(sizes), targets.split(sizes), together, strict=True):

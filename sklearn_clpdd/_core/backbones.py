@@ -81,6 +81,10 @@ class Preprocessing:
         """Length of the shorter side before the crop, in pixels."""
         return math.floor(self.image_size / self.crop_pct + 1e-6)  # 128 / (128 / 186) is 185.99…
 
+    def whole(self, side: int) -> "Preprocessing":
+        """The same for images of some side that are not to be cropped."""
+        return replace(self, image_size=side, crop_pct=1.0)
+
     def half(self) -> "Preprocessing":
         """The same for half the side."""
         return replace(self, image_size=self.image_size // 2)

@@ -1,5 +1,8 @@
 """Where tensors live."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 
@@ -59,3 +62,10 @@ def multiplies_in_float32() -> bool:
         return torch.get_float32_matmul_precision() == "highest"
     except RuntimeError:  # it was told in two ways, and does not say
         return False
+
+
+@contextmanager
+def as_ever(device: torch.device) -> Iterator[None]:
+    """Gradients, and float32 where it is asked for, whatever mode the caller is in."""
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
+        yield

@@ -20,7 +20,7 @@ from .real_features import RealFeatures
 # Adam's rate of learned targets, as a share of that of θ.
 _TARGET_RATE = 0.1
 
-Objective = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+OuterLoss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 class Passes(NamedTuple):
@@ -128,7 +128,7 @@ def distill(
     augmentation: Augmentation,
     n_views: int,
     whole_weight: float,
-    objective: Objective,
+    objective: OuterLoss,
     learning_rate: float,
     decay: float,
     progress: Callable[[], float],

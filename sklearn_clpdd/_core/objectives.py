@@ -1,7 +1,7 @@
 """Outer objectives: how well the probe of the synthetic features does on real features, one number.
 
 Every objective is a callable ``(Z, Y, R, r) → scalar``, differentiable in ``Z``; nothing else about the images enters it.
-A new one is a subclass here plus an entry in `OBJECTIVES`.
+A new one of `CLPDistiller` is a subclass of `Objective` plus an entry in `OBJECTIVES`; the peers' have estimators of their own.
 """
 
 import math
@@ -164,8 +164,9 @@ def anchors(W: Tensor) -> Tensor:
 def spread_of_scores(R: Tensor, r: Tensor, n_classes: int, alpha: float) -> float:
     """How far the scores of the classes lie apart where the class means are the synthetic samples: a scale for τ.
 
-    The standard deviation, over real samples and classes, of the cosines to the anchors of the normalised class means, about
-    their mean over the classes of each sample. It is a property of the encoder and the data, had before the first step.
+    The standard deviation, over real samples and classes, of the inner products (cosines, of features of unit norm) with the
+    anchors of the normalised class means, about their mean over the classes of each sample. It is a property of encoder
+    and data, had before the first step.
     """
     means = F.normalize(class_means(R, F.one_hot(r, n_classes).to(R)), dim=1)
     cosines = scores(R, anchors(inner_weights(means, torch.eye(n_classes).to(R), alpha)))

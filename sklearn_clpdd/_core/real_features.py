@@ -12,20 +12,22 @@ from .rows import shared
 _HELD_OUT = 10_000
 
 
+def n_held_out(counts: np.ndarray, fraction: float | None) -> np.ndarray:
+    """How many samples of classes of so many are held out: a share of each, rounded down."""
+    return (min(fraction or 0.0, _HELD_OUT / counts.sum()) * counts).astype(int)
+
+
 def shuffled(codes: np.ndarray, fraction: float | None, rng: np.random.RandomState) -> tuple[np.ndarray, int]:
     """A random order of the samples in which the held-out ones come last, and how many of these there are.
 
-    Held out is a share of each class, rounded down: a class of few samples gives none.
+    A class of few samples gives none.
     """
     order = rng.permutation(len(codes))
-    if not fraction:
-        return order, 0
-    fraction = min(fraction, _HELD_OUT / len(codes))
     by_class = order[np.argsort(codes[order], kind="stable")]
     counts = np.bincount(codes)
     rank = np.arange(len(codes)) - np.repeat(counts.cumsum() - counts, counts)
     held_out = np.zeros(len(codes), dtype=bool)
-    held_out[by_class] = rank < np.repeat((fraction * counts).astype(int), counts)
+    held_out[by_class] = rank < np.repeat(n_held_out(counts, fraction), counts)
     last = held_out[order]
     return np.concatenate([order[~last], order[last]]), int(last.sum())
 
