@@ -4,8 +4,9 @@
 
 DATA holds ``train`` and ``val`` folders with one folder of images per class. All distillers have the default settings, and a
 budget of time for the steps. benchmarks/results/budgets-<name of DATA>.md is written, and with every number a .json, whose runs
-are not made again. The share is that of the accuracy that all real images give the same probe: the closed-form one with its
-strength by leave-one-out, the SGD head with as many steps as ten images have.
+are not made again. The SGD head is trained for so many epochs over the root of the images per class. The share is that of the
+accuracy that all real images give the same probe: the closed-form one with its strength by leave-one-out, the SGD head with 1,000
+steps of a hundred images, or as many as the largest set of the page has.
 """
 
 import math
@@ -31,6 +32,16 @@ SHARES = ("closed_form", "sgd")
 METHODS = {"distilled": CLPDistiller, "random real": RandomSubset, "centroids": ClassCentroids}
 
 
+def epochs_of(arguments, per_class):
+    """Epochs of the SGD head."""
+    return max(1, round(arguments.epochs / math.sqrt(per_class)))
+
+
+def batches_of(n_images):
+    """Steps of the SGD head in an epoch."""
+    return -(-n_images // 100)
+
+
 def measured(arguments, encoder, data, path, method, per_class, seed):
     """Accuracies of the probes for one image set."""
     X, y, *test = data
@@ -39,7 +50,7 @@ def measured(arguments, encoder, data, path, method, per_class, seed):
         run |= {"time_budget": arguments.seconds, "max_iter": 10**7}
         if arguments.learn_labels:
             run["learn_labels"] = True
-    epochs = max(1, round(arguments.epochs / math.sqrt(per_class)))
+    epochs = epochs_of(arguments, per_class)
 
     def work():
         fitted = METHODS[method](encoder, **run).fit(X, y)
@@ -55,7 +66,9 @@ def measured(arguments, encoder, data, path, method, per_class, seed):
 def all_real(arguments, encoder, data, path):
     """The same for all real images; a nearest neighbour, and a LogisticRegression, of thousands of them."""
     X, y, *test = data
-    epochs = max(1, round(100 * arguments.epochs / len(X)))
+    n_classes = len(np.unique(y))
+    most = max(epochs_of(arguments, k) * batches_of(k * n_classes) for k in arguments.images_per_class)
+    epochs = max(1, round(max(most, 1000) / batches_of(len(X))))
     settings = {"data": arguments.folder.name, "method": "all real", "size": arguments.size, "epochs": epochs}
 
     def work():
@@ -92,7 +105,9 @@ def main(arguments):
         f"{len(data[0]):,} training and {len(data[2]):,} test images; views of {arguments.size} px; {arguments.seconds:g} s of "
         f"steps, {seeds}; {machine()}; `python benchmarks/budgets.py DIR "
         f"--size {arguments.size} --seconds {arguments.seconds:g} --seeds {arguments.seeds} --epochs {arguments.epochs} "
-        f"--images-per-class {' '.join(map(str, arguments.images_per_class))}{' --learn-labels' * arguments.learn_labels}`"
+        f"--images-per-class {' '.join(map(str, arguments.images_per_class))}{' --learn-labels' * arguments.learn_labels}"
+        f"{f' --output {arguments.output}' if arguments.output else ''}`; the SGD head is trained for "
+        f"{' and '.join(str(epochs_of(arguments, k)) for k in arguments.images_per_class)} epochs"
     )
     write_page(arguments.results, name, intro, heads, rows)
 

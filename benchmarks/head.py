@@ -71,7 +71,7 @@ def measured(arguments, folder, size, data, path, seed):
         encoder = FrozenEncoder(image_size=size, n_jobs=-1, memory=cache)
         raw = FrozenEncoder(image_size=size, normalize=False, n_jobs=-1, memory=cache)
         images = CLPDistiller(encoder, max_iter=arguments.steps, random_state=seed).fit(X, y).transform()
-        task = _task(images, names, X_test, y_test, None, raw)
+        task = _task(images, names, X_test, y_test, None, raw, pixels=True, raw=False)
         views = torch.from_numpy(_features_of_views(task, N_VIEWS, seed)).view(N_VIEWS, len(images), -1)
         real, test = torch.from_numpy(raw.encode(X)), torch.from_numpy(task.test_features)
         means = torch.stack([real[codes == c].mean(0) for c in range(len(names))])
@@ -103,6 +103,9 @@ def main(arguments):
     path = arguments.results / "head.json"
     columns = []
     sets = [train_and_test(folder) for folder in arguments.data]
+    for folder, (_, y, *_) in zip(arguments.data, sets, strict=True):
+        if len(np.unique(y)) > 100:
+            raise SystemExit(f"{folder} has {len(np.unique(y))} classes; this study takes 100 at most")
     for folder, size, data in zip(arguments.data, arguments.sizes, sets, strict=True):
         records = [measured(arguments, folder, size, data, path, seed) for seed in range(arguments.seeds)]
         protocol = spell([record["protocol"] for record in records])

@@ -195,11 +195,12 @@ def estimator_of(arguments, run, encoder, n_classes, checkpoint):
 def evaluate(arguments, run, images, labels, data, encoder):
     """Scores under both protocols, and under other encoders."""
     common = {"encoder": encoder, "groups": data.groups}
-    # All real images: as many steps of Adam as ten synthetic ones have.
+    # All real images: as many steps of Adam as the synthetic ones have, with a hundred images each.
     real = run.method == "real"
     heads = {"n_epochs": arguments.epochs, "n_repeats": arguments.heads, "random_state": run.seed}
     if real:
-        heads["n_epochs"] = max(1, round(100 * arguments.epochs / len(images)))
+        batches = -(-arguments.images_per_class * len(np.unique(labels)) // 100)
+        heads["n_epochs"] = max(1, round(100 * batches * arguments.epochs / len(images)))
     alpha = "loo" if real else 1.0
     test = (data.X_test, data.y_test)
     scores = {"closed_form": closed_form_probe_scores(images, labels, *test, alpha=alpha, **common)}

@@ -18,7 +18,7 @@ from sklearn.utils.validation import assert_all_finite, check_consistent_length,
 from torch import Tensor, nn
 
 from ._core.calibration import temperature_of
-from ._core.devices import as_ever, resolve_device
+from ._core.devices import caller_modes_off, resolve_device
 from ._core.heap import kept_heap
 from ._core.objectives import anchors, inner_weights
 from ._core.real_features import RealSet
@@ -99,7 +99,7 @@ class BaseDistiller(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Classifie
         counts = np.bincount(codes)
         budget = self._budget(classes, counts)
         self._check(classes, counts, budget)
-        with as_ever(space.device), kept_heap() if space.device.type == "cpu" else nullcontext():
+        with caller_modes_off(space.device), kept_heap() if space.device.type == "cpu" else nullcontext():
             self._find(Task(X, y, space, classes, codes, groups, budget))
         return self
 

@@ -21,7 +21,7 @@ from ._core.augmentations import AUGMENTATIONS, Augmentation
 from ._core.loop import OuterLoss, State, distill, whole_features
 from ._core.objectives import MeanOverEncoders, inner_weights
 from ._core.parametrizations import PARAMETRIZATIONS, Parametrization
-from ._core.real_features import RealFeatures, RealSet, n_held_out, shuffled
+from ._core.real_features import RealFeatures, RealSet, held_out_counts, shuffled
 from ._reals import central
 from ._run import Checkpoint, Run
 from ._spaces import Space
@@ -322,13 +322,16 @@ class IterativeDistiller(CallbackSupportMixin, BaseDistiller):
         return score
 
     def _held_out_of(self, task: Task) -> tuple[np.ndarray, float | None]:
-        """What a share is held out of, and which: none where it would lack a group, for it would choose images that need none."""
+        """What a share is held out of, and which: none where it would lack a group, for it would choose images that need none.
+
+        Raises where some are needed and none are had.
+        """
         within = task.codes if task.groups is None else task.groups
         counts = np.bincount(within)
-        n = n_held_out(counts, self.validation_fraction)
+        n = held_out_counts(counts, self.validation_fraction)
         enough = n.any() if task.groups is None else n.all()
         if self.n_iter_no_change is not None and not enough:
-            of = f"classes of at most {counts.max()}" if task.groups is None else f"groups of at least {counts.min()}"
+            of = f"classes of at most {counts.max()}" if task.groups is None else f"groups, the smallest one of {counts.min()}"
             raise ValueError(
                 f"n_iter_no_change={self.n_iter_no_change} needs held-out real samples, and validation_fraction="
                 f"{self.validation_fraction} of {of} samples is none; give more"

@@ -1,9 +1,11 @@
 """How good a distilled set is: beside real images, and for probes other than the one that made it."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from numbers import Integral, Real
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +18,7 @@ from torch import Tensor
 
 from ._base import BaseDistiller
 from ._core.augmentations import DSA
-from ._core.devices import as_ever
+from ._core.devices import caller_modes_off
 from ._core.ridge import relative_penalty
 from ._encoder import FrozenEncoder, features_of
 from ._images import Images, as_images
@@ -117,7 +119,7 @@ def closed_form_probe_scores(
     check_scalar(n_views, "n_views", Integral, min_val=0)
     if n_views and alpha == "loo":
         raise ValueError('alpha="loo" leaves out one view and keeps the others of the same image: give a number, or n_views=0')
-    task = _task(images, labels, X_test, y_test, groups, encoder)
+    task = _task(images, labels, X_test, y_test, groups, encoder, pixels=n_views > 0, raw=False)
     Z = _features_of_views(task, n_views, random_state) if n_views else task.encoder.encode(task.source)
     return _closed_form(Z, task, alpha)
 
@@ -159,7 +161,7 @@ def probe_scores(
     check_scalar(alpha, "alpha", Real, min_val=0, include_boundaries="neither")
     _check_heads(n_epochs, n_repeats, 0)
     seed = check_random_state(random_state).randint(2**31 - 1)
-    task = _task(images, labels, X_test, y_test, groups, encoder, raw=True)
+    task = _task(images, labels, X_test, y_test, groups, encoder, pixels=True, raw=True)
     Z = task.encoder.encode(task.source)
     scores = {
         "closed_form": _closed_form(Z, task, alpha),
@@ -218,7 +220,7 @@ def sgd_probe_scores(images, labels, X_test, y_test, *, encoder=None, n_epochs=1
     the best epoch by test accuracy.
     """
     _check_heads(n_epochs, n_repeats, 1)
-    task = _task(images, labels, X_test, y_test, groups, _raw(FrozenEncoder() if encoder is None else encoder), raw=True)
+    task = _task(images, labels, X_test, y_test, groups, encoder, pixels=True, raw=True)
     return _heads(task, n_epochs, n_repeats, random_state)
 
 
@@ -253,47 +255,58 @@ def transfer_scores(
     """
     _check_alpha(alpha)
     _check_heads(n_epochs, n_repeats, 0)
-    _check_sets(images, labels, X_test, y_test, groups)
+    labels, y_test, groups = _check_sets(images, labels, X_test, y_test, groups)
     for encoder in encoders.values():
         encoder.load()  # or an error, before the first is at work
     seed = check_random_state(random_state).randint(2**31 - 1)
     table = {}
     for name, encoder in encoders.items():
-        task = _task(images, labels, X_test, y_test, groups, encoder, raw=n_repeats > 0)
+        task = _task(images, labels, X_test, y_test, groups, encoder, pixels=n_repeats > 0, raw=n_repeats > 0)
         table[name] = {"closed_form": _closed_form(encoder.encode(task.source), task, alpha)}
         if n_repeats:
             table[name]["sgd"] = _heads(task, n_epochs, n_repeats, seed)
     return table
 
 
-class _Task(NamedTuple):
-    """What probes are trained on, and what they are scored by."""
+@dataclass
+class _Task:
+    """What probes are trained on, and what they are scored by; the test images pass the encoder once, when they are needed."""
 
     source: Images
     labels: np.ndarray
     encoder: FrozenEncoder
-    test_features: np.ndarray
-    raw_test_features: np.ndarray | None  # the same, not normalised
+    X_test: Any
     y_test: np.ndarray
     groups: np.ndarray | None
+    needs_raw: bool  # whether raw features are needed: those of unit norm are made of them then
+
+    @cached_property
+    def raw_test_features(self) -> np.ndarray:
+        """Not normalised."""
+        return _raw(self.encoder).encode(self.X_test)
+
+    @cached_property
+    def test_features(self) -> np.ndarray:
+        """As the encoder gives them."""
+        if not self.needs_raw:
+            return self.encoder.encode(self.X_test)
+        R = self.raw_test_features
+        return F.normalize(torch.from_numpy(R), dim=1).numpy() if self.encoder.normalize else R
 
     def metrics(self, scores: np.ndarray) -> dict[str, float]:
         """Of scores ``(n_test, n_classes)``, the classes in sorted order."""
         return _metrics(scores, np.unique(self.labels), self.y_test, self.groups)
 
 
-def _task(images, labels, X_test, y_test, groups, encoder: FrozenEncoder | None, *, raw=False) -> _Task:
-    """Check all that is given, and encode the test images, once: where raw features are wanted, the others are made of them."""
+def _task(images, labels, X_test, y_test, groups, encoder: FrozenEncoder | None, *, pixels: bool, raw: bool) -> _Task:
+    """Check all that is given: the images themselves if their pixels are going to be read, for what encodes them checks them."""
     labels, y_test, groups = _check_sets(images, labels, X_test, y_test, groups)
     encoder = FrozenEncoder() if encoder is None else encoder
     encoder.load()
     source = as_images(images, encoder.image_shape)
-    source.check(encoder.n_jobs)
-    if not raw:
-        return _Task(source, labels, encoder, encoder.encode(X_test), None, y_test, groups)
-    R = _raw(encoder).encode(X_test)
-    own = F.normalize(torch.from_numpy(R), dim=1).numpy() if encoder.normalize else R
-    return _Task(source, labels, encoder, own, R, y_test, groups)
+    if pixels:
+        source.check(encoder.n_jobs)
+    return _Task(source, labels, encoder, X_test, y_test, groups, raw)
 
 
 def _raw(encoder: FrozenEncoder) -> FrozenEncoder:
@@ -358,11 +371,11 @@ def _features_of_views(task: _Task, n_views: int, random_state) -> np.ndarray:
 
 def _heads(task: _Task, n_epochs: int, n_repeats: int, random_state) -> dict[str, np.ndarray]:
     """Scores of heads trained by SGD on features that are not normalised."""
-    read, runs = _reader(task), []
+    test, read, runs = task.raw_test_features, _reader(task), []
     for seed in check_random_state(random_state).randint(2**31 - 1, size=n_repeats):
-        with as_ever(task.encoder.load().device):
+        with caller_modes_off(task.encoder.load().device):
             weight, bias = _train_head(task, read, n_epochs, torch.Generator().manual_seed(int(seed)))
-        runs.append(task.metrics(task.raw_test_features @ weight.T + bias))
+        runs.append(task.metrics(test @ weight.T + bias))
     return _collected(runs)
 
 

@@ -19,7 +19,7 @@ from sklearn_clpdd._core.objectives import (
     spread_of_scores,
 )
 from sklearn_clpdd._core.parametrizations import PARAMETRIZATIONS, Points, Pyramid
-from sklearn_clpdd._core.real_features import RealFeatures, n_held_out, shuffled
+from sklearn_clpdd._core.real_features import RealFeatures, held_out_counts, shuffled
 from sklearn_clpdd._core.ridge import relative_penalty, ridge
 
 SIZE = 11  # no power of two, and odd
@@ -340,7 +340,7 @@ def test_held_out_is_a_share_of_each_class(fraction):
     assert len(set(np.flatnonzero(np.diff(codes[order])))) > 20  # shuffled
     large, n = shuffled(np.zeros(10**6, int), 0.1, np.random.RandomState(0))
     assert (len(large), n) == (10**6, 10_000)
-    assert n_held_out(np.array([10**6, 50]), 0.1).tolist() == [9999, 0]  # as of many samples in all, so of each class
+    assert held_out_counts(np.array([10**6, 50]), 0.1).tolist() == [9999, 0]  # as of many samples in all, so of each class
 
 
 def test_a_checkpoint_is_replaced_as_a_whole(tmp_path, monkeypatch):

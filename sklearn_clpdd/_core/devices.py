@@ -65,7 +65,7 @@ def multiplies_in_float32() -> bool:
 
 
 @contextmanager
-def as_ever(device: torch.device) -> Iterator[None]:
+def caller_modes_off(device: torch.device) -> Iterator[None]:
     """Gradients, and float32 where it is asked for, whatever mode the caller is in."""
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
         yield

@@ -12,7 +12,7 @@ from .rows import shared
 _HELD_OUT = 10_000
 
 
-def n_held_out(counts: np.ndarray, fraction: float | None) -> np.ndarray:
+def held_out_counts(counts: np.ndarray, fraction: float | None) -> np.ndarray:
     """How many samples of classes of so many are held out: a share of each, rounded down."""
     return (min(fraction or 0.0, _HELD_OUT / counts.sum()) * counts).astype(int)
 
@@ -27,7 +27,7 @@ def shuffled(codes: np.ndarray, fraction: float | None, rng: np.random.RandomSta
     counts = np.bincount(codes)
     rank = np.arange(len(codes)) - np.repeat(counts.cumsum() - counts, counts)
     held_out = np.zeros(len(codes), dtype=bool)
-    held_out[by_class] = rank < np.repeat(n_held_out(counts, fraction), counts)
+    held_out[by_class] = rank < np.repeat(held_out_counts(counts, fraction), counts)
     last = held_out[order]
     return np.concatenate([order[~last], order[last]]), int(last.sum())
 
