@@ -101,7 +101,8 @@ def main(arguments):
     intro = (
         f"One image per class, one seed; λ in {arguments.alphas}, τ in {arguments.temperatures}; {machine()}; "
         f"`python benchmarks/sensitivity.py {' '.join(Path(spec).name for spec in arguments.data)} "
-        f"--encoders {' '.join(arguments.encoders)}`"
+        f"--encoders {' '.join(arguments.encoders)} --alphas {' '.join(f'{value:g}' for value in arguments.alphas)} "
+        f"--temperatures {' '.join(f'{value:g}' for value in arguments.temperatures)}`"
     )
     write_page(arguments.results, "sensitivity", intro, heads, rows)
 
