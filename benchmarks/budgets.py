@@ -69,7 +69,7 @@ def all_real(arguments, encoder, data, path):
     n_classes = len(np.unique(y))
     most = max(epochs_of(arguments, k) * batches_of(k * n_classes) for k in arguments.images_per_class)
     epochs = max(1, round(max(most, 1000) / batches_of(len(X))))
-    settings = {"data": arguments.folder.name, "method": "all real", "size": arguments.size, "epochs": epochs}
+    settings = {"data": arguments.folder.name, "method": "all real", "size": arguments.size}
 
     def work():
         scores = {"closed_form": closed_form_probe_scores(X, y, *test, encoder=encoder, alpha="loo")}
@@ -81,7 +81,7 @@ def all_real(arguments, encoder, data, path):
         probes = {"logistic": LogisticRegression(max_iter=1000), "knn": KNeighborsClassifier(1)}
         return {"top1": {name: probe.fit(Z, y).score(Z_test, test[1]) for name, probe in probes.items()}}
 
-    scores = recorded(path, settings, work)["top1"]
+    scores = recorded(path, settings | {"epochs": epochs}, work)["top1"]
     return scores | recorded(path, settings | {"probes": "scikit-learn's"}, of_scikit_learn)["top1"]
 
 

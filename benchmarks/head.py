@@ -71,7 +71,7 @@ def measured(arguments, folder, size, data, path, seed):
         encoder = FrozenEncoder(image_size=size, n_jobs=-1, memory=cache)
         raw = FrozenEncoder(image_size=size, normalize=False, n_jobs=-1, memory=cache)
         images = CLPDistiller(encoder, max_iter=arguments.steps, random_state=seed).fit(X, y).transform()
-        task = _task(images, names, X_test, y_test, None, raw, pixels=True, raw=False)
+        task = _task(images, names, X_test, y_test, None, raw)
         views = torch.from_numpy(_features_of_views(task, N_VIEWS, seed)).view(N_VIEWS, len(images), -1)
         real, test = torch.from_numpy(raw.encode(X)), torch.from_numpy(task.test_features)
         means = torch.stack([real[codes == c].mean(0) for c in range(len(names))])

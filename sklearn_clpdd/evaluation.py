@@ -119,7 +119,7 @@ def closed_form_probe_scores(
     check_scalar(n_views, "n_views", Integral, min_val=0)
     if n_views and alpha == "loo":
         raise ValueError('alpha="loo" leaves out one view and keeps the others of the same image: give a number, or n_views=0')
-    task = _task(images, labels, X_test, y_test, groups, encoder, pixels=n_views > 0, raw=False)
+    task = _task(images, labels, X_test, y_test, groups, encoder)
     Z = _features_of_views(task, n_views, random_state) if n_views else task.encoder.encode(task.source)
     return _closed_form(Z, task, alpha)
 
@@ -161,12 +161,9 @@ def probe_scores(
     check_scalar(alpha, "alpha", Real, min_val=0, include_boundaries="neither")
     _check_heads(n_epochs, n_repeats, 0)
     seed = check_random_state(random_state).randint(2**31 - 1)
-    task = _task(images, labels, X_test, y_test, groups, encoder, pixels=True, raw=True)
-    Z = task.encoder.encode(task.source)
-    scores = {
-        "closed_form": _closed_form(Z, task, alpha),
-        "closed_form_views": _closed_form(_features_of_views(task, _N_VIEWS, seed), task, alpha),
-    }
+    task = _task(images, labels, X_test, y_test, groups, encoder, raw=True)
+    Z, Z_views = task.encoder.encode(task.source), _features_of_views(task, _N_VIEWS, seed)
+    scores = {"closed_form": _closed_form(Z, task, alpha), "closed_form_views": _closed_form(Z_views, task, alpha)}
     for name, probe in (("logistic", LogisticRegression(max_iter=1000)), ("knn", KNeighborsClassifier(1))):
         probe.fit(Z, task.labels)
         scores[name] = _collected([task.metrics(probe.predict_proba(task.test_features))])
@@ -220,7 +217,7 @@ def sgd_probe_scores(images, labels, X_test, y_test, *, encoder=None, n_epochs=1
     the best epoch by test accuracy.
     """
     _check_heads(n_epochs, n_repeats, 1)
-    task = _task(images, labels, X_test, y_test, groups, encoder, pixels=True, raw=True)
+    task = _task(images, labels, X_test, y_test, groups, encoder, raw=True)
     return _heads(task, n_epochs, n_repeats, random_state)
 
 
@@ -261,7 +258,7 @@ def transfer_scores(
     seed = check_random_state(random_state).randint(2**31 - 1)
     table = {}
     for name, encoder in encoders.items():
-        task = _task(images, labels, X_test, y_test, groups, encoder, pixels=n_repeats > 0, raw=n_repeats > 0)
+        task = _task(images, labels, X_test, y_test, groups, encoder, raw=n_repeats > 0)
         table[name] = {"closed_form": _closed_form(encoder.encode(task.source), task, alpha)}
         if n_repeats:
             table[name]["sgd"] = _heads(task, n_epochs, n_repeats, seed)
@@ -298,15 +295,12 @@ class _Task:
         return _metrics(scores, np.unique(self.labels), self.y_test, self.groups)
 
 
-def _task(images, labels, X_test, y_test, groups, encoder: FrozenEncoder | None, *, pixels: bool, raw: bool) -> _Task:
-    """Check all that is given: the images themselves if their pixels are going to be read, for what encodes them checks them."""
+def _task(images, labels, X_test, y_test, groups, encoder: FrozenEncoder | None, *, raw=False) -> _Task:
+    """Check all that is given, but for the images themselves: that is done by what reads them, or encodes them."""
     labels, y_test, groups = _check_sets(images, labels, X_test, y_test, groups)
     encoder = FrozenEncoder() if encoder is None else encoder
     encoder.load()
-    source = as_images(images, encoder.image_shape)
-    if pixels:
-        source.check(encoder.n_jobs)
-    return _Task(source, labels, encoder, X_test, y_test, groups, raw)
+    return _Task(as_images(images, encoder.image_shape), labels, encoder, X_test, y_test, groups, raw)
 
 
 def _raw(encoder: FrozenEncoder) -> FrozenEncoder:
@@ -371,7 +365,8 @@ def _features_of_views(task: _Task, n_views: int, random_state) -> np.ndarray:
 
 def _heads(task: _Task, n_epochs: int, n_repeats: int, random_state) -> dict[str, np.ndarray]:
     """Scores of heads trained by SGD on features that are not normalised."""
-    test, read, runs = task.raw_test_features, _reader(task), []
+    read = _reader(task)  # or an error, before the test images are at work
+    test, runs = task.raw_test_features, []
     for seed in check_random_state(random_state).randint(2**31 - 1, size=n_repeats):
         with caller_modes_off(task.encoder.load().device):
             weight, bias = _train_head(task, read, n_epochs, torch.Generator().manual_seed(int(seed)))
@@ -382,6 +377,7 @@ def _heads(task: _Task, n_epochs: int, n_repeats: int, random_state) -> dict[str
 def _reader(task: _Task) -> Callable[[Tensor], Tensor]:
     """What gives images by their positions, at the size from which the encoder crops."""
     source, n_jobs, backbone = task.source, task.encoder.n_jobs, task.encoder.load()
+    source.check(n_jobs)
     whole = backbone.preprocessing.whole(backbone.preprocessing.resized)
     if 4 * len(source) * 3 * whole.image_size**2 > _IN_MEMORY:
         return lambda rows: source.read(rows.numpy(), whole, n_jobs).to(backbone.device)
