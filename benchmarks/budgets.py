@@ -60,7 +60,7 @@ def measured(arguments, encoder, data, path, method, per_class, seed):
         return {"steps": getattr(fitted, "n_iter_", 0), "top1": scores, "own": own}
 
     settings = {"data": arguments.folder.name, "method": method, "size": arguments.size, "epochs": epochs}
-    return recorded(path, settings | run, work)
+    return recorded(path, settings | run, work, distilled=method == "distilled")
 
 
 def all_real(arguments, encoder, data, path):
@@ -81,8 +81,8 @@ def all_real(arguments, encoder, data, path):
         probes = {"logistic": LogisticRegression(max_iter=1000), "knn": KNeighborsClassifier(1)}
         return {"top1": {name: probe.fit(Z, y).score(Z_test, test[1]) for name, probe in probes.items()}}
 
-    scores = recorded(path, settings | {"epochs": epochs}, work)["top1"]
-    return scores | recorded(path, settings | {"probes": "scikit-learn's"}, of_scikit_learn)["top1"]
+    scores = recorded(path, settings | {"epochs": epochs}, work, distilled=False)["top1"]
+    return scores | recorded(path, settings | {"probes": "scikit-learn's"}, of_scikit_learn, distilled=False)["top1"]
 
 
 def main(arguments):

@@ -89,7 +89,7 @@ def _records(path):
     return json.loads(path.read_text()) if path.exists() else []
 
 
-def recorded(path, settings, work):
+def recorded(path, settings, work, *, distilled=True):
     """The record of what was done with these settings; done now, and added to the JSON file, if there is none.
 
     Parameters
@@ -100,8 +100,10 @@ def recorded(path, settings, work):
         All that the record depends on.
     work : callable
         ``() → dict``
+    distilled : bool, default=True
+        Whether it depends on the distiller's defaults, too.
     """
-    settings = json.loads(json.dumps({**settings, "defaults": defaults()}))
+    settings = json.loads(json.dumps(settings | ({"defaults": defaults()} if distilled else {})))
     for record in _records(path):
         if record["settings"] == settings:
             return record

@@ -23,6 +23,7 @@ SETTINGS = {
     "n_views=4": {"n_views": 4},
     "real_batch_size=512": {"real_batch_size": 512},
     "whole_weight=0": {"whole_weight": 0.0},
+    "objective='cross_entropy'": {"objective": "cross_entropy"},
     "init='noise'": {"init": "noise"},
     "as in the paper": {
         "init": "noise",

@@ -36,7 +36,7 @@ from sklearn_clpdd._core.folding import fold_batch_norms, fold_paddings
 from sklearn_clpdd._core.frozen import frugal
 from sklearn_clpdd._core.heap import kept_heap
 from sklearn_clpdd._core.loop import State, distill
-from sklearn_clpdd._core.objectives import CrossEntropy
+from sklearn_clpdd._core.objectives import ProbeAndNeighbors
 from sklearn_clpdd._core.parametrizations import Pyramid
 from sklearn_clpdd._core.real_features import RealFeatures
 from sklearn_clpdd._encoder import features_of
@@ -89,7 +89,7 @@ class Case:
         R = torch.randn(n, self.backbone.n_features, generator=generators[3])
         R /= R.norm(dim=1, keepdim=True)  # in place: the memory is measured
         self.real = RealFeatures(R.numpy(), np.arange(n) % classes, batch, None, CPU, torch.float32)
-        self.objective = CrossEntropy(1.0, 0.1)
+        self.objective = ProbeAndNeighbors(1.0, 0.1).whole  # that of random views is a part of it
         self.draws = DSA().draw(self.total, generators[1])
         self.pixels = torch.rand(max(len(range(*rows.indices(self.total))) for rows in self.chunks), 3, size, size)
 
@@ -104,6 +104,7 @@ class Case:
             n_views=self.views,
             whole_weight=0.0,
             objective=self.objective,
+            whole_objective=self.objective,
             learning_rate=0.1,
             decay=0.5,
             progress=lambda: 0.5,
@@ -334,7 +335,7 @@ def objective(output):
         r = generator.integers(classes, size=n)
         Z = F.normalize(torch.randn(classes, d), dim=1).requires_grad_()
         Y = F.one_hot(torch.arange(classes), classes).float()
-        loss = CrossEntropy(1.0, 0.1)
+        loss = ProbeAndNeighbors(1.0, 0.1).whole
         yield "| rows in a batch | uniform | balanced | a batch in memory |"
         yield "| --- | --- | --- | --- |"
         for size in (4096, 16384, 65536):

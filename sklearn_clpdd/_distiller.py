@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from sklearn.utils._param_validation import Interval, StrOptions
 
-from ._core.objectives import OBJECTIVES, spread_of_scores
+from ._core.objectives import OBJECTIVES, temperatures
 from ._iterative import IterativeDistiller
 
 # Real samples by which the temperature is chosen, at most; and the least that is chosen.
@@ -34,18 +34,20 @@ class CLPDistiller(IterativeDistiller):
         roots of the numbers of real ones.
     image_size : int, default=None
         Side of the synthetic images in pixels. ``None``: to which the encoder resizes, before its centre crop.
-    objective : {"cross_entropy", "cosine_cross_entropy", "mse"} or callable, default="cross_entropy"
-        Outer loss: the softmax cross-entropy of the probe's scores, in units of the root mean square norm of its columns; the
-        same of the cosines to the anchors, which is the paper's; or the squared error. A callable ``(Z, Y, R, r) -> scalar`` gets
-        synthetic features ``(m·k, d)``, their targets (one-hot labels), real features ``(B, d)`` and their class indices, as
-        tensors, and is differentiated in ``Z``: in each step those of the random views, and those ``(m, d)`` of the whole images;
-        on held-out real features the latter.
+    objective : {"probe_and_neighbors", "cross_entropy", "cosine_cross_entropy", "mse"} or callable, default="probe_and_neighbors"
+        Outer loss. ``"cross_entropy"``: the softmax cross-entropy of the probe's scores, in units of the root mean square norm of
+        its columns. ``"probe_and_neighbors"``: the same, and for the whole images three times as much of that of a soft
+        nearest-neighbour classifier, so that each image stands for its class by itself, too. ``"cosine_cross_entropy"``: that
+        of the cosines to the anchors, which is the paper's. ``"mse"``: the squared error of the probe. A callable
+        ``(Z, Y, R, r) -> scalar`` gets synthetic features ``(m·k, d)``, their targets (one-hot labels), real features ``(B, d)``
+        and their class indices, as tensors, and is differentiated in ``Z``: in each step those of the random views, and those
+        ``(m, d)`` of the whole images; on held-out real features the latter.
     alpha : float, default=1.0
         Ridge strength of the inner problem, > 0, relative to the mean squared norm of the synthetic features.
     temperature : "auto" or float, default="auto"
-        Temperature of the softmax in the outer loss, > 0. ``"auto"``: as far as the scores of the classes lie apart, which is a
-        property of encoder and data: the standard deviation of the cosines between real features and the anchors of the class
-        means, about their mean over the classes.
+        Temperature of the softmax of the probe's scores in the outer loss, > 0. ``"auto"``: as far as the scores of the classes
+        lie apart, which is a property of encoder and data: the standard deviation of the cosines between real features and the
+        anchors of the class means, about their mean over the classes. That of the neighbours is always set by the data.
     learn_labels : bool, default=False
         Whether the targets of the inner problem are learned with the images, from one-hot ones: real numbers, `targets_`, for
         probes in closed form. Other probes are to be trained with `y_synthetic_`.
@@ -130,6 +132,9 @@ class CLPDistiller(IterativeDistiller):
         Class labels.
     alpha_, temperature_ : float
         The ridge strength and the temperature used.
+    neighbor_temperature_ : float
+        The temperature of the soft nearest neighbours: that of ``exp(-d² / 2τ')`` for a distance ``d`` of features, which are
+        centred and scaled to a mean squared norm of 1 when ``encoder=None``.
     history_ : list of dict
         One record per step: ``step``, ``loss`` before it, ``seconds`` in the loop; every 20th, and the last, also ``val_loss``
         and ``val_accuracy`` on the held-out real features. ``pandas.DataFrame(history_)`` is a table.
@@ -196,7 +201,7 @@ class CLPDistiller(IterativeDistiller):
         images_per_class=1,
         n_synthetic=None,
         image_size=None,
-        objective="cross_entropy",
+        objective="probe_and_neighbors",
         alpha=1.0,
         temperature="auto",
         learn_labels=False,
@@ -265,17 +270,16 @@ class CLPDistiller(IterativeDistiller):
 
     def _encode(self, task, order, n_held_out=0):
         real = super()._encode(task, order, n_held_out)
-        if self.temperature == "auto":
-            rows = np.unique(np.linspace(0, len(order) - n_held_out - 1, _SPREAD_ROWS).astype(int))
-            R, r = torch.from_numpy(real.R[rows]).float(), torch.from_numpy(real.codes[rows])
-            blocks = (math.sqrt(len(task.space.widths)) * R).split(task.space.widths, dim=1)
-            spreads = [spread_of_scores(block, r, len(task.classes), self.alpha_) for block in blocks]
-            self.temperature_ = max(float(np.mean(spreads)), _LEAST_TEMPERATURE)
-        else:
-            self.temperature_ = float(self.temperature)
+        rows = np.unique(np.linspace(0, len(order) - n_held_out - 1, _SPREAD_ROWS).astype(int))
+        R, r = torch.from_numpy(real.R[rows]).float(), torch.from_numpy(real.codes[rows])
+        blocks = (math.sqrt(len(task.space.widths)) * R).split(task.space.widths, dim=1)
+        by_data = np.mean([temperatures(block, r, len(task.classes), self.alpha_) for block in blocks], axis=0)
+        scores, neighbors = np.maximum(by_data, _LEAST_TEMPERATURE).tolist()
+        self.temperature_ = scores if self.temperature == "auto" else float(self.temperature)
+        self.neighbor_temperature_ = neighbors
         return real
 
     def _objective(self, random):
         if isinstance(self.objective, str):
-            return OBJECTIVES[self.objective](self.alpha_, self.temperature_)
+            return OBJECTIVES[self.objective](self.alpha_, self.temperature_, self.neighbor_temperature_)
         return self.objective

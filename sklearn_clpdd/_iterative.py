@@ -19,7 +19,7 @@ from torch import Tensor
 from ._base import BaseDistiller, Task
 from ._core.augmentations import AUGMENTATIONS, Augmentation
 from ._core.loop import OuterLoss, State, distill, whole_features
-from ._core.objectives import MeanOverEncoders, inner_weights
+from ._core.objectives import MeanOverEncoders, Objective, inner_weights
 from ._core.parametrizations import PARAMETRIZATIONS, Parametrization
 from ._core.real_features import RealFeatures, RealSet, held_out_counts, shuffled
 from ._reals import central
@@ -189,6 +189,7 @@ class IterativeDistiller(CallbackSupportMixin, BaseDistiller):
             data={"X": task.X, "y": task.y},
             attributes=lambda: self._fitted(space, state.parametrization(), y, real, state.targets),
         )
+        of_views, of_whole = self._losses(space, state.random["objective"])
         steps = distill(
             state,
             _sampled(real.training, self.real_batch_size, space.device, state.targets.dtype),
@@ -197,7 +198,8 @@ class IterativeDistiller(CallbackSupportMixin, BaseDistiller):
             augmentation=augmentation,
             n_views=n_views,
             whole_weight=whole_weight,
-            objective=self._outer(space, state.random["objective"]),
+            objective=of_views if augmentation.is_random else of_whole,
+            whole_objective=of_whole,
             learning_rate=self.learning_rate,
             decay=self.decay,
             progress=following.progress,
@@ -223,10 +225,13 @@ class IterativeDistiller(CallbackSupportMixin, BaseDistiller):
         targets = torch.tensor(known, dtype=dtype, device=task.space.device, requires_grad=self._learns_targets())
         return State(parametrization, targets, random)
 
-    def _outer(self, space: Space, random: torch.Generator) -> OuterLoss:
-        """The objective, for the features of all encoders; no copy of the real ones where there is one encoder."""
+    def _losses(self, space: Space, random: torch.Generator) -> tuple[OuterLoss, OuterLoss]:
+        """Outer losses of random views and of whole samples, from the features of all encoders."""
         objective = self._objective(random)
-        return objective if len(space.widths) == 1 else MeanOverEncoders(objective, space.widths)
+        both = objective, objective.whole if isinstance(objective, Objective) else objective
+        if len(space.widths) == 1:  # no copy of the real features
+            return both
+        return MeanOverEncoders(both[0], space.widths), MeanOverEncoders(both[1], space.widths)
 
     def _learn(
         self,
@@ -316,7 +321,7 @@ class IterativeDistiller(CallbackSupportMixin, BaseDistiller):
         def score() -> Tensor:
             Z = whole_features(parametrization, len(Y), space.encode, space.preprocessing, chunk_size)
             predicted = (R @ inner_weights(Z, Y, self.alpha_)).argmax(dim=1)
-            objective = self._outer(space, torch.Generator().manual_seed(0))  # the same at each score
+            _, objective = self._losses(space, torch.Generator().manual_seed(0))  # the same at each score
             return torch.stack([objective(Z, Y, R, r), (predicted == r).to(dtype).mean()])
 
         return score

@@ -125,6 +125,9 @@ def test_a_record_is_made_once(tmp_path):
     with pytest.raises(RuntimeError):
         measure.recorded(path, {"seed": 2}, lambda: (_ for _ in ()).throw(RuntimeError()))
     assert len(measure.json.loads(path.read_text())) == 2
+    assert measure.recorded(path, {"seed": 0, "sizes": (1, 2)}, work, distilled=False)["value"] == 1
+    assert len(done) == 3
+    assert ["defaults" in record["settings"] for record in measure.json.loads(path.read_text())] == [True, True, False]
 
 
 def test_what_is_made_of_a_data_set_to_be_robust_against(tmp_path):

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
+from sklearn_clpdd._core import objectives
 from sklearn_clpdd._core.augmentations import AUGMENTATIONS, DSA, Augmentation
 from sklearn_clpdd._core.backbones import Preprocessing
 from sklearn_clpdd._core.checkpoints import read_checkpoint, write_checkpoint
@@ -15,8 +16,10 @@ from sklearn_clpdd._core.objectives import (
     CosineCrossEntropy,
     CrossEntropy,
     MeanOverEncoders,
+    ProbeAndNeighbors,
     anchors,
-    spread_of_scores,
+    neighbor_cross_entropy,
+    temperatures,
 )
 from sklearn_clpdd._core.parametrizations import PARAMETRIZATIONS, Points, Pyramid
 from sklearn_clpdd._core.real_features import RealFeatures, held_out_counts, shuffled
@@ -133,7 +136,8 @@ def _features(n, d=7, C=3, seed=0):
 def test_objective_gradient_in_the_features(name):
     (Z, y), (R, r) = _features(6), _features(20, seed=1)
     objective = OBJECTIVES[name](alpha=0.1, temperature=0.5)
-    assert torch.autograd.gradcheck(lambda Z: objective(Z, F.one_hot(y, 3).double(), R, r), Z.requires_grad_())
+    for loss in (objective, objective.whole):
+        assert torch.autograd.gradcheck(lambda Z, loss=loss: loss(Z, F.one_hot(y, 3).double(), R, r), Z.requires_grad_())
 
 
 def test_alpha_is_relative_to_the_scale_of_the_features():
@@ -258,6 +262,7 @@ def _start(max_iter=30, objective=None, chunk_size=64, seed=0):
         n_views=1,
         whole_weight=0.0,
         objective=objective or CrossEntropy(0.1, 0.1),
+        whole_objective=CrossEntropy(0.1, 0.1),
         learning_rate=0.1,
         decay=0.5,
         progress=lambda: state.step / max_iter,
@@ -417,14 +422,39 @@ def test_cross_entropy_sees_the_scores_of_the_probe_and_its_cosine_form_the_anch
         torch.testing.assert_close(objective(0.1, 0.3)(Z, Y, R, r), wanted)
 
 
-def test_spread_of_scores_is_a_standard_deviation_by_hand():
+def test_temperatures_are_standard_deviations_by_hand():
     R, r = _features(60, seed=1)
     M = torch.stack([R[r == c].mean(0) for c in range(3)])
     W = ridge(M / M.norm(dim=1, keepdim=True), torch.eye(3, dtype=R.dtype), 0.5)
-    cosines = R @ (W / W.norm(dim=0))
-    wanted = (cosines - cosines.mean(1, keepdim=True)).square().mean().sqrt().item()
-    assert spread_of_scores(R, r, 3, 0.5) == pytest.approx(wanted, rel=1e-6)
-    assert spread_of_scores(3 * R, r, 3, 0.5) == pytest.approx(3 * wanted, rel=1e-6)
+    wanted = [
+        (values - values.mean(1, keepdim=True)).square().mean().sqrt().item()
+        for values in (R @ (W / W.norm(dim=0)), -torch.cdist(R, M).square() / 2)
+    ]
+    assert temperatures(R, r, 3, 0.5) == pytest.approx(wanted, rel=1e-6)
+    assert temperatures(3 * R, r, 3, 0.5) == pytest.approx((3 * wanted[0], 9 * wanted[1]), rel=1e-6)
+
+
+def test_neighbors_have_weights_that_fall_with_the_squared_distance(monkeypatch):
+    (R, r), (Z, classes) = _features(20, seed=1), _features(7, seed=2)
+    weights = torch.exp(-torch.cdist(R, Z).square() / (2 * 0.3)) @ F.one_hot(classes, 3).to(R)
+    wanted = F.nll_loss((weights / weights.sum(1, keepdim=True)).log(), r)
+    Z.requires_grad_()
+    loss = neighbor_cross_entropy(Z, classes, R, r, 0.3)
+    torch.testing.assert_close(loss, wanted)
+    (gradient,) = torch.autograd.grad(loss, Z)
+    monkeypatch.setattr(objectives, "_ENTRIES", 21)  # three real samples at a time
+    in_parts = neighbor_cross_entropy(Z, classes, R, r, 0.3)
+    torch.testing.assert_close(in_parts, wanted)
+    torch.testing.assert_close(torch.autograd.grad(in_parts, Z)[0], gradient)
+    torch.testing.assert_close(neighbor_cross_entropy(Z + 5, classes, R + 5, r, 0.3), wanted)  # of distances
+
+
+def test_neighbors_have_three_quarters_of_the_loss_of_whole_samples_and_none_of_that_of_views():
+    (R, r), (Z, y) = _features(20, seed=1), _features(6, seed=2)
+    Y = torch.eye(3, dtype=Z.dtype)[y]
+    both, probe = ProbeAndNeighbors(0.1, 0.3, 0.2), CrossEntropy(0.1, 0.3)(Z, Y, R, r)
+    torch.testing.assert_close(both(Z, Y, R, r), probe)
+    torch.testing.assert_close(both.whole(Z, Y, R, r), 0.25 * probe + 0.75 * neighbor_cross_entropy(Z, y, R, r, 0.2))
 
 
 @pytest.mark.parametrize("n_random", [1, 3])

@@ -14,6 +14,7 @@ from sklearn.cluster import KMeans
 from sklearn.datasets import load_digits
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV, train_test_split
+from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 
 from sklearn_clpdd import DSA, ClosedFormProbe, CLPDistiller, FrozenEncoder
@@ -21,7 +22,7 @@ from sklearn_clpdd import _encoder as encoder_module
 from sklearn_clpdd import _iterative as iterative_module
 from sklearn_clpdd import _spaces as spaces_module
 from sklearn_clpdd._base import apportioned
-from sklearn_clpdd._core.objectives import OBJECTIVES
+from sklearn_clpdd._core.objectives import OBJECTIVES, ProbeAndNeighbors
 from sklearn_clpdd._core.parametrizations import PARAMETRIZATIONS, Pixels
 from sklearn_clpdd._core.real_features import RealFeatures
 
@@ -236,7 +237,8 @@ def _stop_at(step):
 
 def test_learned_targets(encoder, colors, tmp_path):
     X, y = colors
-    hard, soft = (distiller(encoder, learn_labels=learn, max_iter=60).fit(X, y) for learn in (False, True))
+    parameters = {"objective": "cross_entropy", "max_iter": 60}
+    hard, soft = (distiller(encoder, learn_labels=learn, **parameters).fit(X, y) for learn in (False, True))
     np.testing.assert_array_equal(hard.targets_, np.eye(3))
     assert 0.01 < np.abs(soft.targets_ - np.eye(3)).max() < 1
     Z = encoder.transform(soft.X_synthetic_).astype(float)
@@ -244,7 +246,7 @@ def test_learned_targets(encoder, colors, tmp_path):
     W = Z.T @ np.linalg.solve(Z @ Z.T + np.square(Z).sum() / 3 * np.eye(3), 2 * soft.targets_ - 1)
     np.testing.assert_allclose(soft.decision_function(X), encoder.transform(X) @ W, atol=1e-5)
     assert min(record.get("val_loss", 9) for record in soft.history_) < min(record.get("val_loss", 9) for record in hard.history_)
-    checkpoint = {"checkpoint": str(tmp_path / "run"), "max_iter": 60, "learn_labels": True}
+    checkpoint = {"checkpoint": str(tmp_path / "run"), "learn_labels": True, **parameters}
     distiller(encoder, **checkpoint, callback=_stop_at(31)).fit(X, y)
     resumed = distiller(encoder, **checkpoint).fit(X, y)
     np.testing.assert_array_equal(resumed.X_synthetic_, soft.X_synthetic_)
@@ -351,6 +353,41 @@ def test_the_loss_is_of_random_views_and_whole_images(encoder, colors):
     calls.clear()
     distiller(encoder, whole_weight=0, **parameters).fit(X, y)
     assert len(calls) == 1
+
+
+def test_neighbors_are_those_of_whole_images(encoder, colors, monkeypatch):
+    X, y = colors
+    calls = []
+
+    def watched(self, Z, Y, R, r, of):
+        calls.append((of.__name__, len(Z)))
+        return of(self, Z, Y, R, r)
+
+    for name in ("__call__", "whole"):
+        of = getattr(ProbeAndNeighbors, name)
+        monkeypatch.setattr(ProbeAndNeighbors, name, lambda *args, of=of: watched(*args, of))
+    once = {"max_iter": 1, "validation_fraction": None}
+    distiller(encoder, n_views=4, **once).fit(X, y)
+    assert calls == [("__call__", 12), ("whole", 3), ("__call__", 3)]  # the probe's part of the latter calls the former
+    calls.clear()
+    distiller(encoder, augmentation=None, **once).fit(X, y)  # there are whole images only
+    assert calls == [("whole", 3), ("__call__", 3)]
+    calls.clear()
+    distiller([encoder, encoder], n_views=4, **once).fit(X, y)
+    assert calls == [("__call__", 12)] * 2 + [("whole", 3), ("__call__", 3)] * 2
+
+
+def test_each_of_several_samples_is_typical_of_its_class():
+    X, y = load_digits(return_X_y=True)
+    X_train, X_test, y_train, y_test = train_test_split(X, y, random_state=0)
+
+    def nearest(objective):
+        own = CLPDistiller(encoder=None, objective=objective, images_per_class=5, max_iter=100, random_state=0).fit(
+            X_train, y_train
+        )
+        return KNeighborsClassifier(1).fit(own.transform(), own.y_synthetic_).score(X_test, y_test)
+
+    assert nearest("probe_and_neighbors") > nearest("cross_entropy") + 0.05
 
 
 def test_augmentations(encoder, colors):

@@ -93,6 +93,7 @@ def noisy(digits):
 def test_interrupts_leave_no_trace(noisy, tmp_path, stop, where):
     """The score of the moment of an interrupt is no score of the run."""
     parameters = {"max_iter": 121, "n_iter_no_change": 90, "tol": 0.0, "temperature": 0.1, "init": "noise"}
+    parameters["objective"] = "cross_entropy"
     whole = distiller(None, **parameters).fit(*noisy)
     table = pd.DataFrame(whole.history_)
     assert table.val_loss.idxmin() < 60 < whole.n_iter_ - 30
@@ -136,7 +137,7 @@ def test_a_finished_run_is_not_made_again(encoder, colors, tmp_path, parameters)
         ({"random_state": 1}, "random_state was 0.0 and is 1.0"),
         ({"augmentation": DSA(flip=0)}, r"augmentation was 'dsa' and is DSA\(.*flip=0"),
         ({"encoder__normalize": False}, "encoder differ"),
-        ({"objective": CrossEntropy(1.0, 0.1)}, "objective was 'cross_entropy' and is <"),
+        ({"objective": CrossEntropy(1.0, 0.1)}, "objective was 'probe_and_neighbors' and is <"),
         ({"X": lambda X: X[::-1]}, "images differ"),
         ({"y": lambda y: y[::-1]}, "y differ"),
     ],

@@ -129,6 +129,7 @@ def distill(
     n_views: int,
     whole_weight: float,
     objective: OuterLoss,
+    whole_objective: OuterLoss,
     learning_rate: float,
     decay: float,
     progress: Callable[[], float],
@@ -151,8 +152,8 @@ def distill(
     whole_weight : float
         Weight of the loss of the whole samples, as a probe sees them, beside that of their random views. Above 0, they are one
         more view of each.
-    objective : callable
-        ``(Z, Y, R, r) → scalar``.
+    objective, whole_objective : callable
+        ``(Z, Y, R, r) → scalar``, of views and, where their weight is above 0, of whole samples.
     learning_rate : float
         Adam's.
     decay : float
@@ -178,7 +179,7 @@ def distill(
                 return objective(Z, Y.repeat_interleave(n, dim=0), R, r)
             Z = Z.view(m, k, -1)
             random = objective(Z[:, :n].reshape(m * n, -1), Y.repeat_interleave(n, dim=0), R, r)
-            return (1 - whole_weight) * random + whole_weight * objective(Z[:, n], Y, R, r)
+            return (1 - whole_weight) * random + whole_weight * whole_objective(Z[:, n], Y, R, r)
 
         yield backpropagate(state.parametrization, features, loss_of, chunks, k, kept, state.learned_targets)
         state.update()

@@ -10,12 +10,15 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from .devices import multiplies_in_float32
 from .ridge import in_double, relative_penalty, ridge
 
 # Condition number up to which float32 leaves three digits of a gradient at the worst, and five as a rule.
 _WELL_CONDITIONED = 1024
+# Entries of a matrix of real against synthetic samples whose graph is kept; more are computed twice, part by part.
+_ENTRIES = 2**24
 
 
 def inner_weights(Z: Tensor, Y: Tensor, alpha: float) -> Tensor:
@@ -30,22 +33,29 @@ def inner_weights(Z: Tensor, Y: Tensor, alpha: float) -> Tensor:
 
 
 class Objective:
-    """Base class: holds the two strengths that the objectives share.
+    """Base class: holds the strengths that the objectives share.
 
     Parameters
     ----------
     alpha : float
         λ, the ridge strength relative to the mean squared norm of the synthetic features, > 0.
     temperature : float
-        τ, the temperature of the softmax, > 0.
+        τ, the temperature of the softmax of scores, > 0.
+    neighbor_temperature : float, default=0.1
+        τ', that of the softmax of squared distances, > 0.
     """
 
-    def __init__(self, alpha: float, temperature: float):
+    def __init__(self, alpha: float, temperature: float, neighbor_temperature: float = 0.1):
         self.alpha = alpha
         self.temperature = temperature
+        self.neighbor_temperature = neighbor_temperature
 
     def __call__(self, Z: Tensor, Y: Tensor, R: Tensor, r: Tensor) -> Tensor:
         raise NotImplementedError
+
+    def whole(self, Z: Tensor, Y: Tensor, R: Tensor, r: Tensor) -> Tensor:
+        """The same for features of whole samples, as a probe is going to see them, rather than of random views."""
+        return self(Z, Y, R, r)
 
     def probe(self, Z: Tensor, Y: Tensor) -> Tensor:
         """Weights ``W`` of the inner problem, ``(d, C)``."""
@@ -63,6 +73,21 @@ class CrossEntropy(Objective):
         W = self.probe(Z, Y)
         norm = W.square().sum(dim=0).mean().sqrt().clamp_min(1e-12)
         return F.cross_entropy(scores(R, W / norm) / self.temperature, r)
+
+
+class ProbeAndNeighbors(CrossEntropy):
+    """`CrossEntropy`, the probe's, and for whole samples three times as much of their soft nearest neighbours'.
+
+    ``L = ¼ L_probe − ¾ mean log p_r`` with ``p_c ∝ Σ_{i of class c} exp(−‖R − z_i‖² / 2τ')``, a soft nearest-neighbour classifier
+    (neighbourhood components analysis, Goldberger et al., NeurIPS 2004): each synthetic sample is to stand for its class by
+    itself, where the probe needs their sum only. Random views have ``L_probe`` alone.
+    """
+
+    _share = 0.75
+
+    def whole(self, Z: Tensor, Y: Tensor, R: Tensor, r: Tensor) -> Tensor:
+        neighbors = neighbor_cross_entropy(Z, Y.argmax(dim=1), R, r, self.neighbor_temperature)
+        return (1 - self._share) * self(Z, Y, R, r) + self._share * neighbors
 
 
 class CosineCrossEntropy(Objective):
@@ -156,24 +181,63 @@ def scores(R: Tensor, W: Tensor) -> Tensor:
     return F.linear(R, W.T.contiguous())
 
 
+def proximities(R: Tensor, Z: Tensor) -> Tensor:
+    """``−‖R − Z‖² / 2``, ``(B, m)``, but for what depends on the row only."""
+    return F.linear(R, Z) - Z.square().sum(dim=1) / 2
+
+
+def neighbor_cross_entropy(Z: Tensor, classes: Tensor, R: Tensor, r: Tensor, temperature: float) -> Tensor:
+    """Mean cross-entropy of a soft nearest-neighbour classifier: the log of the share that the own class has of the weights.
+
+    Parameters
+    ----------
+    Z : Tensor of shape (m, d)
+        Synthetic features.
+    classes : Tensor of shape (m,), int64
+        Their class indices; each of those in ``r`` is there.
+    R, r : Tensor of shape (B, d) and (B,)
+        Real features and their class indices.
+    temperature : float
+        Half of the squared distance over which a weight falls by a factor of e, > 0.
+    """
+
+    def summed(Z: Tensor, R: Tensor, r: Tensor) -> Tensor:
+        near = proximities(R, Z) / temperature
+        own = near.masked_fill(r[:, None] != classes, -torch.inf)
+        return (near.logsumexp(dim=1) - own.logsumexp(dim=1)).sum()
+
+    rows = max(1, _ENTRIES // len(Z))
+    if len(R) <= rows:
+        return summed(Z, R, r) / len(R)
+    parts = zip(R.split(rows), r.split(rows), strict=True)
+    sums = [checkpoint(summed, Z, *part, use_reentrant=False, preserve_rng_state=False) for part in parts]
+    return torch.stack(sums).sum() / len(R)
+
+
 def anchors(W: Tensor) -> Tensor:
     """Class anchors: the columns of ``W`` scaled to unit length, ``(d, C)``."""
     return F.normalize(W, dim=0)
 
 
-def spread_of_scores(R: Tensor, r: Tensor, n_classes: int, alpha: float) -> float:
-    """How far the scores of the classes lie apart where the class means are the synthetic samples: a scale for τ.
+def spread(values: Tensor) -> float:
+    """Standard deviation, over rows and columns, about the mean of each row."""
+    return (values - values.mean(dim=1, keepdim=True)).square().mean().sqrt().item()
 
-    The standard deviation, over real samples and classes, of the inner products (cosines, of features of unit norm) with the
-    anchors of the normalised class means, about their mean over the classes of each sample. It is a property of encoder
-    and data, had before the first step.
+
+def temperatures(R: Tensor, r: Tensor, n_classes: int, alpha: float) -> tuple[float, float]:
+    """How far the classes lie apart where the class means are the synthetic samples: scales for τ and τ'.
+
+    The spread, over the classes, of the inner products of real samples (cosines, of features of unit norm) with the anchors of
+    the normalised class means, and that of their `proximities` to the class means. Both are properties of encoder and data,
+    had before the first step.
     """
-    means = F.normalize(class_means(R, F.one_hot(r, n_classes).to(R)), dim=1)
-    cosines = scores(R, anchors(inner_weights(means, torch.eye(n_classes).to(R), alpha)))
-    return (cosines - cosines.mean(dim=1, keepdim=True)).square().mean().sqrt().item()
+    means = class_means(R, F.one_hot(r, n_classes).to(R))
+    W = inner_weights(F.normalize(means, dim=1), torch.eye(n_classes).to(R), alpha)
+    return spread(scores(R, anchors(W))), spread(proximities(R, means))
 
 
 OBJECTIVES: dict[str, type[Objective]] = {
+    "probe_and_neighbors": ProbeAndNeighbors,
     "cross_entropy": CrossEntropy,
     "cosine_cross_entropy": CosineCrossEntropy,
     "mse": MeanSquaredError,
