@@ -36,7 +36,7 @@ from sklearn_clpdd._core.folding import fold_batch_norms, fold_paddings
 from sklearn_clpdd._core.frozen import frugal
 from sklearn_clpdd._core.heap import kept_heap
 from sklearn_clpdd._core.loop import State, distill
-from sklearn_clpdd._core.objectives import ProbeAndNeighbors
+from sklearn_clpdd._core.objectives import CrossEntropy, WithNeighbors
 from sklearn_clpdd._core.parametrizations import Pyramid
 from sklearn_clpdd._core.real_features import RealFeatures
 from sklearn_clpdd._encoder import features_of
@@ -74,6 +74,7 @@ class Case:
         encoder = FrozenEncoder(image_size=size, device="cpu")
         self.backbone: Backbone = encoder.load()
         self.classes, self.views, self.size = classes, views, size
+        self.n_random = views - 1  # and the whole image
         m = classes * images_per_class
         self.total = m * views
         self.passes = ImageSpace(as_images(np.zeros((1, size, size), np.uint8)), [encoder], None).passes(self.total, chunk)
@@ -89,7 +90,8 @@ class Case:
         R = torch.randn(n, self.backbone.n_features, generator=generators[3])
         R /= R.norm(dim=1, keepdim=True)  # in place: the memory is measured
         self.real = RealFeatures(R.numpy(), np.arange(n) % classes, batch, None, CPU, torch.float32)
-        self.objective = ProbeAndNeighbors(1.0, 0.1).whole  # that of random views is a part of it
+        self.objective = CrossEntropy(1.0, 0.1)
+        self.whole_objective = WithNeighbors(self.objective, self.y, 0.05)
         self.draws = DSA().draw(self.total, generators[1])
         self.pixels = torch.rand(max(len(range(*rows.indices(self.total))) for rows in self.chunks), 3, size, size)
 
@@ -101,10 +103,10 @@ class Case:
             encode=lambda views: features_of(self.backbone, views, True),
             preprocessing=lambda detail: self.backbone.preprocessing,
             augmentation=DSA(),
-            n_views=self.views,
-            whole_weight=0.0,
+            n_views=self.n_random,
+            whole_weight=0.5,
             objective=self.objective,
-            whole_objective=self.objective,
+            whole_objective=self.whole_objective,
             learning_rate=0.1,
             decay=0.5,
             progress=lambda: 0.5,
@@ -144,8 +146,10 @@ class Case:
     def outer_loss(self):
         """A batch of real features; the probe; the loss and its gradient in the features of the views."""
         Z = F.normalize(torch.randn(self.total, self.backbone.n_features), dim=1).requires_grad_()
-        Y = F.one_hot(self.y.repeat_interleave(self.views), self.classes).float()
-        torch.autograd.grad(self.objective(Z, Y, *self.real.sample(self.state.random["batches"])), Z)
+        Y, real = self.state.targets, self.real.sample(self.state.random["batches"])
+        n = len(Y) * self.n_random
+        loss = self.objective(Z[:n], Y.repeat_interleave(self.n_random, 0), *real) + self.whole_objective(Z[n:], Y, *real)
+        torch.autograd.grad(loss, Z)
 
 
 def encoder(output):
@@ -200,7 +204,7 @@ def parts(output):
         (10, 10, 112, 34),
         (10, 10, 224, 100),
         (10, 10, 224, None),
-        (1000, 1, 112, None),
+        (1000, 2, 112, None),
     ):
         case = Case(classes, views, size, chunk=chunk)
         steps = case.steps()
@@ -277,7 +281,7 @@ def memory(output):
         (10, 10, 224, 100),
         (10, 10, 112, None),
         (10, 100, 112, None),
-        (1000, 1, 112, None),
+        (1000, 2, 112, None),
     ):
         seen = alone(classes=classes, views=views, size=size, chunk=chunk)
         sizes = [f"{seen[name]:.0f} MB" for name in ("peak", "R")] + [f"{4 * seen['theta']:.0f} MB"]
@@ -335,7 +339,7 @@ def objective(output):
         r = generator.integers(classes, size=n)
         Z = F.normalize(torch.randn(classes, d), dim=1).requires_grad_()
         Y = F.one_hot(torch.arange(classes), classes).float()
-        loss = ProbeAndNeighbors(1.0, 0.1).whole
+        loss = WithNeighbors(CrossEntropy(1.0, 0.1), torch.arange(classes), 0.05)
         yield "| rows in a batch | uniform | balanced | a batch in memory |"
         yield "| --- | --- | --- | --- |"
         for size in (4096, 16384, 65536):

@@ -7,12 +7,13 @@ import numpy as np
 import torch
 from sklearn.utils._param_validation import Interval, StrOptions
 
-from ._core.objectives import OBJECTIVES, temperatures
+from ._core.objectives import OBJECTIVES, WithNeighbors, spread_of_proximities, spread_of_scores
 from ._iterative import IterativeDistiller
 
 # Real samples by which the temperature is chosen, at most; and the least that is chosen.
 _SPREAD_ROWS = 20_000
 _LEAST_TEMPERATURE = 1e-3
+_WITH_NEIGHBORS = "probe_and_neighbors"
 
 
 class CLPDistiller(IterativeDistiller):
@@ -36,18 +37,18 @@ class CLPDistiller(IterativeDistiller):
         Side of the synthetic images in pixels. ``None``: to which the encoder resizes, before its centre crop.
     objective : {"probe_and_neighbors", "cross_entropy", "cosine_cross_entropy", "mse"} or callable, default="probe_and_neighbors"
         Outer loss. ``"cross_entropy"``: the softmax cross-entropy of the probe's scores, in units of the root mean square norm of
-        its columns. ``"probe_and_neighbors"``: the same, and for the whole images three times as much of that of a soft
-        nearest-neighbour classifier, so that each image stands for its class by itself, too. ``"cosine_cross_entropy"``: that
-        of the cosines to the anchors, which is the paper's. ``"mse"``: the squared error of the probe. A callable
-        ``(Z, Y, R, r) -> scalar`` gets synthetic features ``(m·k, d)``, their targets (one-hot labels), real features ``(B, d)``
-        and their class indices, as tensors, and is differentiated in ``Z``: in each step those of the random views, and those
-        ``(m, d)`` of the whole images; on held-out real features the latter.
+        its columns. ``"probe_and_neighbors"``: the same for random views; for whole images a quarter of it, and three quarters
+        of the cross-entropy of a soft nearest-neighbour classifier, so that each image stands for its class by itself, too.
+        ``"cosine_cross_entropy"``: that of the cosines to the anchors, which is the paper's. ``"mse"``: the squared error of the
+        probe. A callable ``(Z, Y, R, r) -> scalar`` gets synthetic features ``(m·k, d)``, their targets (one-hot labels), real
+        features ``(B, d)`` and their class indices, as tensors, and is differentiated in ``Z``: in each step those of the random
+        views, and those ``(m, d)`` of the whole images; on held-out real features the latter.
     alpha : float, default=1.0
         Ridge strength of the inner problem, > 0, relative to the mean squared norm of the synthetic features.
     temperature : "auto" or float, default="auto"
         Temperature of the softmax of the probe's scores in the outer loss, > 0. ``"auto"``: as far as the scores of the classes
         lie apart, which is a property of encoder and data: the standard deviation of the cosines between real features and the
-        anchors of the class means, about their mean over the classes. That of the neighbours is always set by the data.
+        anchors of the class means, about their mean over the classes. It has no part in the neighbours' loss.
     learn_labels : bool, default=False
         Whether the targets of the inner problem are learned with the images, from one-hot ones: real numbers, `targets_`, for
         probes in closed form. Other probes are to be trained with `y_synthetic_`.
@@ -132,9 +133,10 @@ class CLPDistiller(IterativeDistiller):
         Class labels.
     alpha_, temperature_ : float
         The ridge strength and the temperature used.
-    neighbor_temperature_ : float
-        The temperature of the soft nearest neighbours: that of ``exp(-d² / 2τ')`` for a distance ``d`` of features, which are
-        centred and scaled to a mean squared norm of 1 when ``encoder=None``.
+    neighbor_temperature_ : float or None
+        The temperature τ' of ``exp(-d² / 2τ')`` in the loss of the neighbours, for a distance ``d`` of features, centred and
+        scaled to a mean squared norm of 1 when ``encoder=None``: the standard deviation of half the squared distances between
+        real features and class means, about their mean over the classes. ``None`` for an objective without neighbours.
     history_ : list of dict
         One record per step: ``step``, ``loss`` before it, ``seconds`` in the loop; every 20th, and the last, also ``val_loss``
         and ``val_accuracy`` on the held-out real features. ``pandas.DataFrame(history_)`` is a table.
@@ -273,13 +275,24 @@ class CLPDistiller(IterativeDistiller):
         rows = np.unique(np.linspace(0, len(order) - n_held_out - 1, _SPREAD_ROWS).astype(int))
         R, r = torch.from_numpy(real.R[rows]).float(), torch.from_numpy(real.codes[rows])
         blocks = (math.sqrt(len(task.space.widths)) * R).split(task.space.widths, dim=1)
-        by_data = np.mean([temperatures(block, r, len(task.classes), self.alpha_) for block in blocks], axis=0)
-        scores, neighbors = np.maximum(by_data, _LEAST_TEMPERATURE).tolist()
-        self.temperature_ = scores if self.temperature == "auto" else float(self.temperature)
-        self.neighbor_temperature_ = neighbors
+        n_classes = len(task.classes)
+        if self.temperature == "auto":
+            spreads = [spread_of_scores(block, r, n_classes, self.alpha_) for block in blocks]
+            self.temperature_ = max(float(np.mean(spreads)), _LEAST_TEMPERATURE)
+        else:
+            self.temperature_ = float(self.temperature)
+        self.neighbor_temperature_: float | None = None
+        if self.objective == _WITH_NEIGHBORS:
+            spreads = [spread_of_proximities(block, r, n_classes) for block in blocks]
+            self.neighbor_temperature_ = max(float(np.mean(spreads)), _LEAST_TEMPERATURE**2)  # a squared distance
         return real
 
     def _objective(self, random):
         if isinstance(self.objective, str):
-            return OBJECTIVES[self.objective](self.alpha_, self.temperature_, self.neighbor_temperature_)
+            return OBJECTIVES[self.objective](self.alpha_, self.temperature_)
         return self.objective
+
+    def _whole_objective(self, objective, classes):
+        if self.neighbor_temperature_ is None:
+            return objective
+        return WithNeighbors(objective, classes, self.neighbor_temperature_)

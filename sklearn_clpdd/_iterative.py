@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from numbers import Integral, Real
 
@@ -19,7 +20,7 @@ from torch import Tensor
 from ._base import BaseDistiller, Task
 from ._core.augmentations import AUGMENTATIONS, Augmentation
 from ._core.loop import OuterLoss, State, distill, whole_features
-from ._core.objectives import MeanOverEncoders, Objective, inner_weights
+from ._core.objectives import MeanOverEncoders, inner_weights
 from ._core.parametrizations import PARAMETRIZATIONS, Parametrization
 from ._core.real_features import RealFeatures, RealSet, held_out_counts, shuffled
 from ._reals import central
@@ -145,6 +146,10 @@ class IterativeDistiller(CallbackSupportMixin, BaseDistiller):
     def _objective(self, random: torch.Generator) -> OuterLoss:
         """Outer loss of the run; ``random`` gives the random numbers that it may draw in each step."""
 
+    def _whole_objective(self, objective: OuterLoss, classes: Tensor) -> OuterLoss:
+        """The same for whole samples, of so many classes (indices), as a probe is going to see them."""
+        return objective
+
     def _learns_targets(self) -> bool:
         """Whether the targets of the inner problem are learned with the samples."""
         return False
@@ -179,17 +184,19 @@ class IterativeDistiller(CallbackSupportMixin, BaseDistiller):
         self.n_views_, self.encoder_batch_size_ = n_views, passes.chunk_size
 
         state = self._state(task, real, rng, start)
+        outer = partial(self._outer, space, torch.from_numpy(y).to(space.device))
+        # Images are chosen by what they are learned by.
+        outer_of_held_out = partial(outer, whole=whole_weight > 0 or not augmentation.is_random)
         following = Run(
             self,
             state,
-            score=self._held_out_score(space, real, state, passes.chunk_size),
+            score=self._held_out_score(space, real, state, passes.chunk_size, outer_of_held_out),
             checkpoint=checkpoint,
             seed=seed,
             views_per_step=n_all,
             data={"X": task.X, "y": task.y},
             attributes=lambda: self._fitted(space, state.parametrization(), y, real, state.targets),
         )
-        of_views, of_whole = self._losses(space, state.random["objective"])
         steps = distill(
             state,
             _sampled(real.training, self.real_batch_size, space.device, state.targets.dtype),
@@ -198,8 +205,8 @@ class IterativeDistiller(CallbackSupportMixin, BaseDistiller):
             augmentation=augmentation,
             n_views=n_views,
             whole_weight=whole_weight,
-            objective=of_views if augmentation.is_random else of_whole,
-            whole_objective=of_whole,
+            objective=outer(state.random["objective"], whole=not augmentation.is_random),
+            whole_objective=outer(state.random["objective"], whole=True),
             learning_rate=self.learning_rate,
             decay=self.decay,
             progress=following.progress,
@@ -225,13 +232,13 @@ class IterativeDistiller(CallbackSupportMixin, BaseDistiller):
         targets = torch.tensor(known, dtype=dtype, device=task.space.device, requires_grad=self._learns_targets())
         return State(parametrization, targets, random)
 
-    def _losses(self, space: Space, random: torch.Generator) -> tuple[OuterLoss, OuterLoss]:
-        """Outer losses of random views and of whole samples, from the features of all encoders."""
+    def _outer(self, space: Space, classes: Tensor, random: torch.Generator, *, whole: bool) -> OuterLoss:
+        """The objective, of random views or of whole samples, for the features of all encoders."""
         objective = self._objective(random)
-        both = objective, objective.whole if isinstance(objective, Objective) else objective
-        if len(space.widths) == 1:  # no copy of the real features
-            return both
-        return MeanOverEncoders(both[0], space.widths), MeanOverEncoders(both[1], space.widths)
+        if whole:
+            objective = self._whole_objective(objective, classes)
+        # No copy of the real features where there is one encoder.
+        return objective if len(space.widths) == 1 else MeanOverEncoders(objective, space.widths)
 
     def _learn(
         self,
@@ -307,7 +314,9 @@ class IterativeDistiller(CallbackSupportMixin, BaseDistiller):
                 rows = rows[central(real.R[rows], n, rng)]
         return np.resize(rows, n)
 
-    def _held_out_score(self, space: Space, real: RealSet, state: State, chunk_size: int) -> Callable[[], Tensor] | None:
+    def _held_out_score(
+        self, space: Space, real: RealSet, state: State, chunk_size: int, outer: Callable[[torch.Generator], OuterLoss]
+    ) -> Callable[[], Tensor] | None:
         """What gives loss and accuracy of the present samples on the held-out features, where there are some."""
         if not real.n_held_out:
             return None
@@ -321,7 +330,7 @@ class IterativeDistiller(CallbackSupportMixin, BaseDistiller):
         def score() -> Tensor:
             Z = whole_features(parametrization, len(Y), space.encode, space.preprocessing, chunk_size)
             predicted = (R @ inner_weights(Z, Y, self.alpha_)).argmax(dim=1)
-            _, objective = self._losses(space, torch.Generator().manual_seed(0))  # the same at each score
+            objective = outer(torch.Generator().manual_seed(0))  # the same at each score
             return torch.stack([objective(Z, Y, R, r), (predicted == r).to(dtype).mean()])
 
         return score

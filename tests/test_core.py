@@ -16,10 +16,11 @@ from sklearn_clpdd._core.objectives import (
     CosineCrossEntropy,
     CrossEntropy,
     MeanOverEncoders,
-    ProbeAndNeighbors,
+    WithNeighbors,
     anchors,
     neighbor_cross_entropy,
-    temperatures,
+    spread_of_proximities,
+    spread_of_scores,
 )
 from sklearn_clpdd._core.parametrizations import PARAMETRIZATIONS, Points, Pyramid
 from sklearn_clpdd._core.real_features import RealFeatures, held_out_counts, shuffled
@@ -136,7 +137,7 @@ def _features(n, d=7, C=3, seed=0):
 def test_objective_gradient_in_the_features(name):
     (Z, y), (R, r) = _features(6), _features(20, seed=1)
     objective = OBJECTIVES[name](alpha=0.1, temperature=0.5)
-    for loss in (objective, objective.whole):
+    for loss in (objective, WithNeighbors(objective, y, 0.2)):
         assert torch.autograd.gradcheck(lambda Z, loss=loss: loss(Z, F.one_hot(y, 3).double(), R, r), Z.requires_grad_())
 
 
@@ -165,6 +166,8 @@ def test_gradient_of_the_whole_step_against_finite_differences(module, objective
     k = 2 if augmentation.is_random else 1
     draws = augmentation.draw(3 * k, generator())
     loss_of = OBJECTIVES[objective](alpha=0.1, temperature=0.5)
+    if objective == "probe_and_neighbors":
+        loss_of = WithNeighbors(loss_of, y.repeat_interleave(k), 0.2)
 
     def loss(*parameters):
         parametrization.parameters = list(parameters)
@@ -422,16 +425,19 @@ def test_cross_entropy_sees_the_scores_of_the_probe_and_its_cosine_form_the_anch
         torch.testing.assert_close(objective(0.1, 0.3)(Z, Y, R, r), wanted)
 
 
-def test_temperatures_are_standard_deviations_by_hand():
+def test_spreads_are_standard_deviations_by_hand():
     R, r = _features(60, seed=1)
     M = torch.stack([R[r == c].mean(0) for c in range(3)])
     W = ridge(M / M.norm(dim=1, keepdim=True), torch.eye(3, dtype=R.dtype), 0.5)
-    wanted = [
+    of_scores, of_proximities = (
         (values - values.mean(1, keepdim=True)).square().mean().sqrt().item()
         for values in (R @ (W / W.norm(dim=0)), -torch.cdist(R, M).square() / 2)
-    ]
-    assert temperatures(R, r, 3, 0.5) == pytest.approx(wanted, rel=1e-6)
-    assert temperatures(3 * R, r, 3, 0.5) == pytest.approx((3 * wanted[0], 9 * wanted[1]), rel=1e-6)
+    )
+    assert spread_of_scores(R, r, 3, 0.5) == pytest.approx(of_scores, rel=1e-6)
+    assert spread_of_scores(3 * R, r, 3, 0.5) == pytest.approx(3 * of_scores, rel=1e-6)
+    assert spread_of_proximities(R, r, 3) == pytest.approx(of_proximities, rel=1e-6)
+    assert spread_of_proximities(3 * R, r, 3) == pytest.approx(9 * of_proximities, rel=1e-6)
+    assert spread_of_proximities(R, r, 5) == pytest.approx(of_proximities, rel=1e-6)  # two classes of which there is none
 
 
 def test_neighbors_have_weights_that_fall_with_the_squared_distance(monkeypatch):
@@ -449,12 +455,26 @@ def test_neighbors_have_weights_that_fall_with_the_squared_distance(monkeypatch)
     torch.testing.assert_close(neighbor_cross_entropy(Z + 5, classes, R + 5, r, 0.3), wanted)  # of distances
 
 
-def test_neighbors_have_three_quarters_of_the_loss_of_whole_samples_and_none_of_that_of_views():
+def test_neighbors_have_three_quarters_of_the_loss_and_the_classes_that_they_are_given():
     (R, r), (Z, y) = _features(20, seed=1), _features(6, seed=2)
-    Y = torch.eye(3, dtype=Z.dtype)[y]
-    both, probe = ProbeAndNeighbors(0.1, 0.3, 0.2), CrossEntropy(0.1, 0.3)(Z, Y, R, r)
-    torch.testing.assert_close(both(Z, Y, R, r), probe)
-    torch.testing.assert_close(both.whole(Z, Y, R, r), 0.25 * probe + 0.75 * neighbor_cross_entropy(Z, y, R, r, 0.2))
+    probe = CrossEntropy(0.1, 0.3)
+    learned = torch.eye(3, dtype=Z.dtype)[y.flip(0)]  # targets that have left their classes
+    wanted = 0.25 * probe(Z, learned, R, r) + 0.75 * neighbor_cross_entropy(Z, y, R, r, 0.2)
+    torch.testing.assert_close(WithNeighbors(probe, y, 0.2)(Z, learned, R, r), wanted)
+
+
+@pytest.mark.parametrize("angle", [0.3, 1e-2])
+def test_neighbors_of_nearly_collinear_features_in_single_precision(angle):
+    Z, R = (F.normalize(1 + angle * torch.randn(n, 40, generator=generator(n)), dim=1) for n in (30, 50))
+    classes, r = torch.arange(30) % 5, torch.arange(50) % 5
+    temperature = spread_of_proximities(R.double(), r, 5)
+
+    def gradient(dtype):
+        own = Z.to(dtype).requires_grad_()
+        return torch.autograd.grad(neighbor_cross_entropy(own, classes, R.to(dtype), r, temperature), own)[0].double()
+
+    reference = gradient(torch.float64)
+    assert (gradient(torch.float32) - reference).norm() < 1e-2 * reference.norm()
 
 
 @pytest.mark.parametrize("n_random", [1, 3])

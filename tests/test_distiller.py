@@ -22,7 +22,7 @@ from sklearn_clpdd import _encoder as encoder_module
 from sklearn_clpdd import _iterative as iterative_module
 from sklearn_clpdd import _spaces as spaces_module
 from sklearn_clpdd._base import apportioned
-from sklearn_clpdd._core.objectives import OBJECTIVES, ProbeAndNeighbors
+from sklearn_clpdd._core.objectives import OBJECTIVES, WithNeighbors
 from sklearn_clpdd._core.parametrizations import PARAMETRIZATIONS, Pixels
 from sklearn_clpdd._core.real_features import RealFeatures
 
@@ -331,6 +331,10 @@ def test_temperature_by_the_rule(colors):
     assert CLPDistiller(**parameters).fit(10 * X, y).temperature_ == pytest.approx(fitted.temperature_, rel=1e-4)
     given = CLPDistiller(**parameters, temperature=fitted.temperature_).fit(X, y)
     np.testing.assert_array_equal(given.X_synthetic_, fitted.X_synthetic_)
+    assert CLPDistiller(**parameters).fit(10 * X, y).neighbor_temperature_ == pytest.approx(
+        fitted.neighbor_temperature_, rel=1e-4
+    )
+    assert given.set_params(objective="cross_entropy").fit(X, y).neighbor_temperature_ is None
 
 
 def test_the_loss_is_of_random_views_and_whole_images(encoder, colors):
@@ -357,24 +361,27 @@ def test_the_loss_is_of_random_views_and_whole_images(encoder, colors):
 
 def test_neighbors_are_those_of_whole_images(encoder, colors, monkeypatch):
     X, y = colors
-    calls = []
+    calls, call = [], WithNeighbors.__call__
 
-    def watched(self, Z, Y, R, r, of):
-        calls.append((of.__name__, len(Z)))
-        return of(self, Z, Y, R, r)
+    def watched(self, Z, *args):
+        calls.append(len(Z))
+        return call(self, Z, *args)
 
-    for name in ("__call__", "whole"):
-        of = getattr(ProbeAndNeighbors, name)
-        monkeypatch.setattr(ProbeAndNeighbors, name, lambda *args, of=of: watched(*args, of))
-    once = {"max_iter": 1, "validation_fraction": None}
-    distiller(encoder, n_views=4, **once).fit(X, y)
-    assert calls == [("__call__", 12), ("whole", 3), ("__call__", 3)]  # the probe's part of the latter calls the former
-    calls.clear()
-    distiller(encoder, augmentation=None, **once).fit(X, y)  # there are whole images only
-    assert calls == [("whole", 3), ("__call__", 3)]
-    calls.clear()
-    distiller([encoder, encoder], n_views=4, **once).fit(X, y)
-    assert calls == [("__call__", 12)] * 2 + [("whole", 3), ("__call__", 3)] * 2
+    monkeypatch.setattr(WithNeighbors, "__call__", watched)
+    once = {"max_iter": 1, "validation_fraction": None, "images_per_class": 2}
+    for count, given, parameters in (
+        (1, encoder, {"n_views": 4}),
+        (1, encoder, {"augmentation": None}),  # there are whole images only
+        (2, [encoder, encoder], {"n_views": 4}),
+        (0, encoder, {"whole_weight": 0.0}),
+    ):
+        calls.clear()
+        fitted = distiller(given, **once, **parameters).fit(X, y)
+        assert calls == [6] * count
+    probe = distiller(encoder, objective="cross_entropy", whole_weight=0.0).fit(X, y)
+    fitted = distiller(encoder, whole_weight=0.0).fit(X, y)
+    np.testing.assert_array_equal(fitted.X_synthetic_, probe.X_synthetic_)
+    assert [record.get("val_loss") for record in fitted.history_] == [record.get("val_loss") for record in probe.history_]
 
 
 def test_each_of_several_samples_is_typical_of_its_class():

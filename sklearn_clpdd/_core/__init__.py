@@ -16,6 +16,6 @@ Symbols, used in every module of this package with one meaning:
 ``W``  weights of the linear probe, ``(d, C)``
 ``R``  features of real images, ``(B, d)``, with class indices ``r`` of shape ``(B,)``
 ``λ``  ridge strength, relative to the mean squared norm of the rows of ``Z``
-``τ``  temperature of the softmax
+``τ``  temperature of the softmax of scores; ``τ'`` is that of squared distances
 ====== ===============================================================================
 """

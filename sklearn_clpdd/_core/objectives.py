@@ -18,7 +18,7 @@ from .ridge import in_double, relative_penalty, ridge
 # Condition number up to which float32 leaves three digits of a gradient at the worst, and five as a rule.
 _WELL_CONDITIONED = 1024
 # Entries of a matrix of real against synthetic samples whose graph is kept; more are computed twice, part by part.
-_ENTRIES = 2**24
+_ENTRIES = 2**23
 
 
 def inner_weights(Z: Tensor, Y: Tensor, alpha: float) -> Tensor:
@@ -33,29 +33,22 @@ def inner_weights(Z: Tensor, Y: Tensor, alpha: float) -> Tensor:
 
 
 class Objective:
-    """Base class: holds the strengths that the objectives share.
+    """Base class: holds the two strengths that the objectives share.
 
     Parameters
     ----------
     alpha : float
         λ, the ridge strength relative to the mean squared norm of the synthetic features, > 0.
     temperature : float
-        τ, the temperature of the softmax of scores, > 0.
-    neighbor_temperature : float, default=0.1
-        τ', that of the softmax of squared distances, > 0.
+        τ, the temperature of the softmax, > 0.
     """
 
-    def __init__(self, alpha: float, temperature: float, neighbor_temperature: float = 0.1):
+    def __init__(self, alpha: float, temperature: float):
         self.alpha = alpha
         self.temperature = temperature
-        self.neighbor_temperature = neighbor_temperature
 
     def __call__(self, Z: Tensor, Y: Tensor, R: Tensor, r: Tensor) -> Tensor:
         raise NotImplementedError
-
-    def whole(self, Z: Tensor, Y: Tensor, R: Tensor, r: Tensor) -> Tensor:
-        """The same for features of whole samples, as a probe is going to see them, rather than of random views."""
-        return self(Z, Y, R, r)
 
     def probe(self, Z: Tensor, Y: Tensor) -> Tensor:
         """Weights ``W`` of the inner problem, ``(d, C)``."""
@@ -75,21 +68,6 @@ class CrossEntropy(Objective):
         return F.cross_entropy(scores(R, W / norm) / self.temperature, r)
 
 
-class ProbeAndNeighbors(CrossEntropy):
-    """`CrossEntropy`, the probe's, and for whole samples three times as much of their soft nearest neighbours'.
-
-    ``L = ¼ L_probe − ¾ mean log p_r`` with ``p_c ∝ Σ_{i of class c} exp(−‖R − z_i‖² / 2τ')``, a soft nearest-neighbour classifier
-    (neighbourhood components analysis, Goldberger et al., NeurIPS 2004): each synthetic sample is to stand for its class by
-    itself, where the probe needs their sum only. Random views have ``L_probe`` alone.
-    """
-
-    _share = 0.75
-
-    def whole(self, Z: Tensor, Y: Tensor, R: Tensor, r: Tensor) -> Tensor:
-        neighbors = neighbor_cross_entropy(Z, Y.argmax(dim=1), R, r, self.neighbor_temperature)
-        return (1 - self._share) * self(Z, Y, R, r) + self._share * neighbors
-
-
 class CosineCrossEntropy(Objective):
     """Softmax cross-entropy of real features over the class anchors (CLP-DD, arXiv 2605.07194).
 
@@ -106,6 +84,34 @@ class MeanSquaredError(Objective):
     def __call__(self, Z: Tensor, Y: Tensor, R: Tensor, r: Tensor) -> Tensor:
         residuals = scores(R, self.probe(Z, Y)) - F.one_hot(r, Y.shape[1]).to(R)
         return residuals.square().sum(dim=1).mean()
+
+
+class WithNeighbors:
+    """A quarter of an objective, and three quarters of the cross-entropy of the synthetic samples' soft nearest neighbours.
+
+    ``L = ¼ L_probe − ¾ mean log p_r`` with ``p_c ∝ Σ_{i of class c} exp(−‖R − z_i‖² / 2τ')``, neighbourhood components analysis
+    (Goldberger et al., NeurIPS 2004): each sample is to stand for its class by itself, where the probe needs their sum only.
+
+    Parameters
+    ----------
+    objective : callable
+        ``(Z, Y, R, r) → scalar``.
+    classes : Tensor of shape (m,), int64
+        Class indices of the synthetic samples, whatever their targets are.
+    temperature : float
+        τ', > 0.
+    """
+
+    share = 0.75
+
+    def __init__(self, objective: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor], classes: Tensor, temperature: float):
+        self.objective = objective
+        self.classes = classes
+        self.temperature = temperature
+
+    def __call__(self, Z: Tensor, Y: Tensor, R: Tensor, r: Tensor) -> Tensor:
+        neighbors = neighbor_cross_entropy(Z, self.classes, R, r, self.temperature)
+        return (1 - self.share) * self.objective(Z, Y, R, r) + self.share * neighbors
 
 
 class GradientMatching:
@@ -224,20 +230,24 @@ def spread(values: Tensor) -> float:
     return (values - values.mean(dim=1, keepdim=True)).square().mean().sqrt().item()
 
 
-def temperatures(R: Tensor, r: Tensor, n_classes: int, alpha: float) -> tuple[float, float]:
-    """How far the classes lie apart where the class means are the synthetic samples: scales for τ and τ'.
+def spread_of_scores(R: Tensor, r: Tensor, n_classes: int, alpha: float) -> float:
+    """How far the scores of the classes lie apart where the class means are the synthetic samples: a scale for τ.
 
     The spread, over the classes, of the inner products of real samples (cosines, of features of unit norm) with the anchors of
-    the normalised class means, and that of their `proximities` to the class means. Both are properties of encoder and data,
-    had before the first step.
+    the normalised class means. It is a property of encoder and data, had before the first step.
     """
+    means = F.normalize(class_means(R, F.one_hot(r, n_classes).to(R)), dim=1)
+    return spread(scores(R, anchors(inner_weights(means, torch.eye(n_classes).to(R), alpha))))
+
+
+def spread_of_proximities(R: Tensor, r: Tensor, n_classes: int) -> float:
+    """The same of half the squared distances to the means of the classes that there are: a scale for τ'."""
     means = class_means(R, F.one_hot(r, n_classes).to(R))
-    W = inner_weights(F.normalize(means, dim=1), torch.eye(n_classes).to(R), alpha)
-    return spread(scores(R, anchors(W))), spread(proximities(R, means))
+    return spread(proximities(R, means[torch.bincount(r, minlength=n_classes) > 0]))
 
 
 OBJECTIVES: dict[str, type[Objective]] = {
-    "probe_and_neighbors": ProbeAndNeighbors,
+    "probe_and_neighbors": CrossEntropy,  # and, for whole samples, `WithNeighbors`
     "cross_entropy": CrossEntropy,
     "cosine_cross_entropy": CosineCrossEntropy,
     "mse": MeanSquaredError,
