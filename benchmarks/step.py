@@ -292,7 +292,7 @@ def memory(output):
 SWEEPS = {
     "classes": ("classes", (10, 30, 100, 300, 1000)),
     "images per class": ("images_per_class", (1, 3, 10, 30, 100)),
-    "views of an image": ("views", (1, 2, 5, 10, 30, 100)),
+    "views of an image": ("views", (2, 5, 10, 30, 100)),
     "side of a view": ("size", (64, 80, 112, 160, 224)),
     "real samples in a step": ("batch", (1024, 4096, 16384, 65536)),
     "real samples": ("real", (8192, 32768, 131072, 524288)),

@@ -66,6 +66,7 @@ METHODS = {
         {"objective": "cosine_cross_entropy", "temperature": 0.1, **_FROM_NOISE},
     ),
     "clp-mse": Method("CLP-DD, DSA, `mse`", CLPDistiller, {"objective": "mse"}),
+    "clp-ce": Method("CLP-DD, DSA, `cross_entropy`", CLPDistiller, {"objective": "cross_entropy"}),
     "clp": Method("CLP-DD without DSA", CLPDistiller, {"augmentation": None}),
     "clp-dsa": Method("CLP-DD, DSA", CLPDistiller, {}),
     "real": Method("all real", None, {}, timed=False),

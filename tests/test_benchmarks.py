@@ -68,7 +68,7 @@ def _arguments(tmp_path, *options):
 def test_a_run_is_known_by_its_settings(tmp_path):
     arguments = _arguments(tmp_path, "--seconds", "1", "2", "--seeds", "2", "--published")
     runs = table.runs_of(arguments)
-    assert len({run.name for run in runs}) == len(runs) == 8 * 2 * 2 + 3 * 2 + 2
+    assert len({run.name for run in runs}) == len(runs) == 9 * 2 * 2 + 3 * 2 + 2
     order = [run.method for run in runs]
     assert max(i for i, name in enumerate(order) if name == "clp-dsa") < order.index("nearest")
     (tmp_path / "runs").mkdir()

@@ -369,14 +369,14 @@ def test_neighbors_are_those_of_whole_images(encoder, colors, monkeypatch):
 
     monkeypatch.setattr(WithNeighbors, "__call__", watched)
     once = {"max_iter": 1, "validation_fraction": None, "images_per_class": 2}
-    for count, given, parameters in (
+    for count, encoders, parameters in (
         (1, encoder, {"n_views": 4}),
         (1, encoder, {"augmentation": None}),  # there are whole images only
         (2, [encoder, encoder], {"n_views": 4}),
         (0, encoder, {"whole_weight": 0.0}),
     ):
         calls.clear()
-        fitted = distiller(given, **once, **parameters).fit(X, y)
+        fitted = distiller(encoders, **once, **parameters).fit(X, y)
         assert calls == [6] * count
     probe = distiller(encoder, objective="cross_entropy", whole_weight=0.0).fit(X, y)
     fitted = distiller(encoder, whole_weight=0.0).fit(X, y)
