@@ -2,9 +2,9 @@
 
     python benchmarks/budgets.py DATA [--size 112] [--seconds 300] [--images-per-class 1 10] [--seeds 3] [--output NAME] ...
 
-DATA holds ``train`` and ``val`` folders with one folder of images per class. All distillers have the default settings, and a
-budget of time for the steps. benchmarks/results/budgets-<name of DATA>.md is written, and with every number a .json, whose runs
-are not made again. The SGD head is trained for so many epochs over the root of the images per class. The share is that of the
+DATA holds ``train`` and ``val`` folders with one folder of images per class. All distillers have the default settings, but
+for options, and a budget of time for the steps. benchmarks/results/budgets-<name of DATA>.md is written, and with every number a
+.json, whose runs are not made again. The SGD head is trained for so many epochs over the root of the images per class. The share is that of the
 accuracy that all real images give the same probe: the closed-form one with its strength by leave-one-out, the SGD head with 1,000
 steps of a hundred images, or as many as the largest set of the page has.
 """
@@ -50,6 +50,8 @@ def measured(arguments, encoder, data, path, method, per_class, seed):
         run |= {"time_budget": arguments.seconds, "max_iter": 10**7}
         if arguments.learn_labels:
             run["learn_labels"] = True
+        if arguments.objective:
+            run["objective"] = arguments.objective
     epochs = epochs_of(arguments, per_class)
 
     def work():
@@ -106,6 +108,7 @@ def main(arguments):
         f"steps, {seeds}; {machine()}; `python benchmarks/budgets.py DIR "
         f"--size {arguments.size} --seconds {arguments.seconds:g} --seeds {arguments.seeds} --epochs {arguments.epochs} "
         f"--images-per-class {' '.join(map(str, arguments.images_per_class))}{' --learn-labels' * arguments.learn_labels}"
+        f"{f' --objective {arguments.objective}' if arguments.objective else ''}"
         f"{f' --output {arguments.output}' if arguments.output else ''}`; the SGD head is trained for "
         f"{' and '.join(str(epochs_of(arguments, k)) for k in arguments.images_per_class)} epochs"
     )
@@ -121,5 +124,6 @@ if __name__ == "__main__":
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=1000, help="of LGM's protocol, over the root of the images per class")
     parser.add_argument("--learn-labels", action="store_true")
+    parser.add_argument("--objective", help="another one than the distiller's default")
     parser.add_argument("--output", help="name of the files, by default budgets-<name of DATA>")
     main(parser.parse_args())
