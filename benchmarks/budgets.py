@@ -3,10 +3,10 @@
     python benchmarks/budgets.py DATA [--size 112] [--seconds 300] [--images-per-class 1 10] [--seeds 3] [--output NAME] ...
 
 DATA holds ``train`` and ``val`` folders with one folder of images per class. All distillers have the default settings, but
-for options, and a budget of time for the steps. benchmarks/results/budgets-<name of DATA>.md is written, and with every number a
-.json, whose runs are not made again. The SGD head is trained for so many epochs over the root of the images per class. The share is that of the
-accuracy that all real images give the same probe: the closed-form one with its strength by leave-one-out, the SGD head with 1,000
-steps of a hundred images, or as many as the largest set of the page has.
+for options, and a budget of time for the steps. benchmarks/results/budgets-<name of DATA>.md is written, and with every number
+a .json, whose runs are not made again. The SGD head is trained for so many epochs over the root of the images per class. The
+share is that of the accuracy that all real images give the same probe: the closed-form one with its strength by leave-one-out,
+the SGD head with 1,000 steps of a hundred images, or as many as the largest set of the page has.
 """
 
 import math
