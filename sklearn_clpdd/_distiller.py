@@ -10,9 +10,10 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from ._core.objectives import OBJECTIVES, WithNeighbors, spread_of_proximities, spread_of_scores
 from ._iterative import IterativeDistiller
 
-# Real samples by which the temperature is chosen, at most; and the least that is chosen.
+# Real samples by which the temperatures are chosen, at most; and the least that is chosen.
 _SPREAD_ROWS = 20_000
 _LEAST_TEMPERATURE = 1e-3
+# The objective to which whole images add `WithNeighbors`.
 _WITH_NEIGHBORS = "probe_and_neighbors"
 
 
@@ -273,18 +274,19 @@ class CLPDistiller(IterativeDistiller):
     def _encode(self, task, order, n_held_out=0):
         real = super()._encode(task, order, n_held_out)
         rows = np.unique(np.linspace(0, len(order) - n_held_out - 1, _SPREAD_ROWS).astype(int))
-        R, r = torch.from_numpy(real.R[rows]).float(), torch.from_numpy(real.codes[rows])
-        blocks = (math.sqrt(len(task.space.widths)) * R).split(task.space.widths, dim=1)
-        n_classes = len(task.classes)
+
+        def mean_over_encoders(spread, *parameters):
+            R, r = torch.from_numpy(real.R[rows]).float(), torch.from_numpy(real.codes[rows])
+            blocks = (math.sqrt(len(task.space.widths)) * R).split(task.space.widths, dim=1)
+            return float(np.mean([spread(block, r, len(task.classes), *parameters) for block in blocks]))
+
         if self.temperature == "auto":
-            spreads = [spread_of_scores(block, r, n_classes, self.alpha_) for block in blocks]
-            self.temperature_ = max(float(np.mean(spreads)), _LEAST_TEMPERATURE)
+            self.temperature_ = max(mean_over_encoders(spread_of_scores, self.alpha_), _LEAST_TEMPERATURE)
         else:
             self.temperature_ = float(self.temperature)
         self.neighbor_temperature_: float | None = None
-        if self.objective == _WITH_NEIGHBORS:
-            spreads = [spread_of_proximities(block, r, n_classes) for block in blocks]
-            self.neighbor_temperature_ = max(float(np.mean(spreads)), _LEAST_TEMPERATURE**2)  # a squared distance
+        if self.objective == _WITH_NEIGHBORS:  # of squared distances
+            self.neighbor_temperature_ = max(mean_over_encoders(spread_of_proximities), _LEAST_TEMPERATURE**2)
         return real
 
     def _objective(self, random):

@@ -147,7 +147,7 @@ class IterativeDistiller(CallbackSupportMixin, BaseDistiller):
         """Outer loss of the run; ``random`` gives the random numbers that it may draw in each step."""
 
     def _whole_objective(self, objective: OuterLoss, classes: Tensor) -> OuterLoss:
-        """The same for whole samples, of so many classes (indices), as a probe is going to see them."""
+        """The same for whole samples, whose class indices these are, as a probe is going to see them."""
         return objective
 
     def _learns_targets(self) -> bool:

@@ -328,12 +328,11 @@ def test_temperature_by_the_rule(colors):
     X, y = load_digits(return_X_y=True)
     parameters = {"encoder": None, "max_iter": 3, "random_state": 0}
     fitted = CLPDistiller(**parameters).fit(X, y)
-    assert CLPDistiller(**parameters).fit(10 * X, y).temperature_ == pytest.approx(fitted.temperature_, rel=1e-4)
+    scaled = CLPDistiller(**parameters).fit(10 * X, y)
+    assert scaled.temperature_ == pytest.approx(fitted.temperature_, rel=1e-4)
+    assert scaled.neighbor_temperature_ == pytest.approx(fitted.neighbor_temperature_, rel=1e-4)
     given = CLPDistiller(**parameters, temperature=fitted.temperature_).fit(X, y)
     np.testing.assert_array_equal(given.X_synthetic_, fitted.X_synthetic_)
-    assert CLPDistiller(**parameters).fit(10 * X, y).neighbor_temperature_ == pytest.approx(
-        fitted.neighbor_temperature_, rel=1e-4
-    )
     assert given.set_params(objective="cross_entropy").fit(X, y).neighbor_temperature_ is None
 
 
@@ -376,7 +375,7 @@ def test_neighbors_are_those_of_whole_images(encoder, colors, monkeypatch):
         (0, encoder, {"whole_weight": 0.0}),
     ):
         calls.clear()
-        fitted = distiller(encoders, **once, **parameters).fit(X, y)
+        distiller(encoders, **once, **parameters).fit(X, y)
         assert calls == [6] * count
     probe = distiller(encoder, objective="cross_entropy", whole_weight=0.0).fit(X, y)
     fitted = distiller(encoder, whole_weight=0.0).fit(X, y)
