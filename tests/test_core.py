@@ -16,6 +16,7 @@ from sklearn_clpdd._core.objectives import (
     CosineCrossEntropy,
     CrossEntropy,
     MeanOverEncoders,
+    Objective,
     WithNeighbors,
     anchors,
     neighbor_cross_entropy,
@@ -440,38 +441,50 @@ def test_spreads_are_standard_deviations_by_hand():
     assert spread_of_proximities(R, r, 5) == pytest.approx(of_proximities, rel=1e-6)  # two classes of which there is none
 
 
-def test_neighbors_have_weights_that_fall_with_the_squared_distance(monkeypatch):
+class _Nothing(Objective):
+    """No loss of the probe's."""
+
+    def columns(self, Z, Y):
+        return Z[:1].T
+
+    def loss(self, scores, r):
+        return 0.0 * scores.sum()
+
+
+def test_neighbors_have_weights_that_fall_with_the_squared_distance():
     (R, r), (Z, classes) = _features(20, seed=1), _features(7, seed=2)
     weights = torch.exp(-torch.cdist(R, Z).square() / (2 * 0.3)) @ F.one_hot(classes, 3).to(R)
-    wanted = F.nll_loss((weights / weights.sum(1, keepdim=True)).log(), r)
-    Z.requires_grad_()
-    loss = neighbor_cross_entropy(Z, classes, R, r, 0.3)
+    wanted = 0.75 * F.nll_loss((weights / weights.sum(1, keepdim=True)).log(), r)
+    loss_of = WithNeighbors(_Nothing(1.0, 1.0), classes, 0.3)
+    loss = loss_of(Z, torch.ones(7, 1).to(Z), R, r)
     torch.testing.assert_close(loss, wanted)
-    (gradient,) = torch.autograd.grad(loss, Z)
-    monkeypatch.setattr(objectives, "_ENTRIES", 21)  # three real samples at a time
-    in_parts = neighbor_cross_entropy(Z, classes, R, r, 0.3)
-    torch.testing.assert_close(in_parts, wanted)
-    torch.testing.assert_close(torch.autograd.grad(in_parts, Z)[0], gradient)
-    torch.testing.assert_close(neighbor_cross_entropy(Z + 5, classes, R + 5, r, 0.3), wanted)  # of distances
+    torch.testing.assert_close(loss_of(Z + 5, torch.ones(7, 1).to(Z), R + 5, r), wanted)  # of distances
 
 
-def test_neighbors_have_three_quarters_of_the_loss_and_the_classes_that_they_are_given():
+def test_neighbors_have_three_quarters_of_the_loss_and_the_classes_that_they_are_given(monkeypatch):
     (R, r), (Z, y) = _features(20, seed=1), _features(6, seed=2)
     probe = CrossEntropy(0.1, 0.3)
     learned = torch.eye(3, dtype=Z.dtype)[y.flip(0)]  # targets that have left their classes
-    wanted = 0.25 * probe(Z, learned, R, r) + 0.75 * neighbor_cross_entropy(Z, y, R, r, 0.2)
-    torch.testing.assert_close(WithNeighbors(probe, y, 0.2)(Z, learned, R, r), wanted)
+    neighbors = neighbor_cross_entropy(-torch.cdist(R, Z.requires_grad_()).square() / (2 * 0.2), y, r)
+    wanted = 0.25 * probe(Z, learned, R, r) + 0.75 * neighbors
+    (gradient,) = torch.autograd.grad(wanted, Z)
+    loss_of = WithNeighbors(probe, y, 0.2)
+    for entries in (objectives._ENTRIES, 27):  # three real samples at a time
+        monkeypatch.setattr(objectives, "_ENTRIES", entries)
+        loss = loss_of(Z, learned, R, r)
+        torch.testing.assert_close(loss, wanted)
+        torch.testing.assert_close(torch.autograd.grad(loss, Z)[0], gradient)
 
 
 @pytest.mark.parametrize("angle", [0.3, 1e-2])
 def test_neighbors_of_nearly_collinear_features_in_single_precision(angle):
     Z, R = (F.normalize(1 + angle * torch.randn(n, 40, generator=generator(n)), dim=1) for n in (30, 50))
     classes, r = torch.arange(30) % 5, torch.arange(50) % 5
-    temperature = spread_of_proximities(R.double(), r, 5)
+    loss_of = WithNeighbors(_Nothing(1.0, 1.0), classes, spread_of_proximities(R.double(), r, 5))
 
     def gradient(dtype):
         own = Z.to(dtype).requires_grad_()
-        return torch.autograd.grad(neighbor_cross_entropy(own, classes, R.to(dtype), r, temperature), own)[0].double()
+        return torch.autograd.grad(loss_of(own, own.new_ones(30, 1), R.to(dtype), r), own)[0].double()
 
     reference = gradient(torch.float64)
     assert (gradient(torch.float32) - reference).norm() < 1e-2 * reference.norm()

@@ -48,11 +48,19 @@ class Objective:
         self.temperature = temperature
 
     def __call__(self, Z: Tensor, Y: Tensor, R: Tensor, r: Tensor) -> Tensor:
-        raise NotImplementedError
+        return self.loss(scores(R, self.columns(Z, Y)), r)
 
     def probe(self, Z: Tensor, Y: Tensor) -> Tensor:
         """Weights ``W`` of the inner problem, ``(d, C)``."""
         return inner_weights(Z, Y, self.alpha)
+
+    def columns(self, Z: Tensor, Y: Tensor) -> Tensor:
+        """What real features are multiplied by, ``(d, C)``: ``W``, scaled."""
+        raise NotImplementedError
+
+    def loss(self, scores: Tensor, r: Tensor) -> Tensor:
+        """The mean loss of these products, ``(B, C)``."""
+        return F.cross_entropy(scores, r)
 
 
 class CrossEntropy(Objective):
@@ -62,10 +70,10 @@ class CrossEntropy(Objective):
     of `CosineCrossEntropy` forget how the norms of the columns differ.
     """
 
-    def __call__(self, Z: Tensor, Y: Tensor, R: Tensor, r: Tensor) -> Tensor:
+    def columns(self, Z: Tensor, Y: Tensor) -> Tensor:
         W = self.probe(Z, Y)
         norm = W.square().sum(dim=0).mean().sqrt().clamp_min(1e-12)
-        return F.cross_entropy(scores(R, W / norm) / self.temperature, r)
+        return W / (norm * self.temperature)
 
 
 class CosineCrossEntropy(Objective):
@@ -74,16 +82,18 @@ class CosineCrossEntropy(Objective):
     The anchors are the ℓ2-normalised columns of ``W``: ``L = −mean log softmax(R Ŵ / τ)[r]``.
     """
 
-    def __call__(self, Z: Tensor, Y: Tensor, R: Tensor, r: Tensor) -> Tensor:
-        return F.cross_entropy(scores(R, anchors(self.probe(Z, Y))) / self.temperature, r)
+    def columns(self, Z: Tensor, Y: Tensor) -> Tensor:
+        return anchors(self.probe(Z, Y)) / self.temperature
 
 
 class MeanSquaredError(Objective):
     """Squared error of the probe's outputs, ``‖R W − onehot(r)‖² / B``: the paper's ablation, KIP's loss (arXiv 2011.00050)."""
 
-    def __call__(self, Z: Tensor, Y: Tensor, R: Tensor, r: Tensor) -> Tensor:
-        residuals = scores(R, self.probe(Z, Y)) - F.one_hot(r, Y.shape[1]).to(R)
-        return residuals.square().sum(dim=1).mean()
+    def columns(self, Z: Tensor, Y: Tensor) -> Tensor:
+        return self.probe(Z, Y)
+
+    def loss(self, scores: Tensor, r: Tensor) -> Tensor:
+        return (scores - F.one_hot(r, scores.shape[1]).to(scores)).square().sum(dim=1).mean()
 
 
 class WithNeighbors:
@@ -91,27 +101,41 @@ class WithNeighbors:
 
     ``L = ¼ L_probe − ¾ mean log p_r`` with ``p_c ∝ Σ_{i of class c} exp(−‖R − z_i‖² / 2τ')``, neighbourhood components analysis
     (Goldberger et al., NeurIPS 2004): each sample is to stand for its class by itself, where the probe needs their sum only.
+    Real features are multiplied once for both.
 
     Parameters
     ----------
-    objective : callable
-        ``(Z, Y, R, r) → scalar``.
+    objective : Objective
     classes : Tensor of shape (m,), int64
-        Class indices of the synthetic samples, whatever their targets are.
+        Class indices of the synthetic samples, whatever their targets are; there is one of each class in ``r``.
     temperature : float
-        τ', > 0.
+        τ', half of the squared distance over which a weight falls by a factor of e, > 0.
     """
 
     share = 0.75
 
-    def __init__(self, objective: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor], classes: Tensor, temperature: float):
+    def __init__(self, objective: Objective, classes: Tensor, temperature: float):
         self.objective = objective
         self.classes = classes
         self.temperature = temperature
 
     def __call__(self, Z: Tensor, Y: Tensor, R: Tensor, r: Tensor) -> Tensor:
-        neighbors = neighbor_cross_entropy(Z, self.classes, R, r, self.temperature)
-        return (1 - self.share) * self.objective(Z, Y, R, r) + self.share * neighbors
+        C, t = Y.shape[1], self.temperature
+        columns = torch.cat([self.objective.columns(Z, Y).T, Z / t])
+        offsets = Z.square().sum(dim=1) / (2 * t)
+
+        def summed(columns: Tensor, offsets: Tensor, R: Tensor, r: Tensor) -> Tensor:
+            products = F.linear(R, columns)
+            probe = self.objective.loss(products[:, :C], r)
+            neighbors = neighbor_cross_entropy(products[:, C:] - offsets, self.classes, r)
+            return len(R) * ((1 - self.share) * probe + self.share * neighbors)
+
+        rows = max(1, _ENTRIES // len(columns))
+        if len(R) <= rows:
+            return summed(columns, offsets, R, r) / len(R)
+        parts = zip(R.split(rows), r.split(rows), strict=True)
+        sums = [checkpoint(summed, columns, offsets, *part, use_reentrant=False, preserve_rng_state=False) for part in parts]
+        return torch.stack(sums).sum() / len(R)
 
 
 class GradientMatching:
@@ -192,32 +216,18 @@ def proximities(R: Tensor, Z: Tensor) -> Tensor:
     return F.linear(R, Z) - Z.square().sum(dim=1) / 2
 
 
-def neighbor_cross_entropy(Z: Tensor, classes: Tensor, R: Tensor, r: Tensor, temperature: float) -> Tensor:
+def neighbor_cross_entropy(proximities: Tensor, classes: Tensor, r: Tensor) -> Tensor:
     """Mean cross-entropy of a soft nearest-neighbour classifier: the log of the share that the own class has of the weights.
 
     Parameters
     ----------
-    Z : Tensor of shape (m, d)
-        Synthetic features.
-    classes : Tensor of shape (m,), int64
-        Their class indices; each of those in ``r`` is there.
-    R, r : Tensor of shape (B, d) and (B,)
-        Real features and their class indices.
-    temperature : float
-        Half of the squared distance over which a weight falls by a factor of e, > 0.
+    proximities : Tensor of shape (B, m)
+        Logarithms of the weights of the synthetic samples, but for what is the same in a row.
+    classes, r : Tensor of shape (m,) and (B,), int64
+        Class indices of the columns and of the rows; each of those in ``r`` is among ``classes``.
     """
-
-    def summed(Z: Tensor, R: Tensor, r: Tensor) -> Tensor:
-        near = proximities(R, Z) / temperature
-        own = near.masked_fill(r[:, None] != classes, -torch.inf)
-        return (near.logsumexp(dim=1) - own.logsumexp(dim=1)).sum()
-
-    rows = max(1, _ENTRIES // len(Z))
-    if len(R) <= rows:
-        return summed(Z, R, r) / len(R)
-    parts = zip(R.split(rows), r.split(rows), strict=True)
-    sums = [checkpoint(summed, Z, *part, use_reentrant=False, preserve_rng_state=False) for part in parts]
-    return torch.stack(sums).sum() / len(R)
+    own = proximities.masked_fill(r[:, None] != classes, -torch.inf)
+    return (proximities.logsumexp(dim=1) - own.logsumexp(dim=1)).mean()
 
 
 def anchors(W: Tensor) -> Tensor:
