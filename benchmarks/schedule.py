@@ -15,8 +15,9 @@ from sklearn_clpdd import CLPDistiller, FrozenEncoder
 
 SETTINGS = {
     "default": {},
-    "learning_rate=0.03": {"learning_rate": 0.03},
-    "learning_rate=0.3": {"learning_rate": 0.3},
+    "learning_rate=0.02": {"learning_rate": 0.02},
+    "learning_rate=0.1": {"learning_rate": 0.1},
+    "warm_up=0": {"warm_up": 0},
     "decay=0": {"decay": 0.0},
     "decay=1": {"decay": 1.0},
     "n_views=1": {"n_views": 1},

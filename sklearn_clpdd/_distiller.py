@@ -69,8 +69,10 @@ class CLPDistiller(IterativeDistiller):
         What the images start from: noise, random real images of their class, or those nearest to the means of the class's
         clusters (k-means, as many as there are images; where there are fewer real ones, these again, with some noise). Images
         that start from real ones can still be told to come from them: where that must not be, take noise.
-    learning_rate : float, default=0.1
+    learning_rate : float, default=0.05
         Adam's rate, > 0.
+    warm_up : int, default=10
+        Steps, the first ones, over which the rate rises linearly, while Adam knows little of the gradients. 0: none.
     decay : float in [0, 1], default=0.5
         Share of the run, its last, over which the rate falls linearly to zero. 0: it is constant.
     max_iter : int, default=600
@@ -214,7 +216,8 @@ class CLPDistiller(IterativeDistiller):
         whole_weight=0.5,
         progressive=True,
         init="centroid",
-        learning_rate=0.1,
+        learning_rate=0.05,
+        warm_up=10,
         decay=0.5,
         max_iter=600,
         time_budget=None,
@@ -246,6 +249,7 @@ class CLPDistiller(IterativeDistiller):
             progressive=progressive,
             init=init,
             learning_rate=learning_rate,
+            warm_up=warm_up,
             decay=decay,
             max_iter=max_iter,
             time_budget=time_budget,

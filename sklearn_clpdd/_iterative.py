@@ -64,6 +64,7 @@ class IterativeDistiller(CallbackSupportMixin, BaseDistiller):
         "whole_weight": [Interval(Real, 0, 1, closed="left")],
         "init": [StrOptions({"noise", "real", "centroid"})],
         "learning_rate": [Interval(Real, 0, None, closed="neither")],
+        "warm_up": [Interval(Integral, 0, None, closed="left")],
         "decay": [Interval(Real, 0, 1, closed="both")],
         "max_iter": [Interval(Integral, 1, None, closed="left")],
         "time_budget": [Interval(Real, 0, None, closed="neither"), None],
@@ -93,7 +94,8 @@ class IterativeDistiller(CallbackSupportMixin, BaseDistiller):
         whole_weight=0.5,
         progressive=True,
         init="centroid",
-        learning_rate=0.1,
+        learning_rate=0.05,
+        warm_up=10,
         decay=0.5,
         max_iter=600,
         time_budget=None,
@@ -124,6 +126,7 @@ class IterativeDistiller(CallbackSupportMixin, BaseDistiller):
         self.progressive = progressive
         self.init = init
         self.learning_rate = learning_rate
+        self.warm_up = warm_up
         self.decay = decay
         self.max_iter = max_iter
         self.time_budget = time_budget
@@ -208,6 +211,7 @@ class IterativeDistiller(CallbackSupportMixin, BaseDistiller):
             objective=outer(state.random["objective"], whole=not augmentation.is_random),
             whole_objective=outer(state.random["objective"], whole=True),
             learning_rate=self.learning_rate,
+            warm_up=self.warm_up,
             decay=self.decay,
             progress=following.progress,
             passes=passes,

@@ -21,6 +21,7 @@ from ._reals import central, nearest
 #: real image is always seen whole, not in random views, and Adam does not begin anew when a level of the pyramid joins.
 LGM_PUBLISHED = {
     "learning_rate": 2e-3,
+    "warm_up": 0,
     "decay": 0.0,
     "max_iter": 5000,
     "n_views": 10,

@@ -249,7 +249,8 @@ def test_rate_is_constant_without_decay_and_falls_with_it(encoder, colors):
     def moved(decay):
         seen = []
         watch = lambda distiller, record: seen.append(distiller.transform().copy())  # noqa: E731
-        CLPDistiller(encoder, max_iter=40, decay=decay, random_state=0, callback=watch, validation_fraction=None).fit(X, y)
+        run = {"max_iter": 40, "random_state": 0, "validation_fraction": None}
+        CLPDistiller(encoder, warm_up=0, decay=decay, callback=watch, **run).fit(X, y)
         return np.abs(seen[-1] - seen[-2]).mean() / np.abs(seen[1] - seen[0]).mean()
 
     assert moved(1.0) < 0.5 * moved(0.0)

@@ -253,7 +253,7 @@ def _real(R, r, batch_size=40, sampling="uniform"):
     return RealFeatures(R.numpy(), r.numpy(), batch_size, strata, torch.device("cpu"), R.dtype)
 
 
-def _start(max_iter=30, objective=None, chunk_size=64, seed=0):
+def _start(max_iter=30, objective=None, chunk_size=64, seed=0, warm_up=10, decay=0.5):
     R, r = _features(60, seed=1)
     random = {"views": generator(1), "batches": generator(2)}
     state = State(Points((3, 7), generator(seed), dtype=torch.float64), torch.eye(3, dtype=torch.float64), random)
@@ -268,7 +268,8 @@ def _start(max_iter=30, objective=None, chunk_size=64, seed=0):
         objective=objective or CrossEntropy(0.1, 0.1),
         whole_objective=CrossEntropy(0.1, 0.1),
         learning_rate=0.1,
-        decay=0.5,
+        warm_up=warm_up,
+        decay=decay,
         progress=lambda: state.step / max_iter,
         passes=Passes(chunk_size),
     )
@@ -294,6 +295,21 @@ def test_a_run_goes_on_from_its_state_bit_for_bit(tmp_path):
         assert other.step == stop
         assert [loss.item() for loss in steps] == losses[stop:]
         assert torch.equal(other.parametrization().detach(), samples)
+
+
+@pytest.mark.parametrize(
+    ("warm_up", "decay", "wanted"),
+    [
+        (0, 0.0, [1, 1, 1, 1, 1, 1, 1, 1]),
+        (3, 0.0, [1 / 4, 2 / 4, 3 / 4, 1, 1, 1, 1, 1]),
+        (0, 0.5, [1, 1, 1, 1, 1, 3 / 4, 2 / 4, 1 / 4]),
+        (10, 1.0, [n / 11 * (9 - n) / 8 for n in range(1, 9)]),
+    ],
+)
+def test_rate_rises_over_the_first_steps_and_falls_over_the_last(warm_up, decay, wanted):
+    state, steps = _start(max_iter=8, warm_up=warm_up, decay=decay)
+    rates = [state.optimizer.param_groups[0]["lr"] / 0.1 for _ in steps]
+    assert rates == pytest.approx(wanted)
 
 
 def test_batches_are_views_of_the_features_in_memory():

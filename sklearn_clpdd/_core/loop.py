@@ -131,6 +131,7 @@ def distill(
     objective: OuterLoss,
     whole_objective: OuterLoss,
     learning_rate: float,
+    warm_up: int,
     decay: float,
     progress: Callable[[], float],
     passes: Passes,
@@ -156,6 +157,8 @@ def distill(
         ``(Z, Y, R, r) → scalar``, of views and, where their weight is above 0, of whole samples.
     learning_rate : float
         Adam's.
+    warm_up : int
+        Steps of this run over which it rises linearly.
     decay : float
         Share of the run, its last, over which it falls linearly to zero.
     progress : callable
@@ -166,7 +169,8 @@ def distill(
     chunks, kept = passes.chunks(m, k)
     while (done := progress()) < 1:
         state.begin_step(done)
-        state.set_rate(learning_rate * min(1.0, (1 - done) / decay if decay else 1.0))
+        rise, fall = (state.step + 1) / (warm_up + 1), (1 - done) / decay if decay else 1.0
+        state.set_rate(learning_rate * min(1.0, rise) * min(1.0, fall))
         views = Views(augmentation, preprocessing(state.parametrization.detail), n_views, k, m, state.random["views"])
         R, r = real.sample(state.random["batches"])
 
