@@ -6,7 +6,8 @@ DATA holds ``train`` and ``val`` folders with one folder of images per class. Al
 for options, and a budget of time for the steps. benchmarks/results/budgets-<name of DATA>.md is written, and with every number
 a .json, whose runs are not made again. The SGD head is trained for so many epochs over the root of the images per class. The
 share is that of the accuracy that all real images give the same probe: the closed-form one with its strength by leave-one-out,
-the SGD head with 1,000 steps of a hundred images, or as many as the largest set of the page has.
+the SGD head with 1,000 steps of a hundred images, or as many as the largest set of the page has. What distilled images make of
+the training images, held-out ones included, is beside it.
 """
 
 import math
@@ -58,8 +59,10 @@ def measured(arguments, encoder, data, path, method, per_class, seed):
         fitted = METHODS[method](encoder, **run).fit(X, y)
         images, labels = fitted.transform(), fitted.y_synthetic_
         scores = top1(probe_scores(images, labels, *test, encoder=encoder, n_epochs=epochs, random_state=seed))
-        own = fitted.score(*test)  # with learned targets, where there are some
-        return {"steps": getattr(fitted, "n_iter_", 0), "top1": scores, "own": own}
+        own = {"own": fitted.score(*test)}  # with learned targets, where there are some
+        if method == "distilled":
+            own |= {"steps": fitted.n_iter_, "train": fitted.score(X, y)}
+        return {"top1": scores} | own
 
     settings = {"data": arguments.folder.name, "method": method, "size": arguments.size, "epochs": epochs}
     return recorded(path, settings | run, work, distilled=method == "distilled")
@@ -93,15 +96,17 @@ def main(arguments):
     path = arguments.results / f"{name}.json"
     encoder = FrozenEncoder(image_size=arguments.size, n_jobs=-1, memory=str(arguments.results / "cache"))
     real = all_real(arguments, encoder, data, path)
-    rows = [["all real", len(data[0]), "", *(f"{real[probe]:.3f}" if probe in real else "" for probe in PROBES), "", ""]]
+    rows = [["all real", len(data[0]), "", *(f"{real[probe]:.3f}" if probe in real else "" for probe in PROBES), "", "", ""]]
     for per_class in arguments.images_per_class:
         for method in METHODS:
             records = [measured(arguments, encoder, data, path, method, per_class, seed) for seed in range(arguments.seeds)]
             scores = {probe: [record["top1"][probe] for record in records] for probe in PROBES}
             shares = [f"{100 * np.mean(scores[probe]) / real[probe]:.0f} %" for probe in SHARES]
             steps = f"{np.mean([record['steps'] for record in records]):.0f}" if method == "distilled" else ""
-            rows.append([method, per_class * len(np.unique(data[1])), steps, *map(spell, scores.values()), *shares])
-    heads = ["", "images", "steps", *PROBES.values(), *(f"share of all real, {PROBES[probe]}" for probe in SHARES)]
+            train = spell([record["train"] for record in records if "train" in record])
+            rows.append([method, per_class * len(np.unique(data[1])), steps, *map(spell, scores.values()), *shares, train])
+    shares = [f"share of all real, {PROBES[probe]}" for probe in SHARES]
+    heads = ["", "images", "steps", *PROBES.values(), *shares, "closed form, training images"]
     seeds = "one seed" if arguments.seeds == 1 else f"mean ± standard deviation over {arguments.seeds} seeds"
     intro = (
         f"{len(data[0]):,} training and {len(data[2]):,} test images; views of {arguments.size} px; {arguments.seconds:g} s of "

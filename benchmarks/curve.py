@@ -3,8 +3,8 @@
     python benchmarks/curve.py [DIR] [--seconds 60] [--seeds 3] [--output DIR]
 
 DIR holds ``train`` and ``val`` folders with one folder of images per class, by default ``$SKLEARN_CLPDD_DATA/imagenette``.
-From noise, for only then do the images grow. Those of each twentieth step are taken aside while the run is going on, and scored
-with the closed-form probe after it.
+With the default settings, and from noise, where the images grow. Those of each twentieth step are taken aside while the run is
+going on, and scored with the closed-form probe after it.
 """
 
 import argparse
@@ -20,6 +20,12 @@ import torch
 from sklearn_clpdd import CLPDistiller, FrozenEncoder
 from sklearn_clpdd.datasets import load_image_folder
 
+SETTINGS = {
+    "default": {},
+    "from noise": {"init": "noise"},
+    "from noise, full size throughout": {"init": "noise", "progressive": False},
+}
+
 
 def curve(encoder, X, y, X_test, y_test, **parameters):
     """Seconds and validation accuracies along a run; those of the images that it keeps come last."""
@@ -29,7 +35,7 @@ def curve(encoder, X, y, X_test, y_test, **parameters):
         if record["step"] % 20 == 0:
             moments.append((record["seconds"], distiller.transform()))
 
-    distiller = CLPDistiller(encoder, init="noise", callback=take_aside, **parameters).fit(X, y)
+    distiller = CLPDistiller(encoder, callback=take_aside, **parameters).fit(X, y)
     test, labels = encoder.encode(X_test), distiller.y_synthetic_
     points = [(seconds, distiller._fit_probe(encoder.encode(images), labels).score(test, y_test)) for seconds, images in moments]
     return [*points, (distiller.history_[-1]["seconds"], distiller.probe_.score(test, y_test))]
@@ -57,14 +63,13 @@ def main():
     ]
     with tempfile.TemporaryDirectory() as cache:
         encoder = FrozenEncoder(image_size=112, n_jobs=-1, memory=cache)
-        for progressive in (True, False):
+        for name, settings in SETTINGS.items():
             for seed in range(arguments.seeds):
                 budget = {"max_iter": 100_000, "time_budget": arguments.seconds}
-                points = curve(encoder, *sets, progressive=progressive, random_state=seed, **budget)
+                points = curve(encoder, *sets, random_state=seed, **budget, **settings)
                 seconds, scores = map(np.array, zip(*points, strict=True))
                 cells = [f"{scores[:-1][seconds[:-1] <= limit][-1]:.3f}" for limit in grid]
                 reached = np.append(seconds[:-1][scores[:-1] >= 0.9], np.inf)[0]
-                name = "progressive" if progressive else "full size throughout"
                 lines.append(f"| {name}, seed {seed} | {' | '.join(cells)} | {scores[-1]:.3f} | {reached:.0f} s |")
                 print(lines[-1], flush=True)
     print("\n".join(lines))

@@ -49,8 +49,8 @@ class Method(NamedTuple):
     timed: bool = True
 
 
-# The peers, as published, start from noise and see random views only.
-_FROM_NOISE = {"init": "noise", "whole_weight": 0.0, "sampling": "uniform"}
+# The peers, as published, start from noise and see random views only; with the rate that is best for LGM by `rates.py`.
+_FROM_NOISE = {"init": "noise", "whole_weight": 0.0, "sampling": "uniform", "learning_rate": 0.1, "warm_up": 0}
 METHODS = {
     "random": Method("random real", RandomSubset, {}, timed=False),
     "centroids": Method("centroids", ClassCentroids, {}, timed=False),

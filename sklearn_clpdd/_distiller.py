@@ -49,7 +49,8 @@ class CLPDistiller(IterativeDistiller):
     temperature : "auto" or float, default="auto"
         Temperature of the softmax of the probe's scores in the outer loss, > 0. ``"auto"``: as far as the scores of the classes
         lie apart, which is a property of encoder and data: the standard deviation of the cosines between real features and the
-        anchors of the class means, about their mean over the classes. It has no part in the neighbours' loss.
+        anchors of the class means, about their mean over the classes; over the square root of the images per class. It has no
+        part in the neighbours' loss.
     learn_labels : bool, default=False
         Whether the targets of the inner problem are learned with the images, from one-hot ones: real numbers, `targets_`, for
         probes in closed form. Other probes are to be trained with `y_synthetic_`.
@@ -285,7 +286,9 @@ class CLPDistiller(IterativeDistiller):
             return float(np.mean([spread(block, r, len(task.classes), *parameters) for block in blocks]))
 
         if self.temperature == "auto":
-            self.temperature_ = max(mean_over_encoders(spread_of_scores, self.alpha_), _LEAST_TEMPERATURE)
+            # The more images a class has, the finer its boundary can be, and the nearer to it are the scores that matter.
+            apart = mean_over_encoders(spread_of_scores, self.alpha_) / math.sqrt(task.budget.mean())
+            self.temperature_ = max(apart, _LEAST_TEMPERATURE)
         else:
             self.temperature_ = float(self.temperature)
         self.neighbor_temperature_: float | None = None

@@ -334,6 +334,9 @@ def test_temperature_by_the_rule(colors):
     given = CLPDistiller(**parameters, temperature=fitted.temperature_).fit(X, y)
     np.testing.assert_array_equal(given.X_synthetic_, fitted.X_synthetic_)
     assert given.set_params(objective="cross_entropy").fit(X, y).neighbor_temperature_ is None
+    four = CLPDistiller(**parameters, n_synthetic=40).fit(X, y)
+    assert four.temperature_ == pytest.approx(fitted.temperature_ / 2)
+    assert four.neighbor_temperature_ == fitted.neighbor_temperature_
 
 
 def test_the_loss_is_of_random_views_and_whole_images(encoder, colors):
