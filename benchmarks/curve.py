@@ -9,13 +9,12 @@ going on, and scored with the closed-form probe after it.
 
 import argparse
 import os
-import platform
 import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
-import torch
+from measure import machine
 
 from sklearn_clpdd import CLPDistiller, FrozenEncoder
 from sklearn_clpdd.datasets import load_image_folder
@@ -55,8 +54,8 @@ def main():
     grid = np.linspace(0, arguments.seconds, 13)[1:]
     lines = [
         f"`{arguments.folder.name}`, closed-form validation accuracy after so many seconds of distillation; EfficientNet-Lite0, "
-        f"128 px images, 112 px views, 1 image per class; {platform.machine()}, {os.cpu_count()} cores, "
-        f"torch {torch.__version__}; `python benchmarks/curve.py DIR --seconds {arguments.seconds:g} --seeds {arguments.seeds}`",
+        f"128 px images, 112 px views, 1 image per class; {machine()}; "
+        f"`python benchmarks/curve.py DIR --seconds {arguments.seconds:g} --seeds {arguments.seeds}`",
         "",
         f"| | {' | '.join(f'{seconds:g} s' for seconds in grid)} | kept | first ≥ 0.90 |",
         "| --- |" + " --- |" * (len(grid) + 2),

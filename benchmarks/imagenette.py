@@ -9,15 +9,13 @@ Every figure is measured in this one run: closed-form probe on the synthetic ima
 
 import argparse
 import os
-import platform
 import sys
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
-import timm
-import torch
+from measure import machine
 from PIL import Image
 
 from sklearn_clpdd import ClosedFormProbe, CLPDistiller, FrozenEncoder
@@ -50,7 +48,7 @@ def main():
     lines = [
         f"`{arguments.folder.name}`: {len(X)} training and {len(X_test)} validation images, EfficientNet-Lite0, "
         f"128 px synthetic images, 112 px views, 1 image per class, seed {arguments.seed}; "
-        f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, timm {timm.__version__}",
+        f"{machine()}",
         "",
         "| trained on | images | closed-form probe | as PNG files | SGD head (LGM's protocol) | seconds of `fit` |",
         "| --- | --- | --- | --- | --- | --- |",

@@ -26,8 +26,11 @@ SETTINGS = {
     "whole_weight=0": {"whole_weight": 0.0},
     "objective='cross_entropy'": {"objective": "cross_entropy"},
     "init='noise'": {"init": "noise"},
+    "init='noise', learning_rate=0.1, warm_up=0": {"init": "noise", "learning_rate": 0.1, "warm_up": 0},
     "as in the paper": {
         "init": "noise",
+        "learning_rate": 0.1,
+        "warm_up": 0,
         "whole_weight": 0.0,
         "sampling": "uniform",
         "objective": "cosine_cross_entropy",

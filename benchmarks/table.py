@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 import joblib
 import numpy as np
-from measure import defaults, forget_peak, machine, most, resident, table, warm
+from measure import defaults, forget_peak, machine, most, resident, spell, table, warm
 from tqdm import tqdm
 
 from sklearn_clpdd import CLPDistiller, FrozenEncoder
@@ -283,14 +283,6 @@ def values(records, *path):
         if record is not None:
             found += record if isinstance(record, list) else [record]
     return np.array(found, dtype=float)
-
-
-def spell(numbers, digits=3):
-    """Mean, and standard deviation where there are several."""
-    if not len(numbers):
-        return ""
-    spread = f" ± {numbers.std():.{digits}f}" if len(numbers) > 1 else ""
-    return f"{numbers.mean():.{digits}f}{spread}"
 
 
 class Report:

@@ -1,5 +1,6 @@
 """BaseDistiller: validates for every distiller, and makes it a classifier and a transformer."""
 
+import os
 from abc import abstractmethod
 from contextlib import nullcontext
 from functools import wraps
@@ -66,7 +67,7 @@ class BaseDistiller(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Classifie
         "n_synthetic": [Interval(Integral, 2, None, closed="left"), None],
         "image_size": [Interval(Integral, 1, None, closed="left"), None],
         "alpha": [Interval(Real, 0, None, closed="neither")],
-        "memory": [str, joblib.Memory, None],
+        "memory": [str, os.PathLike, joblib.Memory, None],
         "device": [str, torch.device],
         "random_state": ["random_state"],
         "verbose": ["verbose"],

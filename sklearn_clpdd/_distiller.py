@@ -49,8 +49,8 @@ class CLPDistiller(IterativeDistiller):
     temperature : "auto" or float, default="auto"
         Temperature of the softmax of the probe's scores in the outer loss, > 0. ``"auto"``: as far as the scores of the classes
         lie apart, which is a property of encoder and data: the standard deviation of the cosines between real features and the
-        anchors of the class means, about their mean over the classes; over the square root of the images per class. It has no
-        part in the neighbours' loss.
+        anchors of the class means, about their mean over the classes; over the square root of the images per class, on average.
+        It has no part in the neighbours' loss.
     learn_labels : bool, default=False
         Whether the targets of the inner problem are learned with the images, from one-hot ones: real numbers, `targets_`, for
         probes in closed form. Other probes are to be trained with `y_synthetic_`.
@@ -62,7 +62,8 @@ class CLPDistiller(IterativeDistiller):
     n_views : "auto" or int, default="auto"
         Random views of each synthetic image per step. ``"auto"``: as many as make 20 in all, at least one and eight at most.
     whole_weight : float in [0, 1), default=0.5
-        Weight of the loss of the whole images, as a probe sees them, beside that of their random views. 0: random views only.
+        Weight of the loss of the whole images, as a probe sees them, beside that of their random views. 0: random views only, and
+        no neighbours.
     progressive : bool, default=True
         Whether views pass the encoder at half their side while the pyramid has no level finer than a quarter of the image's
         pixels, which it does only from noise; where the encoder takes that (convolutional networks do) and is left with 48 px.
@@ -73,7 +74,7 @@ class CLPDistiller(IterativeDistiller):
     learning_rate : float, default=0.05
         Adam's rate, > 0.
     warm_up : int, default=10
-        Steps, the first ones, over which the rate rises linearly, while Adam knows little of the gradients. 0: none.
+        Steps, the first of each `fit`, over which the rate rises linearly, while Adam knows little of the gradients. 0: none.
     decay : float in [0, 1], default=0.5
         Share of the run, its last, over which the rate falls linearly to zero. 0: it is constant.
     max_iter : int, default=600
@@ -106,7 +107,7 @@ class CLPDistiller(IterativeDistiller):
         Between two writings: seconds if it is a float, steps if it is an integer.
     warm_start : bool, default=False
         Whether `fit` goes on from the images of the last one, with up to `max_iter` steps more, instead of starting anew.
-    memory : str or joblib.Memory, default=None
+    memory : str, path or joblib.Memory, default=None
         Cache of the real features, for an encoder given by name or as a module.
     device : str or torch.device, default="auto"
         Where to compute, for an encoder given by name or as a module; a `FrozenEncoder` brings its own.

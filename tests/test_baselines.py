@@ -256,6 +256,20 @@ def test_rate_is_constant_without_decay_and_falls_with_it(encoder, colors):
     assert moved(1.0) < 0.5 * moved(0.0)
 
 
+def test_rate_of_the_first_step_of_a_warm_up(encoder, colors):
+    """Adam's first step is as long as the rate."""
+    X, y = colors
+
+    def moved(**rates):
+        seen = []
+        watch = lambda distiller, record: seen.append(distiller.transform().copy())  # noqa: E731
+        run = {"max_iter": 2, "random_state": 0, "validation_fraction": None}
+        CLPDistiller(encoder, callback=watch, **run, **rates).fit(X, y)
+        return np.abs(seen[1] - seen[0]).mean()
+
+    assert moved(learning_rate=0.1, warm_up=9) == pytest.approx(moved(learning_rate=0.01, warm_up=0), rel=1e-3)
+
+
 @pytest.mark.parametrize("kind", [CLPDistiller, *ITERATIVE, *SUBSETS])
 def test_every_parameter_is_documented_with_its_default(kind):
     doc = inspect.cleandoc(kind.__doc__)

@@ -426,8 +426,9 @@ def test_mean_over_encoders_is_the_mean_of_what_each_would_have():
     (A, r), (B, _) = _features(20, d=7, seed=1), _features(20, d=4, seed=2)
     Za, Zb = _features(3, d=7, seed=3)[0], _features(3, d=4, seed=4)[0]
     objective, Y = CrossEntropy(0.1, 0.1), torch.eye(3, dtype=A.dtype)
-    joint = MeanOverEncoders(objective, [7, 4])(torch.cat([Za, Zb], 1) / 2**0.5, Y, torch.cat([A, B], 1) / 2**0.5, r)
-    torch.testing.assert_close(joint, (objective(Za, Y, A, r) + objective(Zb, Y, B, r)) / 2)
+    for own in (objective, WithNeighbors(objective, torch.arange(3), 0.2)):
+        joint = MeanOverEncoders(own, [7, 4])(torch.cat([Za, Zb], 1) / 2**0.5, Y, torch.cat([A, B], 1) / 2**0.5, r)
+        torch.testing.assert_close(joint, (own(Za, Y, A, r) + own(Zb, Y, B, r)) / 2)
 
 
 def test_cross_entropy_sees_the_scores_of_the_probe_and_its_cosine_form_the_anchors():
@@ -485,9 +486,12 @@ def test_neighbors_have_three_quarters_of_the_loss_and_the_classes_that_they_are
     wanted = 0.25 * probe(Z, learned, R, r) + 0.75 * neighbors
     (gradient,) = torch.autograd.grad(wanted, Z)
     loss_of = WithNeighbors(probe, y, 0.2)
-    for entries in (objectives._ENTRIES, 27):  # three real samples at a time
+    parts, checkpoint = [], objectives.checkpoint
+    monkeypatch.setattr(objectives, "checkpoint", lambda *args, **kw: parts.append(len(args[3])) or checkpoint(*args, **kw))
+    for entries, wanted_parts in ((objectives._ENTRIES, []), (27, [3] * 6 + [2])):
         monkeypatch.setattr(objectives, "_ENTRIES", entries)
         loss = loss_of(Z, learned, R, r)
+        assert parts == wanted_parts
         torch.testing.assert_close(loss, wanted)
         torch.testing.assert_close(torch.autograd.grad(loss, Z)[0], gradient)
 

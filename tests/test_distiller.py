@@ -631,6 +631,8 @@ def nothing_is_encoded(monkeypatch):
         ({"images_per_class": 0}, lambda X, y: (X, y), "images_per_class"),
         ({"alpha": 0.0}, lambda X, y: (X, y), "alpha"),
         ({"temperature": -1.0}, lambda X, y: (X, y), "temperature"),
+        ({"warm_up": -1}, lambda X, y: (X, y), "warm_up"),
+        ({"warm_up": 2.5}, lambda X, y: (X, y), "warm_up"),
         ({"image_size": 10}, lambda X, y: (X, y), "image_size=10 is smaller than what enters the encoder, 14 px"),
         ({"encoder": "nonsense"}, lambda X, y: (X, y), "unknown encoder 'nonsense'.*tf_efficientnet_lite0"),
         ({"encoder": 7}, lambda X, y: (X, y), "encoder"),

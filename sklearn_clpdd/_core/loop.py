@@ -169,7 +169,8 @@ def distill(
     chunks, kept = passes.chunks(m, k)
     while (done := progress()) < 1:
         state.begin_step(done)
-        rise, fall = (state.step + 1) / (warm_up + 1), (1 - done) / decay if decay else 1.0
+        rise = (state.step + 1) / (warm_up + 1)
+        fall = (1 - done) / decay if decay else 1.0
         state.set_rate(learning_rate * min(1.0, rise) * min(1.0, fall))
         views = Views(augmentation, preprocessing(state.parametrization.detail), n_views, k, m, state.random["views"])
         R, r = real.sample(state.random["batches"])

@@ -1,7 +1,8 @@
 """Outer objectives: how well the probe of the synthetic features does on real features, one number.
 
 Every objective is a callable ``(Z, Y, R, r) → scalar``, differentiable in ``Z``; nothing else about the images enters it.
-A new one of `CLPDistiller` is a subclass of `Objective` plus an entry in `OBJECTIVES`; the peers' have estimators of their own.
+A new one of `CLPDistiller` is a subclass of `Objective`, which says what real features are multiplied by, and what the mean loss
+of these products is, plus an entry in `OBJECTIVES`; the peers' have estimators of their own.
 """
 
 import math
@@ -59,7 +60,7 @@ class Objective:
         raise NotImplementedError
 
     def loss(self, scores: Tensor, r: Tensor) -> Tensor:
-        """The mean loss of these products, ``(B, C)``."""
+        """The loss of these products, ``(B, C)``: a mean over their rows."""
         return F.cross_entropy(scores, r)
 
 
@@ -120,21 +121,22 @@ class WithNeighbors:
         self.temperature = temperature
 
     def __call__(self, Z: Tensor, Y: Tensor, R: Tensor, r: Tensor) -> Tensor:
-        C, t = Y.shape[1], self.temperature
-        columns = torch.cat([self.objective.columns(Z, Y).T, Z / t])
-        offsets = Z.square().sum(dim=1) / (2 * t)
+        factors = torch.cat([self.objective.columns(Z, Y).T, Z / self.temperature])
+        offsets = Z.square().sum(dim=1) / (2 * self.temperature)
 
-        def summed(columns: Tensor, offsets: Tensor, R: Tensor, r: Tensor) -> Tensor:
-            products = F.linear(R, columns)
-            probe = self.objective.loss(products[:, :C], r)
-            neighbors = neighbor_cross_entropy(products[:, C:] - offsets, self.classes, r)
-            return len(R) * ((1 - self.share) * probe + self.share * neighbors)
+        def loss(factors: Tensor, offsets: Tensor, R: Tensor, r: Tensor) -> Tensor:
+            of_probe, of_neighbors = F.linear(R, factors).split([Y.shape[1], len(Z)], dim=1)
+            neighbors = neighbor_cross_entropy(of_neighbors - offsets, self.classes, r)
+            return (1 - self.share) * self.objective.loss(of_probe, r) + self.share * neighbors
 
-        rows = max(1, _ENTRIES // len(columns))
+        rows = max(1, _ENTRIES // len(factors))
         if len(R) <= rows:
-            return summed(columns, offsets, R, r) / len(R)
+            return loss(factors, offsets, R, r)
         parts = zip(R.split(rows), r.split(rows), strict=True)
-        sums = [checkpoint(summed, columns, offsets, *part, use_reentrant=False, preserve_rng_state=False) for part in parts]
+        sums = [
+            len(own_r) * checkpoint(loss, factors, offsets, own_R, own_r, use_reentrant=False, preserve_rng_state=False)
+            for own_R, own_r in parts
+        ]
         return torch.stack(sums).sum() / len(R)
 
 
