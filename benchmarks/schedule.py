@@ -18,6 +18,7 @@ SETTINGS = {
     "learning_rate=0.02": {"learning_rate": 0.02},
     "learning_rate=0.1": {"learning_rate": 0.1},
     "warm_up=0": {"warm_up": 0},
+    "learning_rate=0.1, warm_up=0": {"learning_rate": 0.1, "warm_up": 0},
     "decay=0": {"decay": 0.0},
     "decay=1": {"decay": 1.0},
     "n_views=1": {"n_views": 1},

@@ -242,32 +242,24 @@ def test_published_settings_are_parameters(encoder, colors):
     assert fitted.n_iter_ == 3
 
 
+def _movements(encoder, data, **parameters):
+    """How far the images move in each step but the last: Adam's first ones are as long as the rate, whatever the gradient."""
+    seen = []
+    watch = lambda distiller, record: seen.append(distiller.transform().copy())  # noqa: E731
+    CLPDistiller(encoder, random_state=0, callback=watch, validation_fraction=None, **parameters).fit(*data)
+    return np.abs(np.diff(seen, axis=0)).mean(axis=(1, 2, 3, 4))
+
+
 def test_rate_is_constant_without_decay_and_falls_with_it(encoder, colors):
-    """Adam's first steps are as long as the rate, whatever the gradient: without decay the last one still moves."""
-    X, y = colors
-
-    def moved(decay):
-        seen = []
-        watch = lambda distiller, record: seen.append(distiller.transform().copy())  # noqa: E731
-        run = {"max_iter": 40, "random_state": 0, "validation_fraction": None}
-        CLPDistiller(encoder, warm_up=0, decay=decay, callback=watch, **run).fit(X, y)
-        return np.abs(seen[-1] - seen[-2]).mean() / np.abs(seen[1] - seen[0]).mean()
-
-    assert moved(1.0) < 0.5 * moved(0.0)
+    constant, falling = (_movements(encoder, colors, max_iter=40, warm_up=0, decay=decay) for decay in (0.0, 1.0))
+    assert falling[-1] / falling[0] < 0.5 * constant[-1] / constant[0]
 
 
 def test_rate_of_the_first_step_of_a_warm_up(encoder, colors):
-    """Adam's first step is as long as the rate."""
-    X, y = colors
-
-    def moved(**rates):
-        seen = []
-        watch = lambda distiller, record: seen.append(distiller.transform().copy())  # noqa: E731
-        run = {"max_iter": 2, "random_state": 0, "validation_fraction": None}
-        CLPDistiller(encoder, callback=watch, **run, **rates).fit(X, y)
-        return np.abs(seen[1] - seen[0]).mean()
-
-    assert moved(learning_rate=0.1, warm_up=9) == pytest.approx(moved(learning_rate=0.01, warm_up=0), rel=1e-3)
+    warm, small = (
+        _movements(encoder, colors, max_iter=2, learning_rate=rate, warm_up=steps) for rate, steps in ((0.1, 9), (0.01, 0))
+    )
+    assert warm == pytest.approx(small, rel=1e-3)
 
 
 @pytest.mark.parametrize("kind", [CLPDistiller, *ITERATIVE, *SUBSETS])
