@@ -292,6 +292,15 @@ def _ahead(batches: Iterator[Tensor]) -> Iterator[Tensor]:
             yield batch
 
 
+def as_encoder(given, **parameters) -> FrozenEncoder:
+    """A `FrozenEncoder` as it is; for a name or a module, one with these parameters."""
+    if isinstance(given, FrozenEncoder):
+        return given
+    if isinstance(given, str | nn.Module):
+        return FrozenEncoder(given, **parameters)
+    raise TypeError(f"an encoder is a FrozenEncoder, the name of a timm model, or a torch module; got {given!r}")
+
+
 def joint_features(encoders: list[FrozenEncoder], X) -> np.ndarray:
     """Features ``(n, Σd)`` of images under several encoders, side by side, over the square root of their number."""
     parts = [encoder.encode(X) for encoder in encoders]

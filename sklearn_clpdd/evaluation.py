@@ -1,6 +1,6 @@
 """How good a distilled set is: beside real images, and for probes other than the one that made it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -20,7 +20,7 @@ from ._base import BaseDistiller
 from ._core.augmentations import DSA
 from ._core.devices import caller_modes_off
 from ._core.ridge import relative_penalty
-from ._encoder import FrozenEncoder, features_of
+from ._encoder import FrozenEncoder, as_encoder, features_of
 from ._images import Images, as_images
 from ._probe import ClosedFormProbe
 
@@ -54,6 +54,13 @@ def compare_with_real(distiller: BaseDistiller, X, y, X_test, y_test, *, n_draws
     dict of str to tuple (int, float)
         For ``"all real"``, ``"random real"`` (mean of the draws) and ``"distilled"``: number of training samples, accuracy. The
         ridge strength for all real samples is chosen by leave-one-out on them; the others have the distiller's own probe.
+
+    Raises
+    ------
+    ValueError, TypeError
+        Before an encoder is at work: samples and labels of different numbers, ``n_draws`` out of its range.
+    NotFittedError
+        If the distiller is not fitted.
     """
     check_scalar(n_draws, "n_draws", Integral, min_val=1)
     check_consistent_length(X, y)
@@ -92,8 +99,8 @@ def closed_form_probe_scores(
         Test images, read once.
     y_test : array-like of shape (n_test,)
         Their classes.
-    encoder : FrozenEncoder, default=None
-        ``None`` is ``FrozenEncoder()``.
+    encoder : FrozenEncoder, str, torch.nn.Module or None, default=None
+        A name or a module stands for ``FrozenEncoder(encoder)``, ``None`` for ``FrozenEncoder()``.
     alpha : float or "loo", default=1.0
         Ridge strength relative to the mean squared norm of the features, as a distiller has it; ``"loo"``: that of
         :class:`ClosedFormProbe`'s own choice, for image sets that are not small.
@@ -110,6 +117,12 @@ def closed_form_probe_scores(
     dict of str to ndarray of shape (1,)
         ``"top1"``; ``"top5"``, where there are more than five classes; ``"worst_group"``, the least accuracy of a group, where
         there are groups.
+
+    Raises
+    ------
+    ValueError, TypeError
+        Before an encoder is at work: images, labels or groups of different numbers, a single class, test labels that are not
+        among those of the images, numbers out of their range, what is no encoder.
 
     See Also
     --------
@@ -139,8 +152,8 @@ def probe_scores(
         Test images.
     y_test : array-like of shape (n_test,)
         Their classes.
-    encoder : FrozenEncoder, default=None
-        ``None`` is ``FrozenEncoder()``.
+    encoder : FrozenEncoder, str, torch.nn.Module or None, default=None
+        A name or a module stands for ``FrozenEncoder(encoder)``, ``None`` for ``FrozenEncoder()``.
     alpha : float, default=1.0
         See :func:`closed_form_probe_scores`.
     n_epochs, n_repeats : int
@@ -157,6 +170,12 @@ def probe_scores(
         views of each image; ``"logistic"``, scikit-learn's ``LogisticRegression`` at its default strength, and ``"knn"``, the
         nearest image (without ``"top5"``), both on the features of the images themselves; and ``"sgd"``, what
         :func:`sgd_probe_scores` returns.
+
+    Raises
+    ------
+    ValueError, TypeError
+        Before an encoder is at work: images, labels or groups of different numbers, a single class, test labels that are not
+        among those of the images, numbers out of their range, what is no encoder.
     """
     check_scalar(alpha, "alpha", Real, min_val=0, include_boundaries="neither")
     _check_heads(n_epochs, n_repeats, 0)
@@ -190,8 +209,8 @@ def sgd_probe_scores(images, labels, X_test, y_test, *, encoder=None, n_epochs=1
         Test images.
     y_test : array-like of shape (n_test,)
         Their classes.
-    encoder : FrozenEncoder, default=None
-        ``None`` is ``FrozenEncoder()``.
+    encoder : FrozenEncoder, str, torch.nn.Module or None, default=None
+        A name or a module stands for ``FrozenEncoder(encoder)``, ``None`` for ``FrozenEncoder()``.
     n_epochs : int, default=1000
         Passes over ``images``.
     n_repeats : int, default=1
@@ -206,6 +225,12 @@ def sgd_probe_scores(images, labels, X_test, y_test, *, encoder=None, n_epochs=1
     dict of str to ndarray of shape (n_repeats,)
         ``"top1"``; ``"top5"``, where there are more than five classes; ``"worst_group"``, the least accuracy of a group, where
         there are groups.
+
+    Raises
+    ------
+    ValueError, TypeError
+        Before an encoder is at work: images, labels or groups of different numbers, a single class, test labels that are not
+        among those of the images, numbers out of their range, what is no encoder.
 
     See Also
     --------
@@ -236,7 +261,7 @@ def transfer_scores(
         Test images.
     y_test : array-like of shape (n_test,)
         Their classes.
-    encoders : dict of str to FrozenEncoder
+    encoders : dict of str to FrozenEncoder, str or torch.nn.Module
         Encoders by names of your choice.
     n_epochs, n_repeats, random_state : int, int, seed
         See :func:`sgd_probe_scores`; no heads are trained with ``n_repeats=0``.
@@ -249,10 +274,19 @@ def transfer_scores(
     -------
     dict of str to dict
         For each encoder, under ``"closed_form"`` and ``"sgd"``, what the two functions return.
+
+    Raises
+    ------
+    ValueError, TypeError
+        Before an encoder is at work: images, labels or groups of different numbers, a single class, test labels that are not
+        among those of the images, numbers out of their range, what is no encoder.
     """
     _check_alpha(alpha)
     _check_heads(n_epochs, n_repeats, 0)
     labels, y_test, groups = _check_sets(images, labels, X_test, y_test, groups)
+    if not isinstance(encoders, Mapping):
+        raise TypeError(f"encoders is a dict, of names of your choice to encoders; got {encoders!r}")
+    encoders = {name: as_encoder(given) for name, given in encoders.items()}
     for encoder in encoders.values():
         encoder.load()  # or an error, before the first is at work
     seed = check_random_state(random_state).randint(2**31 - 1)
@@ -295,10 +329,10 @@ class _Task:
         return _metrics(scores, np.unique(self.labels), self.y_test, self.groups)
 
 
-def _task(images, labels, X_test, y_test, groups, encoder: FrozenEncoder | None, *, raw=False) -> _Task:
+def _task(images, labels, X_test, y_test, groups, encoder, *, raw=False) -> _Task:
     """Check all that is given, but for the images themselves: that is done by what reads them, or encodes them."""
     labels, y_test, groups = _check_sets(images, labels, X_test, y_test, groups)
-    encoder = FrozenEncoder() if encoder is None else encoder
+    encoder = FrozenEncoder() if encoder is None else as_encoder(encoder)
     encoder.load()
     return _Task(as_images(images, encoder.image_shape), labels, encoder, X_test, y_test, groups, raw)
 

@@ -187,7 +187,32 @@ def test_numbers_that_mean_nothing_are_refused(encoder, colors):
     with pytest.raises(ValueError, match="n_repeats == -1, must be >= 0"):
         transfer_scores(*sets, {"one": encoder}, n_repeats=-1)
     with pytest.raises(ValueError, match=r"no such model"):
-        transfer_scores(*sets, {"one": encoder, "other": FrozenEncoder("no such model")})
+        transfer_scores(*sets, {"one": encoder, "other": "no such model"})
+
+
+@pytest.mark.parametrize("protocol", [sgd_probe_scores, closed_form_probe_scores, probe_scores])
+def test_encoders_by_module_and_what_is_none(module, colors, protocol):
+    X, y = colors
+    sets = X[:10], y[:10], X[:20], y[:20]
+    module.pretrained_cfg = {"input_size": (3, 14, 14)}  # as timm's networks have
+    common = {"random_state": 0} if protocol is closed_form_probe_scores else {"random_state": 0, "n_epochs": 3}
+    wanted = protocol(*sets, encoder=FrozenEncoder(module), **common)
+    assert protocol(*sets, encoder=module, **common) == wanted
+    for bad in (3, [module]):
+        with pytest.raises(TypeError, match=r"an encoder is a FrozenEncoder, the name of a timm model, or a torch module; got"):
+            protocol(*sets, encoder=bad)
+    with pytest.raises(ValueError, match="no such model"):
+        protocol(*sets, encoder="no such model")
+
+
+def test_encoders_of_a_transfer_have_names(module, colors):
+    X, y = colors
+    sets = X[:10], y[:10], X[:20], y[:20]
+    module.pretrained_cfg = {"input_size": (3, 14, 14)}
+    own = transfer_scores(*sets, {"one": module}, n_repeats=0)
+    assert own == transfer_scores(*sets, {"one": FrozenEncoder(module)}, n_repeats=0)
+    with pytest.raises(TypeError, match="encoders is a dict, of names of your choice to encoders; got \\["):
+        transfer_scores(*sets, [module])
 
 
 def test_columns_are_labels_too(encoder, colors):

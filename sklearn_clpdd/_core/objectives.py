@@ -44,6 +44,8 @@ class Objective:
         τ, the temperature of the softmax, > 0.
     """
 
+    with_neighbors = False  # whether `WithNeighbors` joins it for whole samples
+
     def __init__(self, alpha: float, temperature: float):
         self.alpha = alpha
         self.temperature = temperature
@@ -75,6 +77,12 @@ class CrossEntropy(Objective):
         W = self.probe(Z, Y)
         norm = W.square().sum(dim=0).mean().sqrt().clamp_min(1e-12)
         return W / (norm * self.temperature)
+
+
+class ProbeAndNeighbors(CrossEntropy):
+    """The same, which for whole samples is one part of `WithNeighbors`."""
+
+    with_neighbors = True
 
 
 class CosineCrossEntropy(Objective):
@@ -259,7 +267,7 @@ def spread_of_proximities(R: Tensor, r: Tensor, n_classes: int) -> float:
 
 
 OBJECTIVES: dict[str, type[Objective]] = {
-    "probe_and_neighbors": CrossEntropy,  # and, for whole samples, `WithNeighbors`
+    "probe_and_neighbors": ProbeAndNeighbors,
     "cross_entropy": CrossEntropy,
     "cosine_cross_entropy": CosineCrossEntropy,
     "mse": MeanSquaredError,
