@@ -8,16 +8,13 @@ going on, and scored with the closed-form probe after it.
 """
 
 import argparse
-import os
-import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
-from measure import machine
+from measure import folder_argument, machine, train_and_test
 
 from sklearn_clpdd import CLPDistiller, FrozenEncoder
-from sklearn_clpdd.datasets import load_image_folder
 
 SETTINGS = {
     "default": {},
@@ -41,16 +38,13 @@ def curve(encoder, X, y, X_test, y_test, **parameters):
 
 
 def main():
-    data = os.environ.get("SKLEARN_CLPDD_DATA")
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("folder", nargs="?", type=Path, default=Path(data, "imagenette") if data else None)
+    folder_argument(parser, "imagenette")
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
-    if arguments.folder is None:
-        sys.exit("give the folder of a data set, or set SKLEARN_CLPDD_DATA to the folder that holds imagenette/")
-    sets = (*load_image_folder(arguments.folder / "train"), *load_image_folder(arguments.folder / "val"))
+    sets = train_and_test(arguments.folder)
     grid = np.linspace(0, arguments.seconds, 13)[1:]
     lines = [
         f"`{arguments.folder.name}`, closed-form validation accuracy after so many seconds of distillation; EfficientNet-Lite0, "

@@ -8,18 +8,16 @@ Every figure is measured in this one run: closed-form probe on the synthetic ima
 """
 
 import argparse
-import os
 import sys
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
-from measure import machine
+from measure import folder_argument, machine, train_and_test
 from PIL import Image
 
 from sklearn_clpdd import ClosedFormProbe, CLPDistiller, FrozenEncoder
-from sklearn_clpdd.datasets import load_image_folder
 from sklearn_clpdd.evaluation import compare_with_real, sgd_probe_scores
 
 
@@ -34,16 +32,12 @@ def accuracy_of_png_files(distiller, X_test, y_test):
 
 
 def main():
-    data = os.environ.get("SKLEARN_CLPDD_DATA")
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("folder", nargs="?", type=Path, default=Path(data, "imagenette") if data else None)
+    folder_argument(parser, "imagenette")
     parser.add_argument("--output", type=Path)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    if arguments.folder is None:
-        sys.exit("give the folder of a data set, or set SKLEARN_CLPDD_DATA to the folder that holds imagenette/")
-    X, y = load_image_folder(arguments.folder / "train")
-    X_test, y_test = load_image_folder(arguments.folder / "val")
+    X, y, X_test, y_test = train_and_test(arguments.folder)
 
     lines = [
         f"`{arguments.folder.name}`: {len(X)} training and {len(X_test)} validation images, EfficientNet-Lite0, "

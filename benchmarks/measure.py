@@ -80,6 +80,13 @@ def study_parser(doc):
     return parser
 
 
+def folder_argument(parser, name):
+    """The folder of a data set: by default that of this name in ``$SKLEARN_CLPDD_DATA``, needed where that is not set."""
+    data = os.environ.get("SKLEARN_CLPDD_DATA")
+    default = {"nargs": "?", "default": Path(data, name)} if data else {}
+    parser.add_argument("folder", type=Path, help=f"default: $SKLEARN_CLPDD_DATA/{name}", **default)
+
+
 def defaults():
     """Digest of the distiller's default parameters, without which a record would outlive a change of them."""
     return joblib.hash(sorted(map(repr, CLPDistiller().get_params(deep=False).items())))[:8]
