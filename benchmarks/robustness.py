@@ -103,6 +103,10 @@ def main(arguments):
     row("long tail", "distilled", distilled(), tail, test)
     row("long tail", "distilled, sampling='uniform'", distilled(sampling="uniform"), tail, test)
     row("long tail", "distilled, n_synthetic=30", distilled(n_synthetic=30), tail, test)
+    classes, counts = np.unique(tail[1], return_counts=True)
+    shares = np.sqrt(counts) / np.sqrt(counts).sum()
+    by_root = dict(zip(classes.tolist(), (30 * shares).round().astype(int).tolist(), strict=True))
+    row("long tail", f"distilled, by square roots: {list(by_root.values())}", distilled(images_per_class=by_root), tail, test)
 
     noisy = wrong_labels(y, rng)
     row("right labels", "all real", lambda seed: Probe(), (X, y), test)
@@ -125,7 +129,7 @@ def main(arguments):
     row("background", "distilled, groups=", distilled(), spurious, test, frames, agree)
 
     intro = (
-        f"`{arguments.folder.name}`, one image per class but where n_synthetic= says otherwise; views of {arguments.size} px, "
+        f"`{arguments.folder.name}`, one image per class but where it says otherwise; views of {arguments.size} px, "
         f"{arguments.seconds:g} s of steps, {arguments.seeds} seed(s); closed-form probe; {machine()}; "
         f"`python benchmarks/robustness.py DIR --size {arguments.size} --seconds {arguments.seconds:g} "
         f"--seeds {arguments.seeds}`"

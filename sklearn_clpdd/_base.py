@@ -24,7 +24,7 @@ from ._core.heap import kept_heap
 from ._core.objectives import anchors, inner_weights
 from ._core.real_features import RealSet
 from ._core.ridge import relative_penalty
-from ._encoder import FrozenEncoder, joint_features
+from ._encoder import FrozenEncoder, as_encoder, joint_features
 from ._images import as_images
 from ._probe import ClosedFormProbe
 from ._spaces import ImageSpace, PointSpace, Space
@@ -145,12 +145,9 @@ class BaseDistiller(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Classifie
         return [self._make_encoder(one) for one in given]
 
     def _make_encoder(self, given) -> FrozenEncoder:
-        if isinstance(given, str | nn.Module):
-            return FrozenEncoder(given, memory=self.memory, device=self.device, verbose=self.verbose)
-        if not isinstance(given, FrozenEncoder):
-            raise TypeError(f"a list of encoders holds names, modules and FrozenEncoders; got {given!r}")
+        encoder = as_encoder(given, memory=self.memory, device=self.device, verbose=self.verbose)
         # A copy that shares the module: `clone` would copy the weights.
-        return type(given)(**given.get_params(deep=False))
+        return type(encoder)(**encoder.get_params(deep=False))
 
     def _budget(self, classes: np.ndarray, counts: np.ndarray) -> np.ndarray:
         """Number of synthetic samples of each class."""
@@ -325,15 +322,14 @@ class BaseDistiller(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Classifie
 
 
 def apportioned(total: int, counts: np.ndarray) -> np.ndarray:
-    """``total`` synthetic samples among classes of so many real ones: at least one each, else as the square roots of these.
+    """``total`` synthetic samples, at least one a class, among classes of so many real ones: as equal as can be.
 
-    No class gets more than it has real ones, as long as there is another. The square root is between equal shares and those in
-    proportion; seats go as in the method of equal proportions (Huntington and Hill), so that with more in all no class has fewer.
+    Classes of more real samples come first. No class gets more than it has real ones, as long as there is another.
     """
-    budget = np.ones(len(counts), dtype=int)
-    for _ in range(total - len(counts)):
-        open_to = budget < counts if (budget < counts).any() else np.ones(len(counts), dtype=bool)
-        budget[np.argmax(open_to * counts / (budget * (budget + 1)))] += 1
+    budget, largest_first = np.zeros(len(counts), dtype=int), np.argsort(-counts, kind="stable")
+    while (left := total - budget.sum()) > 0:
+        open_to = largest_first[(budget < counts)[largest_first]]
+        budget[(open_to if len(open_to) else largest_first)[:left]] += 1
     return budget
 
 

@@ -13,8 +13,6 @@ from ._iterative import IterativeDistiller
 # Real samples by which the temperatures are chosen, at most; and the least that is chosen.
 _SPREAD_ROWS = 20_000
 _LEAST_TEMPERATURE = 1e-3
-# The objective to which whole images add `WithNeighbors`.
-_WITH_NEIGHBORS = "probe_and_neighbors"
 
 
 class CLPDistiller(IterativeDistiller):
@@ -32,8 +30,8 @@ class CLPDistiller(IterativeDistiller):
     images_per_class : int or dict, default=1
         Synthetic images of each class; a dict has a number for each label.
     n_synthetic : int, default=None
-        Synthetic images in all, instead of `images_per_class`: at least one of each class, the others in proportion to the square
-        roots of the numbers of real ones.
+        Synthetic images in all, instead of `images_per_class`: at least one of each class, no more than it has real ones, and
+        else as equal as can be; what is left over goes to the largest classes.
     image_size : int, default=None
         Side of the synthetic images in pixels. ``None``: to which the encoder resizes, before its centre crop.
     objective : {"probe_and_neighbors", "cross_entropy", "cosine_cross_entropy", "mse"} or callable, default="probe_and_neighbors"
@@ -293,7 +291,7 @@ class CLPDistiller(IterativeDistiller):
         else:
             self.temperature_ = float(self.temperature)
         self.neighbor_temperature_: float | None = None
-        if self.objective == _WITH_NEIGHBORS:  # of squared distances
+        if isinstance(self.objective, str) and OBJECTIVES[self.objective].with_neighbors:  # of squared distances
             self.neighbor_temperature_ = max(mean_over_encoders(spread_of_proximities), _LEAST_TEMPERATURE**2)
         return real
 
