@@ -284,6 +284,8 @@ def main():
     if arguments.peak:
         peak(arguments.peak)
         return
+    if arguments.data is None and "published" in (arguments.sections or SECTIONS):
+        parser.error("give --data, the folder of a data set, or set SKLEARN_CLPDD_DATA to the folder that holds imagenette/")
     for name in arguments.sections or SECTIONS:
         options = f" --steps {arguments.steps} --rate {arguments.rate:g} --views {arguments.views}" if name == "published" else ""
         begin = f"{machine()}; `python benchmarks/lgm.py {name}{options}`"

@@ -84,7 +84,7 @@ def folder_argument(parser, name):
     """The folder of a data set: by default that of this name in ``$SKLEARN_CLPDD_DATA``, needed where that is not set."""
     data = os.environ.get("SKLEARN_CLPDD_DATA")
     default = {"nargs": "?", "default": Path(data, name)} if data else {}
-    parser.add_argument("folder", type=Path, help=f"default: $SKLEARN_CLPDD_DATA/{name}", **default)
+    parser.add_argument("folder", type=Path, help=f"default: {name} in $SKLEARN_CLPDD_DATA, if that is set", **default)
 
 
 def defaults():

@@ -105,7 +105,7 @@ def main(arguments):
     row("long tail", "distilled, n_synthetic=30", distilled(n_synthetic=30), tail, test)
     classes, counts = np.unique(tail[1], return_counts=True)
     shares = np.sqrt(counts) / np.sqrt(counts).sum()
-    by_root = dict(zip(classes.tolist(), (30 * shares).round().astype(int).tolist(), strict=True))
+    by_root = dict(zip(classes.tolist(), np.maximum(1, (30 * shares).round()).astype(int).tolist(), strict=True))
     row("long tail", f"distilled, by square roots: {list(by_root.values())}", distilled(images_per_class=by_root), tail, test)
 
     noisy = wrong_labels(y, rng)

@@ -3,8 +3,8 @@
     python benchmarks/scale.py [DIR] [--images-per-class 10] [--size 64] [--turned] [--seconds 1000] [--output FILE]
 
 DIR holds ``train`` and ``val`` folders with one folder of images per class, by default ``$SKLEARN_CLPDD_DATA/tiny-imagenet-200``.
-With ``--turned`` each of five orientations of an image is a class of its own: 1,000 of them. The synthetic images start from real
-ones and are seen in one random view and as a whole in each step. Everything is measured in this one run.
+With ``--turned`` each of five orientations of an image is a class of its own: 1,000 of them, and no view is flipped. Everything
+is measured in this one run.
 """
 
 import argparse

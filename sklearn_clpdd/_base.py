@@ -324,7 +324,7 @@ class BaseDistiller(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Classifie
 def apportioned(total: int, counts: np.ndarray) -> np.ndarray:
     """``total`` synthetic samples, at least one a class, among classes of so many real ones: as equal as can be.
 
-    Classes of more real samples come first. No class gets more than it has real ones, as long as there is another.
+    Classes of more real samples come first. No class gets more than it has real ones while another could take them.
     """
     budget, largest_first = np.zeros(len(counts), dtype=int), np.argsort(-counts, kind="stable")
     while (left := total - budget.sum()) > 0:

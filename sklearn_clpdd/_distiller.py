@@ -30,8 +30,8 @@ class CLPDistiller(IterativeDistiller):
     images_per_class : int or dict, default=1
         Synthetic images of each class; a dict has a number for each label.
     n_synthetic : int, default=None
-        Synthetic images in all, instead of `images_per_class`: at least one of each class, no more than it has real ones, and
-        else as equal as can be; what is left over goes to the largest classes.
+        Synthetic images in all, instead of `images_per_class`: at least one of each class, and else as equal as can be; what is
+        left over goes to the largest classes. None has more than its real images while another could take them.
     image_size : int, default=None
         Side of the synthetic images in pixels. ``None``: to which the encoder resizes, before its centre crop.
     objective : {"probe_and_neighbors", "cross_entropy", "cosine_cross_entropy", "mse"} or callable, default="probe_and_neighbors"
@@ -291,7 +291,8 @@ class CLPDistiller(IterativeDistiller):
         else:
             self.temperature_ = float(self.temperature)
         self.neighbor_temperature_: float | None = None
-        if isinstance(self.objective, str) and OBJECTIVES[self.objective].with_neighbors:  # of squared distances
+        objective = OBJECTIVES[self.objective] if isinstance(self.objective, str) else self.objective
+        if getattr(objective, "with_neighbors", False):  # of squared distances
             self.neighbor_temperature_ = max(mean_over_encoders(spread_of_proximities), _LEAST_TEMPERATURE**2)
         return real
 

@@ -117,8 +117,8 @@ class RandomSubset(RealSubset):
     images_per_class : int or dict, default=1
         Real images of each class; a dict has a number for each label.
     n_synthetic : int, default=None
-        Real images in all, instead of `images_per_class`: at least one of each class, the others in proportion to the square
-        roots of the numbers of images.
+        Real images in all, instead of `images_per_class`: at least one of each class, and else as equal as can be; what is left
+        over goes to the largest classes.
     alpha : float, default=1.0
         Ridge strength of the probe, > 0, relative to the mean squared norm of its training features.
     random_state : int, RandomState instance or None, default=None
@@ -164,8 +164,8 @@ class ClassCentroids(RealSubset):
     images_per_class : int or dict, default=1
         Real images of each class; a dict has a number for each label.
     n_synthetic : int, default=None
-        Real images in all, instead of `images_per_class`: at least one of each class, the others in proportion to the square
-        roots of the numbers of images.
+        Real images in all, instead of `images_per_class`: at least one of each class, and else as equal as can be; what is left
+        over goes to the largest classes.
     alpha : float, default=1.0
         Ridge strength of the probe, > 0, relative to the mean squared norm of its training features.
     random_state : int, RandomState instance or None, default=None

@@ -122,7 +122,9 @@ def closed_form_probe_scores(
     ------
     ValueError, TypeError
         Before an encoder is at work: images, labels or groups of different numbers, a single class, test labels that are not
-        among those of the images, numbers out of their range, what is no encoder.
+        among those of the images, numbers out of their range, something that is not an encoder.
+    FileNotFoundError, OSError
+        If an encoder's weights are not there, or cannot be downloaded.
 
     See Also
     --------
@@ -175,7 +177,9 @@ def probe_scores(
     ------
     ValueError, TypeError
         Before an encoder is at work: images, labels or groups of different numbers, a single class, test labels that are not
-        among those of the images, numbers out of their range, what is no encoder.
+        among those of the images, numbers out of their range, something that is not an encoder.
+    FileNotFoundError, OSError
+        If an encoder's weights are not there, or cannot be downloaded.
     """
     check_scalar(alpha, "alpha", Real, min_val=0, include_boundaries="neither")
     _check_heads(n_epochs, n_repeats, 0)
@@ -230,7 +234,9 @@ def sgd_probe_scores(images, labels, X_test, y_test, *, encoder=None, n_epochs=1
     ------
     ValueError, TypeError
         Before an encoder is at work: images, labels or groups of different numbers, a single class, test labels that are not
-        among those of the images, numbers out of their range, what is no encoder.
+        among those of the images, numbers out of their range, something that is not an encoder.
+    FileNotFoundError, OSError
+        If an encoder's weights are not there, or cannot be downloaded.
 
     See Also
     --------
@@ -279,7 +285,9 @@ def transfer_scores(
     ------
     ValueError, TypeError
         Before an encoder is at work: images, labels or groups of different numbers, a single class, test labels that are not
-        among those of the images, numbers out of their range, what is no encoder.
+        among those of the images, numbers out of their range, something that is not an encoder.
+    FileNotFoundError, OSError
+        If an encoder's weights are not there, or cannot be downloaded.
     """
     _check_alpha(alpha)
     _check_heads(n_epochs, n_repeats, 0)
@@ -399,9 +407,10 @@ def _features_of_views(task: _Task, n_views: int, random_state) -> np.ndarray:
 
 def _heads(task: _Task, n_epochs: int, n_repeats: int, random_state) -> dict[str, np.ndarray]:
     """Scores of heads trained by SGD on features that are not normalised."""
+    seeds = check_random_state(random_state).randint(2**31 - 1, size=n_repeats)
     read = _reader(task)  # or an error, before the test images are at work
     test, runs = task.raw_test_features, []
-    for seed in check_random_state(random_state).randint(2**31 - 1, size=n_repeats):
+    for seed in seeds:
         with caller_modes_off(task.encoder.load().device):
             weight, bias = _train_head(task, read, n_epochs, torch.Generator().manual_seed(int(seed)))
         runs.append(task.metrics(test @ weight.T + bias))

@@ -167,7 +167,7 @@ def test_gradient_of_the_whole_step_against_finite_differences(module, objective
     k = 2 if augmentation.is_random else 1
     draws = augmentation.draw(3 * k, generator())
     loss_of = OBJECTIVES[objective](alpha=0.1, temperature=0.5)
-    if objective == "probe_and_neighbors":
+    if loss_of.with_neighbors:
         loss_of = WithNeighbors(loss_of, y.repeat_interleave(k), 0.2)
 
     def loss(*parameters):

@@ -9,6 +9,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.utils import check_random_state
 
 from sklearn_clpdd import DSA, ClosedFormProbe, CLPDistiller, FrozenEncoder, evaluation
+from sklearn_clpdd._encoder import as_encoder
 from sklearn_clpdd.datasets import load_image_folder
 from sklearn_clpdd.evaluation import (
     closed_form_probe_scores,
@@ -191,18 +192,28 @@ def test_numbers_that_mean_nothing_are_refused(encoder, colors):
 
 
 @pytest.mark.parametrize("protocol", [sgd_probe_scores, closed_form_probe_scores, probe_scores])
-def test_encoders_by_module_and_what_is_none(module, colors, protocol):
+def test_encoders_by_module_and_what_is_none(module, colors, protocol, monkeypatch):
     X, y = colors
     sets = X[:10], y[:10], X[:20], y[:20]
     module.pretrained_cfg = {"input_size": (3, 14, 14)}  # as timm's networks have
     common = {"random_state": 0} if protocol is closed_form_probe_scores else {"random_state": 0, "n_epochs": 3}
     wanted = protocol(*sets, encoder=FrozenEncoder(module), **common)
     assert protocol(*sets, encoder=module, **common) == wanted
+    monkeypatch.setattr("sklearn_clpdd._encoder._encode", None)  # no long work is begun
     for bad in (3, [module]):
         with pytest.raises(TypeError, match=r"an encoder is a FrozenEncoder, the name of a timm model, or a torch module; got"):
             protocol(*sets, encoder=bad)
     with pytest.raises(ValueError, match="no such model"):
         protocol(*sets, encoder="no such model")
+
+
+def test_what_stands_for_an_encoder(encoder, module):
+    assert as_encoder(encoder) is encoder
+    for given in ("resnet18", module):
+        made = as_encoder(given, memory="cache")
+        assert made.get_params() == FrozenEncoder(given, memory="cache").get_params()
+    with pytest.raises(TypeError, match=r"an encoder is a FrozenEncoder, .* got 3"):
+        CLPDistiller([encoder, 3]).fit(np.zeros((4, 20, 20, 3)), [0, 0, 1, 1])
 
 
 def test_encoders_of_a_transfer_have_names(module, colors):

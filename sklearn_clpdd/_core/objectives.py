@@ -80,7 +80,7 @@ class CrossEntropy(Objective):
 
 
 class ProbeAndNeighbors(CrossEntropy):
-    """The same, which for whole samples is one part of `WithNeighbors`."""
+    """`CrossEntropy`, which for whole samples is one part of `WithNeighbors`."""
 
     with_neighbors = True
 
