@@ -219,7 +219,7 @@ def memory(arguments):
     rows = []
     for what in ("published", "LGMDistiller", "CLPDistiller"):
         command = [sys.executable, __file__, "--peak", what]
-        peak = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+        peak = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
         rows.append(["published recipe" if what == "published" else f"`{what}`", f"{peak:,.0f} MB"])
         if what == "published":
             first = peak

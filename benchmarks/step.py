@@ -252,10 +252,10 @@ def seconds_of(work):
 def alone(rounds=3, **case):
     """Peak memory above the loaded encoder and median time of a few steps, in a process of its own: MB, seconds, and of what."""
     script = (
-        "import json, statistics, sys; sys.path.insert(0, sys.argv[1]); import step\n"
+        "import json, statistics, sys; sys.path.insert(0, sys.argv[1]); import measure, step\n"
         "case, rounds = json.loads(sys.argv[2]), int(sys.argv[3])\n"
-        "backbone = step.FrozenEncoder(image_size=case['size'], device='cpu').load(); step.warm(backbone)\n"
-        "before = step.resident()\n"
+        "backbone = step.FrozenEncoder(image_size=case['size'], device='cpu').load(); measure.warm(backbone)\n"
+        "before = measure.resident()\n"
         "case = step.Case(**case); steps = case.steps()\n"
         "with step.kept_heap():\n"
         "    next(steps)\n"
@@ -263,10 +263,10 @@ def alone(rounds=3, **case):
         "R = case.real._R.numel() * 4 / 1e6; theta = sum(level.numel() for level in case.parametrization.parameters) * 4 / 1e6\n"
         "chunk = max(rows.stop - rows.start for rows in case.chunks); once = round(case.total * (1 - case.twice))\n"
         "seen = {'R': R, 'theta': theta, 'chunk': chunk, 'once': once}\n"
-        "print(json.dumps({'peak': step.most() - before, 'seconds': took, **seen}))"
+        "print(json.dumps({'peak': measure.most() - before, 'seconds': took, **seen}))"
     )
     command = [sys.executable, "-c", script, str(Path(__file__).parent), json.dumps(case), str(rounds)]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
 
 def memory(output):

@@ -12,6 +12,7 @@ paper = pytest.importorskip("paper", reason="the benchmarks are not beside the t
 table = pytest.importorskip("table", reason="the benchmarks are not beside the tests")
 measure = pytest.importorskip("measure", reason="the benchmarks are not beside the tests")
 robustness = pytest.importorskip("robustness", reason="the benchmarks are not beside the tests")
+step = pytest.importorskip("step", reason="the benchmarks are not beside the tests")
 
 
 @pytest.mark.parametrize("dataset", paper.DATASETS)
@@ -145,3 +146,10 @@ def test_what_is_made_of_a_data_set_to_be_robust_against(tmp_path):
     frame = np.ones((20, 20), bool)
     frame[3:-3, 3:-3] = False
     assert (image[frame] == [200, 0, 0]).all()
+
+
+def test_a_case_is_measured_in_a_process_of_its_own():
+    seen = step.alone(rounds=1, classes=2, views=3, size=64, chunk=4)
+    assert (seen["chunk"], seen["once"]) == (3, 3)
+    assert seen["R"] == pytest.approx(2 * 4096 * 1280 * 4 / 1e6)
+    assert not seen["peak"] < seen["R"]  # nan where there is no /proc
