@@ -175,11 +175,8 @@ def probe_scores(
 
     Raises
     ------
-    ValueError, TypeError
-        Before an encoder is at work: images, labels or groups of different numbers, a single class, test labels that are not
-        among those of the images, numbers out of their range, something that is not an encoder.
-    FileNotFoundError, OSError
-        If an encoder's weights are not there, or cannot be downloaded.
+    ValueError, TypeError, FileNotFoundError, OSError
+        As :func:`closed_form_probe_scores`.
     """
     check_scalar(alpha, "alpha", Real, min_val=0, include_boundaries="neither")
     _check_heads(n_epochs, n_repeats, 0)
@@ -232,11 +229,8 @@ def sgd_probe_scores(images, labels, X_test, y_test, *, encoder=None, n_epochs=1
 
     Raises
     ------
-    ValueError, TypeError
-        Before an encoder is at work: images, labels or groups of different numbers, a single class, test labels that are not
-        among those of the images, numbers out of their range, something that is not an encoder.
-    FileNotFoundError, OSError
-        If an encoder's weights are not there, or cannot be downloaded.
+    ValueError, TypeError, FileNotFoundError, OSError
+        As :func:`closed_form_probe_scores`.
 
     See Also
     --------
@@ -283,11 +277,8 @@ def transfer_scores(
 
     Raises
     ------
-    ValueError, TypeError
-        Before an encoder is at work: images, labels or groups of different numbers, a single class, test labels that are not
-        among those of the images, numbers out of their range, something that is not an encoder.
-    FileNotFoundError, OSError
-        If an encoder's weights are not there, or cannot be downloaded.
+    ValueError, TypeError, FileNotFoundError, OSError
+        As :func:`closed_form_probe_scores`.
     """
     _check_alpha(alpha)
     _check_heads(n_epochs, n_repeats, 0)
