@@ -26,6 +26,7 @@ from ._core.real_features import RealSet
 from ._core.ridge import relative_penalty
 from ._encoder import FrozenEncoder, as_encoder, joint_features
 from ._images import as_images
+from ._modules import HoldsModule
 from ._probe import ClosedFormProbe
 from ._spaces import ImageSpace, PointSpace, Space
 
@@ -55,12 +56,13 @@ class Task(NamedTuple):
         return [np.flatnonzero(self.codes == c) for c in range(len(self.classes))]
 
 
-class BaseDistiller(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClassifierMixin, BaseEstimator):
+class BaseDistiller(HoldsModule, ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClassifierMixin, BaseEstimator):
     """Validate the data, have `_find` find synthetic samples, and fit the probe that they induce.
 
     A subclass has the parameters that concern data, encoder and probe, as :class:`CLPDistiller` has them, and fills `_find`.
     """
 
+    _module_parameter = "encoder"
     _parameter_constraints: dict = {
         "encoder": [str, nn.Module, FrozenEncoder, list, tuple, None],
         "images_per_class": [Interval(Integral, 1, None, closed="left"), dict],

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from importlib.metadata import version
 from numbers import Integral, Real
+from pathlib import Path
 
 import joblib
 import numpy as np
@@ -24,12 +25,14 @@ from ._core.devices import resolve_device
 from ._core.folding import SameConv2d
 from ._core.heap import kept_heap
 from ._images import Images, as_images
+from ._modules import HoldsModule
+from ._store import FeatureStore
 
-# Images whose features are one entry of the cache.
+# Images whose features are written to the cache together.
 _BLOCK = 1024
 
 
-class FrozenEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+class FrozenEncoder(HoldsModule, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """Map images to the features of a frozen, pre-trained vision model.
 
     The encoder owns its preprocessing: resizing, centre crop and normalisation are those that the model was trained with.
@@ -42,7 +45,7 @@ class FrozenEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
         The name of a `timm <https://huggingface.co/docs/timm>`_ model; one of ``"clip_vitb16"``, ``"dinov2_vitb14"``,
         ``"eva02_vitb14"``, ``"mocov3_vitb16"``; or a module that maps ``(n, 3, H, W)`` to ``(n, d)``. CLIP's features are those
         before the projection (768), as its authors probe them. A module is copied, and evaluated in eval mode; a change of its
-        weights or layers is noticed, one of a plain attribute is not.
+        weights or layers is noticed, one of a plain attribute is not. Clones share it, and a worker process gets it once.
     weights : "auto", path or None, default="auto"
         ``"auto"``: the weights of an installed package where there is one (the default model's come with this library), else
         the hub's; for a module, its own. A path: a safetensors file or a torch checkpoint, loaded strictly. ``None``:
@@ -63,10 +66,11 @@ class FrozenEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
         Precision inside the network; features are float32 always, and so is a distiller's way back through the network,
         whose gradients bfloat16 would spoil.
     n_jobs : int, default=None
-        Threads that decode image files; ``None`` is one, ``-1`` all.
+        Threads that decode image files; ``None`` is one, ``-1`` as many as there are cores, or as ``OMP_NUM_THREADS`` allows:
+        one in a worker of a parallel search that has a core to itself.
     memory : str or joblib.Memory, default=None
-        Where features are cached, keyed by the images, the model, its weights and its preprocessing; 1,024 images at a time, so
-        that an interrupted encoding goes on where it was.
+        Where the features of each image are kept, by the image, the model, its weights and its preprocessing: the splits of a
+        search, and its processes, share them, and an encoding that is interrupted goes on where it was, to 1,024 images.
     device : str or torch.device, default="auto"
         ``"auto"`` is CUDA where there is some, else the CPU.
     verbose : int, default=0
@@ -96,6 +100,7 @@ class FrozenEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
     (2, 1280)
     """
 
+    _module_parameter = "model"
     _parameter_constraints = {
         "model": [str, nn.Module],
         "weights": [str, os.PathLike, None],
@@ -201,30 +206,59 @@ class FrozenEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
         return features
 
     def blocks(self, images: Images) -> Iterator[tuple[slice, np.ndarray]]:
-        """Rows and features of one block of images after the other, in order; with `memory`, each is cached by itself.
+        """Rows and features of one block of images after the other; with `memory`, those of each image are kept.
 
         An encoding that is interrupted thereby goes on where it was. All images that are not in the cache are looked at before
         the first is encoded.
         """
-        backbone = self.load()
+        backbone, store = self.load(), self._store()
+        n = len(images)
+        keys = np.empty((n, 0), dtype=np.uint8) if store is None else images.keys()
+        known = np.zeros(n, dtype=bool) if store is None else store.find(keys)
+        images.check(self.n_jobs, range(n) if not known.any() else np.flatnonzero(~known))
+        starts = list(range(0, n, _BLOCK))
+        if store is not None:  # processes that begin with the same images begin at different ones
+            turn = os.getpid() % len(starts)
+            starts = starts[turn:] + starts[:turn]
+        with tqdm(total=n, desc="encoding", unit="img", disable=not self.verbose) as bar:
+            for rows in (range(start, min(start + _BLOCK, n)) for start in starts):
+                known = np.zeros(len(rows), dtype=bool) if store is None else store.find(keys[rows.start : rows.stop])
+                missing = rows if not known.any() else rows.start + np.flatnonzero(~known)
+                Z = np.empty((len(rows), backbone.n_features), dtype=np.float32)
+                if store is not None and known.any():
+                    Z[known] = store.read(keys[rows.start : rows.stop][known])
+                    bar.update(int(known.sum()))
+                if len(missing):
+                    Z[~known] = self._encode(images, missing, backbone, bar)
+                    if store is not None:
+                        store.write(keys[missing], Z[~known])
+                yield slice(rows.start, rows.stop), Z
+
+    def _store(self) -> FeatureStore | None:
+        """Where features are kept, if they are."""
         memory = check_memory(os.fspath(self.memory) if isinstance(self.memory, os.PathLike) else self.memory)
-        cached = memory.location is not None
-        encode = memory.cache(_encode, ignore=["images", "backbone", "batch_size", "n_jobs", "bar"])
-        blocks = [range(start, min(start + _BLOCK, len(images))) for start in range(0, len(images), _BLOCK)]
-        fingerprints = images.fingerprints(blocks) if cached else [None] * len(blocks)
-        with tqdm(total=len(images), desc="encoding", unit="img", disable=not self.verbose) as bar:
-            ours = {"backbone": backbone, "batch_size": self.batch_size, "n_jobs": self.n_jobs, "bar": bar}
-            ours |= {"identity": self.identity() if cached else None, "normalize": self.normalize, "dtype": self.dtype}
-            calls = [
-                {"images": images.part(block), "fingerprint": fingerprint, **ours}
-                for block, fingerprint in zip(blocks, fingerprints, strict=True)
-            ]
-            known = [cached and encode.check_call_in_cache(**call) for call in calls]
-            images.check(self.n_jobs, [block for block, is_known in zip(blocks, known, strict=True) if not is_known])
-            for block, call in zip(blocks, calls, strict=True):
-                Z = encode(**call)
-                bar.update(block.stop - bar.n)  # what came from the cache
-                yield slice(block.start, block.stop), Z
+        if memory.location is None:
+            return None
+        if memory.backend != "local":
+            raise ValueError(f"memory= keeps features in files; got a joblib.Memory with backend={memory.backend!r}")
+        return FeatureStore(Path(memory.store_backend.location, "sklearn_clpdd", self.identity()), self._n_features_out)
+
+    def _encode(self, images: Images, indices, backbone: Backbone, bar: tqdm) -> np.ndarray:
+        """Features ``(len(indices), d)`` float32 of the images there."""
+        features = np.empty((len(indices), backbone.n_features), dtype=np.float32)
+        done = 0
+        batches = images.batches(indices, self.batch_size, backbone.preprocessing, self.n_jobs)
+        if backbone.device.type != "cpu":
+            batches = _ahead(batches)
+        # A single batch has nothing to use again.
+        with kept_heap() if backbone.device.type == "cpu" and len(indices) > self.batch_size else nullcontext():
+            for batch in batches:
+                with torch.inference_mode():
+                    Z = features_of(backbone, batch.to(backbone.device, non_blocking=True), self.normalize, self.dtype)
+                    features[done : done + len(batch)] = Z.cpu().numpy()
+                done += len(batch)
+                bar.update(len(batch))
+        return features
 
     def load(self) -> Backbone:
         """The network and its preprocessing, from this process's store.
@@ -263,24 +297,6 @@ class FrozenEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
         tags.input_tags.three_d_array = True
         tags.input_tags.string = True
         return tags
-
-
-def _encode(images: Images, backbone: Backbone, *, batch_size, n_jobs, bar, fingerprint, identity, normalize, dtype):
-    """Features ``(n, d)`` float32 of all images. The digests are for the cache to tell calls by."""
-    features = np.empty((len(images), backbone.n_features), dtype=np.float32)
-    done = 0
-    batches = images.batches(batch_size, backbone.preprocessing, n_jobs)
-    if backbone.device.type != "cpu":
-        batches = _ahead(batches)
-    # A single batch has nothing to use again.
-    with kept_heap() if backbone.device.type == "cpu" and len(images) > batch_size else nullcontext():
-        for batch in batches:
-            with torch.inference_mode():
-                Z = features_of(backbone, batch.to(backbone.device, non_blocking=True), normalize, dtype)
-                features[done : done + len(batch)] = Z.cpu().numpy()
-            done += len(batch)
-            bar.update(len(batch))
-    return features
 
 
 def _ahead(batches: Iterator[Tensor]) -> Iterator[Tensor]:

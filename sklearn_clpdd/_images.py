@@ -3,13 +3,15 @@
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from itertools import chain
+from hashlib import blake2b
 
 import joblib
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+
+from ._store import KEY_BYTES
 
 ACCEPTED = (
     "Accepted are arrays (n, H, W) or (n, H, W, 1 or 3) and torch tensors (n, 1 or 3, H, W), uint8 or float in [0, 1]; "
@@ -27,29 +29,28 @@ class Images(ABC):
     @abstractmethod
     def __len__(self) -> int: ...
 
-    def check(self, n_jobs: int | None = None, parts: Sequence[range] | None = None) -> None:
-        """Raise for anything unusable among the pixels or files, all of it at once; in some parts only, if these are given."""
-        self._check([range(len(self))] if parts is None else parts, n_jobs)
+    @abstractmethod
+    def check(self, n_jobs: int | None = None, indices: Sequence[int] | None = None) -> None:
+        """Raise for anything unusable among the pixels or files, all of it at once; at some indices only, if these are given."""
 
     @abstractmethod
-    def _check(self, parts: Sequence[range], n_jobs: int | None) -> None: ...
+    def keys(self) -> np.ndarray:
+        """A digest of each image that changes when it does: uint8 ``(n, KEY_BYTES)``."""
 
     @abstractmethod
-    def part(self, indices: range) -> "Images":
-        """The images there."""
-
-    @abstractmethod
-    def fingerprints(self, parts: Sequence[range]) -> list[str]:
-        """Digests of some parts that change when the images there do, for caches."""
+    def portable_keys(self) -> np.ndarray:
+        """The same, on all machines that have a copy of the images."""
 
     @abstractmethod
     def read(self, indices, prepare: Callable[[Tensor], Tensor], n_jobs: int | None = None) -> Tensor:
         """The images at ``indices``, float32 RGB in [0, 1], through ``prepare``: one tensor ``(len(indices), 3, s, s)``."""
 
-    def batches(self, size: int, prepare: Callable[[Tensor], Tensor], n_jobs: int | None = None) -> Iterator[Tensor]:
-        """All images in order, ``size`` at a time."""
-        for start in range(0, len(self), size):
-            yield self.read(range(start, min(start + size, len(self))), prepare, n_jobs)
+    def batches(
+        self, indices: Sequence[int], size: int, prepare: Callable[[Tensor], Tensor], n_jobs: int | None = None
+    ) -> Iterator[Tensor]:
+        """The images at ``indices``, ``size`` at a time."""
+        for start in range(0, len(indices), size):
+            yield self.read(indices[start : start + size], prepare, n_jobs)
 
 
 class _PixelArray(Images):
@@ -61,30 +62,33 @@ class _PixelArray(Images):
     def __len__(self):
         return len(self.pixels)
 
-    def _check(self, parts, n_jobs):
+    def check(self, n_jobs=None, indices=None):
         if self.pixels.dtype in (np.uint8, torch.uint8):
             return
-        for start, stop in ((i, min(i + _CHUNK, part.stop)) for part in parts for i in part[::_CHUNK]):
-            chunk = self.pixels[start:stop]
+        indices = range(len(self)) if indices is None else indices
+        for part in (indices[start : start + _CHUNK] for start in range(0, len(indices), _CHUNK)):
+            chunk = self._at(part)
             low, high = float(chunk.min()), float(chunk.max())
             if not (low >= -1e-6 and high <= 1 + 1e-6):  # false for NaN too: min and max propagate it
                 seen = "NaN" if np.isnan(low) or np.isnan(high) else f"values from {low:g} to {high:g}"
                 raise ValueError(
-                    f"float images hold values in [0, 1]; got {seen} (images {start} to {stop - 1}). "
+                    f"float images hold values in [0, 1]; got {seen} (images {part[0]} to {part[-1]}). "
                     "Rescale them to [0, 1], or give uint8"
                 )
 
-    def part(self, indices):
-        return _PixelArray(self.pixels[indices.start : indices.stop])
-
-    def fingerprints(self, parts):
+    def keys(self):
         pixels = self.pixels if isinstance(self.pixels, np.ndarray) else self.pixels.numpy()
-        return [joblib.hash(pixels[part.start : part.stop]) for part in parts]
+        form = f"{pixels.dtype} {pixels.shape[1:]}".encode()
+        return _stacked(_digest(form, np.ascontiguousarray(image).data) for image in pixels)
+
+    portable_keys = keys
+
+    def _at(self, indices):
+        """The pixels there, a view where they are a range."""
+        return self.pixels[slice(indices.start, indices.stop) if isinstance(indices, range) else indices]
 
     def read(self, indices, prepare, n_jobs=None):
-        if isinstance(indices, range):
-            indices = slice(indices.start, indices.stop)
-        batch = self.pixels[indices]
+        batch = self._at(indices)
         if isinstance(batch, np.ndarray):
             batch = torch.tensor(batch).permute(0, 3, 1, 2)
         return prepare(_unit_rgb(batch))
@@ -99,17 +103,18 @@ class _PictureList(Images):
     def __len__(self):
         return len(self.pictures)
 
-    def _check(self, parts, n_jobs):
-        indices = list(chain.from_iterable(parts))
-        parallel = joblib.Parallel(n_jobs=n_jobs, prefer="threads")
+    def check(self, n_jobs=None, indices=None):
+        indices = range(len(self)) if indices is None else indices
+        parallel = joblib.Parallel(n_jobs=_threads(n_jobs), prefer="threads")
         self._report(indices, parallel(joblib.delayed(_fault)(self.pictures[i]) for i in indices))
 
-    def part(self, indices):
-        return _PictureList(self.pictures[indices.start : indices.stop])
-
-    def fingerprints(self, parts):
+    def keys(self):
         self._report(range(len(self)), [_absence(picture) for picture in self.pictures])
-        return [joblib.hash([_stamp(self.pictures[i]) for i in part]) for part in parts]
+        return _stacked(map(_key, self.pictures))
+
+    def portable_keys(self):
+        self._report(range(len(self)), [_absence(picture) for picture in self.pictures])
+        return _stacked(map(_portable_key, self.pictures))
 
     def _report(self, indices: Sequence[int], faults: list[str | None]) -> None:
         """Raise one error for all pictures that have a fault."""
@@ -124,7 +129,7 @@ class _PictureList(Images):
         raise kind(f"{len(bad)} of {len(self)} images cannot be read:\n" + "\n".join(lines))
 
     def read(self, indices, prepare, n_jobs=None):
-        arrays = joblib.Parallel(n_jobs=n_jobs, prefer="threads")(joblib.delayed(_decode)(self.pictures[i]) for i in indices)
+        arrays = joblib.Parallel(n_jobs=_threads(n_jobs), prefer="threads")(joblib.delayed(_decode)(self.pictures[i]) for i in indices)
         # Resized here, one after the other: torch's own threads are at work in every call.
         return torch.cat([prepare(_unit_rgb(torch.from_numpy(a).permute(2, 0, 1)[None])) for a in arrays])
 
@@ -263,12 +268,37 @@ def _to_array(picture: Image.Image) -> np.ndarray:
     return np.array(picture.convert("RGB"))
 
 
+def _threads(n_jobs: int | None) -> int | None:
+    """All threads that this process may have: fewer than cores, in a worker beside others (joblib and Dask say so to OpenMP)."""
+    limit = os.environ.get("OMP_NUM_THREADS", "")
+    if n_jobs is None or n_jobs >= 0 or not limit.isdecimal():
+        return n_jobs
+    return max(1, min(joblib.effective_n_jobs(n_jobs), int(limit)))
+
+
 def _absence(picture) -> str | None:
     return None if isinstance(picture, Image.Image) or os.path.exists(picture) else _MISSING
 
 
-def _stamp(picture):
+def _key(picture) -> bytes:
     if isinstance(picture, Image.Image):
-        return (picture.mode, picture.size, picture.tobytes())
+        return _portable_key(picture)
     status = os.stat(picture)
-    return (os.path.abspath(picture), status.st_size, status.st_mtime_ns)
+    return _digest(os.path.abspath(picture).encode(), f"{status.st_size} {status.st_mtime_ns}".encode())
+
+
+def _portable_key(picture) -> bytes:
+    """Of a file: its name and its size, for to read them all would take as long as to encode them."""
+    if isinstance(picture, Image.Image):
+        return _digest(f"{picture.mode} {picture.size}".encode(), picture.tobytes())
+    return _digest(os.path.basename(picture).encode(), str(os.stat(picture).st_size).encode())
+
+
+def _digest(form: bytes, content) -> bytes:
+    digest = blake2b(content, digest_size=KEY_BYTES)
+    digest.update(form)
+    return digest.digest()
+
+
+def _stacked(digests) -> np.ndarray:
+    return np.frombuffer(b"".join(digests), dtype=np.uint8).reshape(-1, KEY_BYTES)

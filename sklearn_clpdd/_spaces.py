@@ -138,7 +138,7 @@ class ImageSpace:
 
     def identity(self):
         return {
-            "images": self._images.fingerprints([range(len(self._images))])[0],
+            "images": joblib.hash(self._images.keys()),
             "encoder": " ".join(encoder.identity() for encoder in self.encoders),
         }
 

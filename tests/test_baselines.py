@@ -170,7 +170,7 @@ def test_bad_input_is_refused_before_any_long_work(encoder, colors, monkeypatch)
     def fail(*args, **kwargs):
         raise AssertionError("long work was started")
 
-    monkeypatch.setattr("sklearn_clpdd._encoder._encode", fail)
+    monkeypatch.setattr("sklearn_clpdd._encoder.FrozenEncoder._encode", fail)
     for kind in SUBSETS:
         with pytest.raises(ValueError, match=r"'red' \(10 of 11\)"):
             peer(kind, encoder, images_per_class=11).fit(X, y)

@@ -613,7 +613,7 @@ def nothing_is_encoded(monkeypatch):
     def fail(*args, **kwargs):
         raise AssertionError("long work was started")
 
-    monkeypatch.setattr("sklearn_clpdd._encoder._encode", fail)
+    monkeypatch.setattr("sklearn_clpdd._encoder.FrozenEncoder._encode", fail)
     monkeypatch.setattr(iterative_module, "distill", fail)
 
 

@@ -312,8 +312,9 @@ def test_memory_encodes_the_same_images_once(module, tmp_path, monkeypatch):
     monkeypatch.setattr(Backbone, "__call__", None)  # encoding again would fail
     np.testing.assert_array_equal(encoder.transform(X.copy()), wanted)
     np.testing.assert_array_equal(clone(encoder, safe=False).set_params(model=module, batch_size=1).transform(X), wanted)
+    np.testing.assert_array_equal(encoder.transform(X[[2, 0]]), wanted[[2, 0]])  # each image by itself
     with pytest.raises(TypeError):
-        encoder.transform(X[:2])
+        encoder.transform(X[:2] / 2)
 
 
 def test_memory_tells_weights_and_preprocessing_apart(module, tmp_path):

@@ -166,7 +166,7 @@ def test_sets_that_do_not_fit_are_refused(encoder, colors, protocol, monkeypatch
     def fail(*args, **kwargs):
         raise AssertionError("long work was started")
 
-    monkeypatch.setattr("sklearn_clpdd._encoder._encode", fail)
+    monkeypatch.setattr("sklearn_clpdd._encoder.FrozenEncoder._encode", fail)
     X, y = colors
     with pytest.raises(ValueError, match="inconsistent"):
         protocol(X, y[:10], X, y, encoder=encoder)
@@ -199,7 +199,7 @@ def test_encoders_by_module_and_what_is_none(module, colors, protocol, monkeypat
     common = {"random_state": 0} if protocol is closed_form_probe_scores else {"random_state": 0, "n_epochs": 3}
     wanted = protocol(*sets, encoder=FrozenEncoder(module), **common)
     assert protocol(*sets, encoder=module, **common) == wanted
-    monkeypatch.setattr("sklearn_clpdd._encoder._encode", None)  # no long work is begun
+    monkeypatch.setattr("sklearn_clpdd._encoder.FrozenEncoder._encode", None)  # no long work is begun
     for bad in (3, [module]):
         with pytest.raises(TypeError, match=r"an encoder is a FrozenEncoder, the name of a timm model, or a torch module; got"):
             protocol(*sets, encoder=bad)

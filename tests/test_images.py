@@ -168,12 +168,8 @@ def test_paths_stay_on_disk(paths):
 def test_fingerprint_follows_the_content(pixels, paths):
     changed = pixels.copy()
     changed[0, 0, 0, 0] ^= 1
-    assert (
-        as_images(pixels).fingerprints([range(5)])
-        == as_images(pixels.copy()).fingerprints([range(5)])
-        != as_images(changed).fingerprints([range(5)])
-    )
-    before = as_images(paths).fingerprints([range(5)])
-    assert before == as_images(paths).fingerprints([range(5)])
+    assert as_images(pixels).keys().tobytes() == as_images(pixels.copy()).keys().tobytes() != as_images(changed).keys().tobytes()
+    before = as_images(paths).keys().tobytes()
+    assert before == as_images(paths).keys().tobytes()
     Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(paths[0])
-    assert before != as_images(paths).fingerprints([range(5)])
+    assert before != as_images(paths).keys().tobytes()

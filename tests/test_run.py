@@ -147,7 +147,9 @@ def test_another_run_is_refused_and_says_what_differs(encoder, colors, tmp_path,
     run = distiller(encoder, checkpoint=tmp_path / "run", max_iter=45).fit(X, y)
     before = (tmp_path / "run").read_bytes()
     X, y = (change.pop(name, lambda values: values)(values) for name, values in (("X", X), ("y", y)))
-    monkeypatch.setattr("sklearn_clpdd._encoder._encode", lambda *args, **kwargs: pytest.fail("long work was started"))
+    monkeypatch.setattr(
+        "sklearn_clpdd._encoder.FrozenEncoder._encode", lambda *args, **kwargs: pytest.fail("long work was started")
+    )
     with pytest.raises(ValueError, match=f"(?s)is that of another run: {words}"):
         clone(run).set_params(**change).fit(X, y)
     assert (tmp_path / "run").read_bytes() == before

@@ -200,9 +200,7 @@ def load_backbone(model: str | nn.Module, weights: str | os.PathLike | None, dev
     if isinstance(model, str):
         return _load_named(model, weights, stamp, device, overrides)
     # A module may be changed in place between two calls: its layout and its tensors' sums tell.
-    tensors = [tensor.detach().double() for tensor in (*model.parameters(), *model.buffers())]
-    state = tuple((tensor.sum().item(), tensor.square().sum().item()) for tensor in tensors)
-    key = (repr(model), state, weights, stamp, device, overrides)
+    key = (repr(model), tensor_sums(model), weights, stamp, device, overrides)
     known = _modules.setdefault(model, {})
     if key not in known:
         known.clear()
@@ -211,6 +209,12 @@ def load_backbone(model: str | nn.Module, weights: str | os.PathLike | None, dev
 
 
 _modules: WeakKeyDictionary[nn.Module, dict] = WeakKeyDictionary()
+
+
+def tensor_sums(module: nn.Module) -> tuple[tuple[float, float], ...]:
+    """Sum and sum of squares of each parameter and buffer, by which a change in place is noticed."""
+    tensors = (tensor.detach().double() for tensor in (*module.parameters(), *module.buffers()))
+    return tuple((tensor.sum().item(), tensor.square().sum().item()) for tensor in tensors)
 
 
 @lru_cache(maxsize=8)

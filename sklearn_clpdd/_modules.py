@@ -1,0 +1,108 @@
+"""Networks as parameters of estimators: shared by their clones, and sent to another process once."""
+
+import copy
+from collections import OrderedDict
+from pickle import PicklingError
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import cloudpickle
+import joblib
+import numpy as np
+from torch import nn
+
+from ._core.backbones import tensor_sums
+
+# Networks that a process keeps of those that were sent to it.
+_KEPT = 4
+
+
+class HoldsModule:
+    """Mixin of an estimator with a parameter that may be a network, or a list with some.
+
+    ``clone`` would copy the weights and every task of a search would carry them. Nothing here ever changes a network that a user
+    gave, so clones share it. Its pickle is one array: joblib writes such to a file that all tasks of its workers read, and a
+    process makes the network of it once.
+    """
+
+    _module_parameter: str
+
+    def __sklearn_clone__(self):
+        name = self._module_parameter
+        if name not in vars(self):
+            return super().__sklearn_clone__()  # type: ignore[misc]
+        shared = object.__new__(type(self))
+        shared.__dict__.update(vars(self) | {name: _mapped(_Held, vars(self)[name])})
+        cloned = super(HoldsModule, shared).__sklearn_clone__()  # type: ignore[misc]
+        return cloned.set_params(**{name: _released(vars(cloned)[name])})
+
+    def __getstate__(self):
+        state, name = super().__getstate__(), self._module_parameter
+        return state | {name: _mapped(_Held, state[name])} if name in state else state
+
+    def __setstate__(self, state):
+        name = self._module_parameter
+        super().__setstate__(state | {name: _released(state[name])} if name in state else state)  # type: ignore[misc]
+
+
+class _Held:
+    """A network in the state of an estimator."""
+
+    def __init__(self, module: nn.Module):
+        self.module = module
+
+    def __sklearn_clone__(self):
+        return self
+
+    def __deepcopy__(self, memo):
+        return _Held(copy.deepcopy(self.module, memo))
+
+    def __reduce__(self):
+        return _arrived, _packed(self.module)
+
+
+def _mapped(function, value: Any) -> Any:
+    """A parameter whose networks are mapped."""
+    if isinstance(value, list | tuple):
+        return type(value)(_mapped(function, one) for one in value)
+    return function(value) if isinstance(value, nn.Module) else value
+
+
+def _released(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return type(value)(map(_released, value))
+    return value.module if isinstance(value, _Held) else value
+
+
+_sent: WeakKeyDictionary[nn.Module, tuple[str, np.ndarray]] = WeakKeyDictionary()
+
+
+def _packed(module: nn.Module) -> tuple[str, np.ndarray]:
+    """Digest and pickle of a network; the same array as before if nothing has changed, by which joblib knows it again."""
+    try:
+        on_cpu = all(tensor.device.type == "cpu" for tensor in (*module.parameters(), *module.buffers()))
+        content = cloudpickle.dumps(module if on_cpu else copy.deepcopy(module).cpu())
+    except Exception as error:  # whatever pickling a user's module raises
+        raise PicklingError(
+            f"a {type(module).__name__} cannot be saved or sent to another process ({type(error).__name__}: {error}). "
+            "Take out of the module what cannot be pickled; or give the name of a timm model; or keep to one process, with n_jobs=1 or "
+            "joblib.parallel_config(backend='threading')"
+        ) from error
+    digest = joblib.hash(content)
+    if module not in _sent or _sent[module][0] != digest:
+        _sent[module] = digest, np.frombuffer(content, dtype=np.uint8)
+    return _sent[module]
+
+
+_kept: OrderedDict[str, tuple[nn.Module, list]] = OrderedDict()
+
+
+def _arrived(digest: str, content: np.ndarray) -> _Held:
+    """The network of a pickle: that which this process has made of it before, unless it was changed since."""
+    if digest not in _kept or tensor_sums(_kept[digest][0]) != _kept[digest][1]:
+        module = cloudpickle.loads(content.data)
+        _kept[digest] = module, tensor_sums(module)
+    _kept.move_to_end(digest)
+    while len(_kept) > _KEPT:
+        _kept.popitem(last=False)
+    return _Held(_kept[digest][0])
