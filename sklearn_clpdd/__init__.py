@@ -3,9 +3,28 @@
 from importlib.metadata import version
 
 from ._core.augmentations import DSA
+from ._core.parametrizations import Parametrization
+from ._display import FeatureMapDisplay, HistoryDisplay, Snapshots, SyntheticImagesDisplay
 from ._distiller import CLPDistiller
 from ._encoder import FrozenEncoder
 from ._probe import ClosedFormProbe
+from ._report import distillation_report
+from ._sampler import DistilledSampler
+from .io import load_distilled, save_distilled
 
 __version__ = version("sklearn-clpdd")
-__all__ = ["DSA", "CLPDistiller", "ClosedFormProbe", "FrozenEncoder"]
+__all__ = [
+    "DSA",
+    "CLPDistiller",
+    "ClosedFormProbe",
+    "DistilledSampler",
+    "FeatureMapDisplay",
+    "FrozenEncoder",
+    "HistoryDisplay",
+    "Parametrization",
+    "Snapshots",
+    "SyntheticImagesDisplay",
+    "distillation_report",
+    "load_distilled",
+    "save_distilled",
+]

@@ -11,7 +11,7 @@ import joblib
 import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.base import BaseEstimator, ClassifierMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import check_scalar
 from sklearn.utils._param_validation import Interval
 from sklearn.utils.multiclass import check_classification_targets
@@ -27,6 +27,8 @@ from ._core.ridge import relative_penalty
 from ._encoder import FrozenEncoder, as_encoder, joint_features
 from ._images import as_images
 from ._modules import HoldsModule
+from ._output import Transformer
+from ._pictures import html_strip
 from ._probe import ClosedFormProbe
 from ._spaces import ImageSpace, PointSpace, Space
 
@@ -56,7 +58,7 @@ class Task(NamedTuple):
         return [np.flatnonzero(self.codes == c) for c in range(len(self.classes))]
 
 
-class BaseDistiller(HoldsModule, ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClassifierMixin, BaseEstimator):
+class BaseDistiller(HoldsModule, Transformer, ClassifierMixin, BaseEstimator):
     """Validate the data, have `_find` find synthetic samples, and fit the probe that they induce.
 
     A subclass has the parameters that concern data, encoder and probe, as :class:`CLPDistiller` has them, and fills `_find`.
@@ -116,6 +118,8 @@ class BaseDistiller(HoldsModule, ClassNamePrefixFeaturesOutMixin, TransformerMix
         real = RealSet(space.real_features(order), task.codes[order], order, n_held_out)
         self.__dict__.pop("probe_", None)
         self.classes_ = task.classes
+        self.class_count_ = np.bincount(task.codes)
+        self.data_digest_ = joblib.hash((space.fingerprint(), task.y))
         self.encoder_ = None
         if space.encoders:
             self.encoder_ = space.encoders if isinstance(self.encoder, list | tuple) else space.encoders[0]
@@ -261,6 +265,7 @@ class BaseDistiller(HoldsModule, ClassNamePrefixFeaturesOutMixin, TransformerMix
             Inner products of the features with the anchors (cosines, for an encoder's normalised features).
             Without ``X``: `X_synthetic_`.
         """
+        self._check_output()
         return (self.features(X) - self._center) / self._scale @ self.anchors_.T
 
     def decision_function(self, X):
@@ -310,6 +315,19 @@ class BaseDistiller(HoldsModule, ClassNamePrefixFeaturesOutMixin, TransformerMix
         """
         features = self.features(X)
         return self.probe_.predict_proba(features)
+
+    def _repr_html_inner(self):
+        return super()._repr_html_inner() + self._html_images()
+
+    def _repr_mimebundle_(self, **kwargs):
+        bundle = super()._repr_mimebundle_(**kwargs)
+        return {kind: text + self._html_images() if kind == "text/html" else text for kind, text in bundle.items()}
+
+    def _html_images(self) -> str:
+        """What a notebook shows below the parameters: the synthetic images, once there are some."""
+        if not self.__sklearn_is_fitted__() or self.X_synthetic_.ndim != 4:
+            return ""
+        return html_strip(self.X_synthetic_, self.y_synthetic_)
 
     @property
     def _n_features_out(self):

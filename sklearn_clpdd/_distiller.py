@@ -134,6 +134,11 @@ class CLPDistiller(IterativeDistiller):
         The encoder used, or encoders.
     classes_ : ndarray of shape (n_classes,)
         Class labels.
+    class_count_ : ndarray of shape (n_classes,), int64
+        Real samples of each class.
+    data_digest_ : str
+        Digest of ``X`` and ``y``, the same on another machine with the same numpy and joblib: of arrays and PIL images by their
+        content, of files by their names and sizes.
     alpha_, temperature_ : float
         The ridge strength and the temperature used.
     neighbor_temperature_ : float or None

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from joblib.hashing import NumpyHasher
-from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.base import BaseEstimator
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_memory
 from torch import Tensor, nn
@@ -26,13 +26,14 @@ from ._core.folding import SameConv2d
 from ._core.heap import kept_heap
 from ._images import Images, as_images
 from ._modules import HoldsModule
+from ._output import Transformer
 from ._store import FeatureStore
 
 # Images whose features are written to the cache together.
 _BLOCK = 1024
 
 
-class FrozenEncoder(HoldsModule, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+class FrozenEncoder(HoldsModule, Transformer, BaseEstimator):
     """Map images to the features of a frozen, pre-trained vision model.
 
     The encoder owns its preprocessing: resizing, centre crop and normalisation are those that the model was trained with.
@@ -184,6 +185,7 @@ class FrozenEncoder(HoldsModule, ClassNamePrefixFeaturesOutMixin, TransformerMix
         ndarray of shape (n_samples, n_features), float32
             Features, of unit norm when `normalize`.
         """
+        self._check_output()
         return self.encode(X)
 
     def encode(self, X) -> np.ndarray:
@@ -215,7 +217,7 @@ class FrozenEncoder(HoldsModule, ClassNamePrefixFeaturesOutMixin, TransformerMix
         n = len(images)
         keys = np.empty((n, 0), dtype=np.uint8) if store is None else images.keys()
         known = np.zeros(n, dtype=bool) if store is None else store.find(keys)
-        images.check(self.n_jobs, range(n) if not known.any() else np.flatnonzero(~known))
+        images.check(self.n_jobs, None if not known.any() else np.flatnonzero(~known).tolist())
         starts = list(range(0, n, _BLOCK))
         if store is not None:  # processes that begin with the same images begin at different ones
             turn = os.getpid() % len(starts)
@@ -223,7 +225,7 @@ class FrozenEncoder(HoldsModule, ClassNamePrefixFeaturesOutMixin, TransformerMix
         with tqdm(total=n, desc="encoding", unit="img", disable=not self.verbose) as bar:
             for rows in (range(start, min(start + _BLOCK, n)) for start in starts):
                 known = np.zeros(len(rows), dtype=bool) if store is None else store.find(keys[rows.start : rows.stop])
-                missing = rows if not known.any() else rows.start + np.flatnonzero(~known)
+                missing = rows if not known.any() else [rows[i] for i in np.flatnonzero(~known)]
                 Z = np.empty((len(rows), backbone.n_features), dtype=np.float32)
                 if store is not None and known.any():
                     Z[known] = store.read(keys[rows.start : rows.stop][known])

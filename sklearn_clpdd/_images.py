@@ -105,7 +105,7 @@ class _PictureList(Images):
 
     def check(self, n_jobs=None, indices=None):
         indices = range(len(self)) if indices is None else indices
-        parallel = joblib.Parallel(n_jobs=_threads(n_jobs), prefer="threads")
+        parallel = joblib.Parallel(_threads(n_jobs), prefer="threads")
         self._report(indices, parallel(joblib.delayed(_fault)(self.pictures[i]) for i in indices))
 
     def keys(self):
@@ -129,7 +129,8 @@ class _PictureList(Images):
         raise kind(f"{len(bad)} of {len(self)} images cannot be read:\n" + "\n".join(lines))
 
     def read(self, indices, prepare, n_jobs=None):
-        arrays = joblib.Parallel(n_jobs=_threads(n_jobs), prefer="threads")(joblib.delayed(_decode)(self.pictures[i]) for i in indices)
+        parallel = joblib.Parallel(_threads(n_jobs), prefer="threads")
+        arrays = parallel(joblib.delayed(_decode)(self.pictures[i]) for i in indices)
         # Resized here, one after the other: torch's own threads are at work in every call.
         return torch.cat([prepare(_unit_rgb(torch.from_numpy(a).permute(2, 0, 1)[None])) for a in arrays])
 

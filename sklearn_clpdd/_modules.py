@@ -37,7 +37,8 @@ class HoldsModule:
         return cloned.set_params(**{name: _released(vars(cloned)[name])})
 
     def __getstate__(self):
-        state, name = super().__getstate__(), self._module_parameter
+        state: Any = super().__getstate__()
+        name = self._module_parameter
         return state | {name: _mapped(_Held, state[name])} if name in state else state
 
     def __setstate__(self, state):
@@ -85,8 +86,8 @@ def _packed(module: nn.Module) -> tuple[str, np.ndarray]:
     except Exception as error:  # whatever pickling a user's module raises
         raise PicklingError(
             f"a {type(module).__name__} cannot be saved or sent to another process ({type(error).__name__}: {error}). "
-            "Take out of the module what cannot be pickled; or give the name of a timm model; or keep to one process, with n_jobs=1 or "
-            "joblib.parallel_config(backend='threading')"
+            "Take out of the module what cannot be pickled; or give the name of a timm model; or keep to one process, with "
+            "n_jobs=1 or joblib.parallel_config(backend='threading')"
         ) from error
     digest = joblib.hash(content)
     if module not in _sent or _sent[module][0] != digest:
@@ -94,7 +95,7 @@ def _packed(module: nn.Module) -> tuple[str, np.ndarray]:
     return _sent[module]
 
 
-_kept: OrderedDict[str, tuple[nn.Module, list]] = OrderedDict()
+_kept: OrderedDict[str, tuple[nn.Module, tuple]] = OrderedDict()
 
 
 def _arrived(digest: str, content: np.ndarray) -> _Held:

@@ -60,6 +60,9 @@ class Space(Protocol):
     def identity(self) -> dict[str, str]:
         """Digests of the real samples and of what gives their features."""
 
+    def fingerprint(self) -> str:
+        """Digest of the real samples, the same wherever a copy of them is."""
+
     def passes(self, n_views: int, chunk_size: int | None) -> Passes:
         """How the views of a step pass the encoder; how many of them together, if that is not given."""
 
@@ -142,6 +145,9 @@ class ImageSpace:
             "encoder": " ".join(encoder.identity() for encoder in self.encoders),
         }
 
+    def fingerprint(self):
+        return joblib.hash(self._images.portable_keys())
+
     def passes(self, n_views, chunk_size):
         # Measured, or an error that says that there is no gradient.
         graph_bytes = sum(backbone.graph_bytes for backbone in self._backbones)
@@ -213,7 +219,10 @@ class PointSpace:
         return (samples - self.center) / self.scale
 
     def identity(self):
-        return {"X": joblib.hash(np.ascontiguousarray(self._X))}
+        return {"X": self.fingerprint()}
+
+    def fingerprint(self):
+        return joblib.hash(np.ascontiguousarray(self._X))
 
     def passes(self, n_views, chunk_size):
         return Passes(n_views)

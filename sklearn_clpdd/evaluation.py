@@ -66,9 +66,12 @@ def compare_with_real(distiller: BaseDistiller, X, y, X_test, y_test, *, n_draws
     check_consistent_length(X, y)
     check_consistent_length(X_test, y_test)
     rng = check_random_state(random_state)
-    test = distiller.features(X_test)
-    features, test_features = ((Z - distiller._center) / distiller._scale for Z in (distiller.features(X), test))
-    y = np.asarray(y)
+    return compared(distiller, distiller.features(X), np.asarray(y), distiller.features(X_test), y_test, n_draws, rng)
+
+
+def compared(distiller: BaseDistiller, Z, y, Z_test, y_test, n_draws: int, rng) -> dict[str, tuple[int, float]]:
+    """`compare_with_real` for features."""
+    features, test_features = ((own - distiller._center) / distiller._scale for own in (Z, Z_test))
     full = ClosedFormProbe().fit(features, y)
     draws = []
     for _ in range(n_draws):
@@ -80,7 +83,7 @@ def compare_with_real(distiller: BaseDistiller, X, y, X_test, y_test, *, n_draws
     return {
         "all real": (len(y), full.score(test_features, y_test)),
         "random real": (len(rows), float(np.mean(draws))),
-        "distilled": (len(distiller.y_synthetic_), distiller.probe_.score(test, y_test)),
+        "distilled": (len(distiller.y_synthetic_), distiller.probe_.score(Z_test, y_test)),
     }
 
 

@@ -32,14 +32,16 @@ LAYERS = [
     {"_core.leave_one_out", "_core.stream", "_core.backbones"},
     {"_core.calibration"},
     {"_core.loop"},
-    {"_store", "_modules", "_probe", "_run", "_reals"},
+    {"_store", "_modules", "_output", "_pictures", "_probe", "_run", "_reals"},
     {"_images"},
     {"_encoder"},
     {"_spaces"},
     {"_base"},
     {"_iterative"},
     {"_distiller"},
-    {"datasets", "evaluation", "baselines"},
+    {"datasets", "evaluation", "baselines", "_sampler", "_provenance"},
+    {"_display"},
+    {"io", "_report"},
     {""},
 ]
 

@@ -6,6 +6,7 @@ images want to be resized and normalised. Another name that needs more than timm
 
 import copy
 import difflib
+import hashlib
 import importlib
 import importlib.util
 import math
@@ -274,6 +275,27 @@ def _load_module(module: nn.Module, weights: str | None, device: torch.device, w
     if weights is not None and weights != "auto":
         load_strictly(module, read_state_dict(weights), weights)
     return _finish(module, _preprocessing(module, wanted), device)
+
+
+def weights_digest(model: str | nn.Module, weights: str | os.PathLike | None, image_size: int | None) -> str:
+    """SHA-256 of a network's parameters and buffers as they were loaded, before anything is folded: by name, shape and value."""
+    module: Any = model
+    if isinstance(model, str):
+        spec = BACKBONES.get(model, BackboneSpec(model))
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(0)
+            module = _create(
+                spec, None if weights is None else os.fspath(weights), image_size or spec.preprocessing.get("image_size")
+            )
+    elif weights is not None and weights != "auto":
+        module = copy.deepcopy(model)
+        load_strictly(module, read_state_dict(os.fspath(weights)), os.fspath(weights))
+    digest = hashlib.sha256()
+    for name, tensor in module.state_dict().items():
+        values = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
+        digest.update(values.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _preprocessing(module: nn.Module, wanted: dict) -> Preprocessing:

@@ -1,0 +1,64 @@
+"""Synthetic images as pictures: in 8 bits, as PNG files, side by side."""
+
+import base64
+import io
+import math
+from html import escape
+
+import numpy as np
+from PIL import Image
+
+# Side in pixels at which a notebook shows an image, and how many it shows at most.
+_SHOWN_SIDE, _SHOWN = 96, 20
+
+
+def to_8_bit(images: np.ndarray) -> np.ndarray:
+    """Images in [0, 1] as uint8."""
+    return np.rint(255 * images).astype(np.uint8)
+
+
+def to_png(image: np.ndarray) -> bytes:
+    """An image ``(H, W, 3)`` uint8 as a PNG file."""
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, format="png")
+    return file.getvalue()
+
+
+def data_uri(png: bytes) -> str:
+    """A PNG file as the address of an image in a page that has no other files."""
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+
+
+def evenly(n: int, most: int) -> np.ndarray:
+    """Positions of ``most`` among ``n`` at the most, evenly spaced."""
+    return np.unique(np.linspace(0, n - 1, min(n, most)).astype(int))
+
+
+def columns_for(n: int) -> int:
+    """Columns of a grid of ``n`` images: a row up to five, else about as wide as two times its height."""
+    return n if n <= 5 else math.ceil(math.sqrt(2 * n)) if n > 10 else 5
+
+
+def mosaic(images: np.ndarray, n_columns: int, gap: int = 2) -> np.ndarray:
+    """Images ``(n, H, W, 3)`` uint8 in one, row by row, on white."""
+    n, height, width, _ = images.shape
+    n_rows = -(-n // n_columns)
+    whole = np.full((n_rows * (height + gap) - gap, n_columns * (width + gap) - gap, 3), 255, dtype=np.uint8)
+    for i, image in enumerate(images):
+        top, left = i // n_columns * (height + gap), i % n_columns * (width + gap)
+        whole[top : top + height, left : left + width] = image
+    return whole
+
+
+def html_strip(images: np.ndarray, labels: np.ndarray) -> str:
+    """Some of the images in [0, 1] as HTML, for notebooks."""
+    rows = evenly(len(images), _SHOWN)
+    names = (escape(str(label)) for label in labels[rows])
+    figures = (
+        '<figure style="margin:0;text-align:center;font-size:small">'
+        f'<img src="{data_uri(to_png(image))}" alt="synthetic image of class {name}" style="width:{_SHOWN_SIDE}px;display:block">'
+        f"<figcaption>{name}</figcaption></figure>"
+        for image, name in zip(to_8_bit(images[rows]), names, strict=True)
+    )
+    more = f"<p>{len(rows)} of {len(images)} synthetic images</p>" if len(rows) < len(images) else ""
+    return f'<div style="display:flex;flex-wrap:wrap;gap:6px;margin-top:6px">{"".join(figures)}</div>{more}'

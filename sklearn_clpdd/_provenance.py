@@ -1,0 +1,92 @@
+"""Where a distilled set comes from, in words and as data that other machines can read."""
+
+import platform
+from datetime import datetime, timezone
+from importlib.metadata import version
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+
+from ._base import BaseDistiller
+from ._core.backbones import weights_digest
+from ._encoder import FrozenEncoder
+
+# Parameters that say something of one machine only, or are told otherwise.
+_LOCAL = {"encoder", "distiller", "memory", "device", "verbose", "callback", "checkpoint", "checkpoint_every"}
+_PACKAGES = ("sklearn-clpdd", "torch", "timm", "scikit-learn", "numpy")
+
+
+def held_out_accuracy(distiller: BaseDistiller) -> float | None:
+    """Accuracy of the kept images on held-out real features, where some were held out."""
+    scored = [record for record in getattr(distiller, "history_", []) if "val_loss" in record]
+    return min(scored, key=lambda record: record["val_loss"])["val_accuracy"] if scored else None
+
+
+def encoders_of(distiller: BaseDistiller) -> list[FrozenEncoder]:
+    """The encoders used; none where the distiller was fitted to features."""
+    used = distiller.encoder_
+    return [] if used is None else used if isinstance(used, list) else [used]
+
+
+def in_words(distiller: BaseDistiller) -> str:
+    """One line: method, encoders, number of images, steps and seconds."""
+    names = [f"{name_of(encoder)} at {encoder.load().preprocessing.image_size} px" for encoder in encoders_of(distiller)]
+    parts = [type(distiller).__name__, *(names or ["features"]), f"{len(distiller.y_synthetic_)} images"]
+    if getattr(distiller, "n_iter_", 0):
+        parts.append(f"{distiller.n_iter_} steps in {distiller.history_[-1]['seconds']:.0f} s")
+    return ", ".join(parts)
+
+
+def name_of(encoder: FrozenEncoder) -> str:
+    """The name of its model, or the type of a module."""
+    return encoder.model if isinstance(encoder.model, str) else type(encoder.model).__name__
+
+
+def manifest_of(distiller: BaseDistiller) -> dict[str, Any]:
+    """Method, parameters, encoders, data and versions, of values that JSON has."""
+    fitted = ("alpha_", "temperature_", "neighbor_temperature_", "n_iter_", "n_views_")
+    parameters = {name: value for name, value in distiller.get_params(deep=False).items() if name not in _LOCAL}
+    seconds = {"seconds": distiller.history_[-1]["seconds"]} if getattr(distiller, "history_", None) else {}
+    return {
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "method": type(distiller).__name__,
+        "parameters": {name: _plain(value) for name, value in parameters.items()},
+        "fitted": {name[:-1]: _plain(getattr(distiller, name)) for name in fitted if hasattr(distiller, name)} | seconds,
+        "encoders": [_encoder_entry(encoder) for encoder in encoders_of(distiller)],
+        "data": {
+            "n_samples": int(distiller.class_count_.sum()),
+            "class_counts": distiller.class_count_.tolist(),
+            "digest": distiller.data_digest_,
+        },
+        "versions": {"python": platform.python_version(), **{package: version(package) for package in _PACKAGES}},
+    }
+
+
+def _encoder_entry(encoder: FrozenEncoder) -> dict[str, Any]:
+    seen = encoder.load().preprocessing
+    return {
+        "model": name_of(encoder),
+        "weights_sha256": weights_digest(encoder.model, encoder.weights, encoder.image_size),
+        "normalize": bool(encoder.normalize),
+        "image_size": int(seen.image_size),
+        "crop_pct": float(seen.crop_pct),
+        "mean": list(seen.mean),
+        "std": list(seen.std),
+        "interpolation": seen.interpolation,
+    }
+
+
+def _plain(value: Any) -> Any:
+    """A value that JSON has: of others their `repr`."""
+    if value is None or isinstance(value, bool | str):
+        return value
+    if isinstance(value, Integral):
+        return int(value)
+    if isinstance(value, Real) and np.isfinite(float(value)):
+        return float(value)
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    if isinstance(value, dict):
+        return {str(key): _plain(own) for key, own in value.items()}
+    return repr(value)

@@ -1,0 +1,108 @@
+"""DistilledSampler: the training set of an imbalanced-learn pipeline, replaced by its distillate."""
+
+import numpy as np
+from sklearn.base import BaseEstimator, clone
+from sklearn.utils._param_validation import HasMethods
+from sklearn.utils.validation import check_is_fitted
+
+from ._distiller import CLPDistiller
+
+
+class DistilledSampler(BaseEstimator):
+    """Replace a training set by its distilled one, as a step of an imbalanced-learn pipeline.
+
+    What comes after it in the pipeline is trained on the synthetic samples; samples at prediction time pass untouched. For
+    pipelines of `imbalanced-learn <https://imbalanced-learn.org>`_, which know steps with ``fit_resample``; scikit-learn's own
+    pipelines cannot change the number of samples.
+
+    Parameters
+    ----------
+    distiller : CLPDistiller or a baseline, default=None
+        A clone of it is fitted. ``None`` is ``CLPDistiller()``. One that has been fitted, and is to be used as it is, goes in a
+        :class:`sklearn.frozen.FrozenEstimator`.
+
+    Attributes
+    ----------
+    distiller_ : CLPDistiller or a baseline
+        The fitted distiller.
+
+    See Also
+    --------
+    CLPDistiller : Brings a probe of its own.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from sklearn_clpdd import CLPDistiller, DistilledSampler
+    >>> X, y = load_iris(return_X_y=True)
+    >>> sampler = DistilledSampler(CLPDistiller(encoder=None, max_iter=100, random_state=0))
+    >>> X_few, y_few = sampler.fit_resample(X, y)
+    >>> X_few.shape, y_few.tolist()
+    ((3, 4), [0, 1, 2])
+    """
+
+    _parameter_constraints = {"distiller": [HasMethods("fit"), None]}
+
+    def __init__(self, distiller=None):
+        self.distiller = distiller
+
+    def fit(self, X, y, groups=None):
+        """Distil ``(X, y)``.
+
+        Parameters
+        ----------
+        X, y, groups
+            As in :meth:`CLPDistiller.fit`.
+
+        Returns
+        -------
+        DistilledSampler
+            Itself.
+        """
+        self._validate_params()
+        distiller = CLPDistiller() if self.distiller is None else clone(self.distiller)
+        self.distiller_ = distiller.fit(X, y) if groups is None else distiller.fit(X, y, groups=groups)
+        if not hasattr(self.distiller_, "X_synthetic_"):
+            raise TypeError(
+                f"distiller has to be a CLPDistiller, a baseline or another that sets X_synthetic_; got {self.distiller}"
+            )
+        return self
+
+    def fit_resample(self, X, y, groups=None):
+        """Distil ``(X, y)``, and give the synthetic samples and their labels.
+
+        Parameters
+        ----------
+        X, y, groups
+            As in :meth:`CLPDistiller.fit`.
+
+        Returns
+        -------
+        X_synthetic : ndarray of shape (n_synthetic, height, width, 3), float32
+            Images in [0, 1]; of features ``(n_synthetic, n_features)``, a DataFrame where ``X`` is one of pandas.
+        y_synthetic : ndarray of shape (n_synthetic,)
+            Their labels; a Series where ``y`` is one of pandas.
+
+        Raises
+        ------
+        TypeError
+            If what was fitted is no distiller. Else as the distiller's own `fit`.
+        """
+        self.fit(X, y, groups)
+        return _like(X, self.distiller_.X_synthetic_, "columns"), _like(y, self.distiller_.y_synthetic_, "name")
+
+    def __sklearn_is_fitted__(self):
+        return hasattr(self, "distiller_")
+
+    @property
+    def n_features_in_(self):
+        """Number of features, when the distiller has ``encoder=None``."""
+        check_is_fitted(self)
+        return self.distiller_.n_features_in_
+
+
+def _like(given, array: np.ndarray, label: str):
+    """An array as pandas has it, where what was given is pandas'."""
+    if type(given).__module__.partition(".")[0] != "pandas" or array.ndim > 2 or not hasattr(given, label):
+        return array
+    return type(given)(array, **{label: getattr(given, label)})

@@ -1,0 +1,318 @@
+"""A distilled set as a folder that other programs read: PNG files in class folders, a manifest, and a card."""
+
+import json
+import os
+import re
+import shutil
+import unicodedata
+import uuid
+from collections.abc import Mapping
+from hashlib import sha256
+from numbers import Real
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+from PIL import Image
+from sklearn.utils import check_scalar
+from sklearn.utils.validation import check_consistent_length
+
+from ._display import images_of
+from ._pictures import evenly, to_8_bit, to_png
+from ._provenance import held_out_accuracy, in_words, manifest_of
+
+_FORMAT = "sklearn-clpdd distilled set"
+_VERSION = 1
+_MANIFEST = "manifest.json"
+# Images on the card, at most.
+_ON_CARD = 50
+# Bytes of a class in the name of its folder, at most; what no name may hold everywhere; names that Windows keeps for devices.
+_LONGEST = 200
+_UNSAFE = re.compile(r'[\\/:*?"<>|%\x00-\x1f]')
+_DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
+
+
+def save_distilled(distiller, directory, X_test=None, y_test=None, *, accuracies=None, overwrite=False):
+    """Write a distilled set as a folder of 8-bit PNG files that trains probes elsewhere as it did here.
+
+    There is a folder for each class, ``manifest.json``, and ``README.md``, a card with the pictures. The folder appears when it
+    is whole. ``torchvision.datasets.ImageFolder``, ``datasets.load_dataset`` of Hugging Face, and
+    :func:`~sklearn_clpdd.datasets.load_image_folder` read it as it is, too.
+
+    Parameters
+    ----------
+    distiller : CLPDistiller or a baseline
+        Fitted to images.
+    directory : str or path
+        Folder that is to be made.
+    X_test, y_test : images and labels, default=None
+        Test samples; the accuracy of the distiller's probe on them is noted.
+    accuracies : dict of str to float in [0, 1], default=None
+        Other accuracies to note, by the protocol that they were measured with.
+    overwrite : bool, default=False
+        Whether a distilled set that is there is replaced. Anything else that is there is never touched.
+
+    Returns
+    -------
+    Path
+        The folder.
+
+    Raises
+    ------
+    FileExistsError
+        If something is there, and it is not to be replaced.
+    NotFittedError, ValueError, TypeError
+        If the distiller is not fitted, or was fitted to features; an accuracy out of its range.
+
+    See Also
+    --------
+    load_distilled : Reads it.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from sklearn_clpdd import CLPDistiller, FrozenEncoder, load_distilled, save_distilled
+    >>> from sklearn_clpdd.datasets import load_digit_images
+    >>> X, y = load_digit_images()
+    >>> distiller = CLPDistiller(FrozenEncoder(image_size=32), max_iter=3, random_state=0).fit(X[:50], y[:50])
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     images, labels, manifest = load_distilled(save_distilled(distiller, f"{folder}/digits"))
+    >>> images.shape, labels[:3].tolist(), manifest["encoders"][0]["model"]
+    ((10, 36, 36, 3), [0, 1, 2], 'tf_efficientnet_lite0')
+    """
+    images = images_of(distiller)
+    directory = Path(directory)
+    _check_target(directory, overwrite)
+    measured = _accuracies(distiller, X_test, y_test, accuracies)
+    manifest = _manifest(distiller, images, measured)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    partial = directory.parent / f".{directory.name}-{uuid.uuid4().hex}"
+    partial.mkdir()
+    try:
+        for entry, image in zip(manifest["images"], to_8_bit(images), strict=True):
+            content = to_png(image)
+            entry["sha256"] = sha256(content).hexdigest()
+            path = partial / entry["file"]
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(content)
+        (partial / _MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        (partial / "README.md").write_text(_card(distiller, directory.name, manifest), encoding="utf-8")
+        if directory.exists():
+            old = partial.with_name(f"{partial.name}-old")
+            os.rename(directory, old)
+            os.rename(partial, directory)
+            shutil.rmtree(old)
+        else:
+            os.rename(partial, directory)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return directory
+
+
+def load_distilled(directory):
+    """Read a distilled set that `save_distilled` wrote, and check it against its manifest.
+
+    Parameters
+    ----------
+    directory : str or path
+        The folder.
+
+    Returns
+    -------
+    images : ndarray of shape (n_synthetic, height, width, 3), uint8
+        The images, in the order in which they were learned.
+    labels : ndarray of shape (n_synthetic,)
+        Their classes, as the user had them.
+    manifest : dict
+        Where they come from: encoders and the digests of their weights, parameters, data, accuracies, versions.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such folder, or no manifest in it.
+    ValueError
+        If the manifest is none of `save_distilled`; or its files are missing, changed, or more than it names.
+
+    Notes
+    -----
+    Only JSON and PNG files are read, nothing is unpickled, and no file outside the folder.
+
+    See Also
+    --------
+    save_distilled : Writes it.
+    """
+    directory = Path(directory)
+    path = directory / _MANIFEST
+    if not path.is_file():
+        raise FileNotFoundError(f"{directory} holds no {_MANIFEST}; give a folder that save_distilled has written")
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        if manifest["format"] != _FORMAT:
+            raise KeyError("format")
+        if manifest["format_version"] > _VERSION:
+            raise ValueError(f"{path} has format {manifest['format_version']}, and this version knows {_VERSION}: upgrade it")
+        entries = [(entry["file"], entry["sha256"], entry["class"]) for entry in manifest["images"]]
+        classes = np.array([entry["label"] for entry in manifest["classes"]], dtype=manifest["label_dtype"])
+        labels = classes[[index for _, _, index in entries]]
+    except (KeyError, TypeError, IndexError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is no manifest of save_distilled ({type(error).__name__}: {error})") from error
+    contents = _checked(directory, entries)
+    return np.stack([np.asarray(Image.open(file).convert("RGB")) for file in contents]), labels, manifest
+
+
+def _checked(directory: Path, entries: list[tuple[str, str, int]]) -> list[Path]:
+    """Files of a manifest, once all of them are what they were, and there are no others."""
+    faults, files = [], []
+    for name, digest, _ in entries:
+        file = directory / name
+        files.append(file)
+        if not re.fullmatch(r"[^/\\]+/\d+\.png", name) or name.startswith("..") or ":" in name:
+            faults.append(f"{name}: no name of an image of a class")
+        elif not file.is_file():
+            faults.append(f"{name}: missing")
+        elif sha256(file.read_bytes()).hexdigest() != digest:
+            faults.append(f"{name}: changed")
+    known = {name for name, _, _ in entries}
+    there = {path.relative_to(directory).as_posix() for path in directory.glob("*/*") if path.is_file()}
+    faults += [f"{name}: not in the manifest" for name in sorted(there - known) if not Path(name).name.startswith(".")]
+    if faults:
+        shown = "\n".join(f"  {fault}" for fault in faults[:10]) + (
+            f"\n  … and {len(faults) - 10} more" if len(faults) > 10 else ""
+        )
+        raise ValueError(
+            f"{len(faults)} files of {directory} are not those of its {_MANIFEST}:\n{shown}\n"
+            "Get the folder anew; or, to use its images as they are, read it with load_image_folder"
+        )
+    return files
+
+
+def _check_target(directory: Path, overwrite: bool) -> None:
+    if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
+        return
+    if overwrite and _is_distilled(directory):
+        return
+    what = "is there; overwrite=True replaces it" if _is_distilled(directory) else "is there, and no distilled set"
+    raise FileExistsError(f"{directory} {what}. Give a folder that is not there yet")
+
+
+def _is_distilled(directory: Path) -> bool:
+    try:
+        return json.loads((directory / _MANIFEST).read_text(encoding="utf-8"))["format"] == _FORMAT
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _accuracies(distiller, X_test, y_test, others) -> list[dict[str, Any]]:
+    if others is not None and not isinstance(others, Mapping):
+        raise TypeError(f"accuracies is a dict, of protocols to numbers; got {others!r}")
+    others = {} if others is None else others
+    for protocol, accuracy in others.items():
+        check_scalar(accuracy, f"accuracies[{protocol!r}]", Real, min_val=0, max_val=1)
+    noted = []
+    if X_test is not None:
+        check_consistent_length(X_test, y_test)
+        accuracy = distiller.score(X_test, y_test)
+        noted.append({"protocol": "closed-form probe, test samples", "accuracy": accuracy, "n_samples": len(y_test)})
+    held_out = held_out_accuracy(distiller)
+    if held_out is not None:
+        noted.append({"protocol": "closed-form probe, held-out training samples", "accuracy": held_out})
+    return noted + [{"protocol": str(protocol), "accuracy": float(accuracy)} for protocol, accuracy in others.items()]
+
+
+def _manifest(distiller, images: np.ndarray, accuracies: list[dict[str, Any]]) -> dict[str, Any]:
+    folders = class_folders(distiller.classes_)
+    codes = np.searchsorted(distiller.classes_, distiller.y_synthetic_)
+    width = max(5, len(str(len(images))))
+    manifest = {
+        "format": _FORMAT,
+        "format_version": _VERSION,
+        **manifest_of(distiller),
+        "accuracies": accuracies,
+        "image_shape": list(images.shape[1:]),
+        "label_dtype": "object" if distiller.classes_.dtype == object else distiller.classes_.dtype.str,
+        "classes": [
+            {"label": label, "folder": folder} for label, folder in zip(distiller.classes_.tolist(), folders, strict=True)
+        ],
+        "images": [{"file": f"{folders[c]}/{i:0{width}}.png", "class": int(c)} for i, c in enumerate(codes)],
+    }
+    if not np.array_equal(distiller.targets_, np.eye(len(folders))[codes]):
+        manifest["targets"] = distiller.targets_.tolist()
+    return manifest
+
+
+def class_folders(classes: np.ndarray) -> list[str]:
+    """A folder name for each class, in whose sorted order readers of image folders number the classes as they are here."""
+    labels = classes.tolist()
+    if all(isinstance(label, int) and not isinstance(label, bool) and label >= 0 for label in labels):
+        width = len(str(max(labels)))
+        return [f"{label:0{width}}" for label in labels]
+    names = [_UNSAFE.sub(lambda found: f"%{ord(found[0]):02X}", str(label)) for label in labels]
+    unsafe = any(name[:1] in (".", "_", "") or name[-1:] in (".", " ") or _DEVICES.fullmatch(name) for name in names)
+    alike = {unicodedata.normalize("NFC", name).casefold() for name in names}
+    long = max(len(name.encode()) for name in names) > _LONGEST
+    if unsafe or long or len(alike) < len(names) or names != sorted(names):
+        width = len(str(len(names) - 1))
+        return [f"{i:0{width}} {name.encode()[:_LONGEST].decode(errors='ignore')}".rstrip(". ") for i, name in enumerate(names)]
+    return names
+
+
+def _card(distiller, name: str, manifest: dict[str, Any]) -> str:
+    """README.md: what the set is, with its pictures, and how it is read."""
+    entries = manifest["images"]
+    labels = [manifest["classes"][entry["class"]]["label"] for entry in entries]
+    rows = evenly(len(entries), _ON_CARD)
+    pictures = [f"![{_cell(labels[i])}]({quote(entries[i]['file'])})<br>{_cell(labels[i])}" for i in rows]
+    lines = [pictures[i : i + 5] for i in range(0, len(pictures), 5)]
+    width = len(lines[0])
+    lines[-1] += [""] * (width - len(lines[-1]))
+    table = "\n".join(f"| {' | '.join(line)} |" for line in [[""] * width, ["---"] * width, *lines])
+    more = f"\n\n{len(rows)} of {len(entries)} images." if len(rows) < len(entries) else ""
+    accuracies = "\n".join(f"| {_cell(a['protocol'])} | {a['accuracy']:.3f} |" for a in manifest["accuracies"])
+    scores = f"\n\n| protocol | accuracy |\n| --- | --- |\n{accuracies}" if accuracies else ""
+    encoders = ", ".join(f"`{e['model']}` at {e['image_size']} px" for e in manifest["encoders"])
+    data = manifest["data"]
+    height, side = manifest["image_shape"][:2]
+    n_real, n_classes = data["n_samples"], len(data["class_counts"])
+    return f"""---
+task_categories:
+- image-classification
+tags:
+- dataset-distillation
+- sklearn-clpdd
+configs:
+- config_name: default
+  drop_labels: false
+  data_files:
+  - split: train
+    path: "*/*.png"
+---
+
+# {name}
+
+{len(entries)} synthetic images of {side} × {height} px that stand for {n_real} real ones of {n_classes} classes: a probe of a
+frozen encoder that is trained on them classifies real images. {in_words(distiller)}.
+
+{table}{more}{scores}
+
+They were learned for {encoders}; `{_MANIFEST}` has the parameters, the versions, and digests of the weights, of the
+real images and of these files.
+
+## How to read it
+
+```python
+from sklearn_clpdd import ClosedFormProbe, FrozenEncoder, load_distilled
+from sklearn.pipeline import make_pipeline
+
+images, labels, manifest = load_distilled({name!r})  # checked against the manifest
+probe = make_pipeline(FrozenEncoder(...), ClosedFormProbe()).fit(images, labels)
+```
+
+It is an image folder for others, too: `torchvision.datasets.ImageFolder({name!r})`, `datasets.load_dataset({name!r})`.
+"""
+
+
+def _cell(text: Any) -> str:
+    """Text in a cell of a Markdown table."""
+    return re.sub(r"([\\|`*_\[\]<>])", r"\\\1", " ".join(str(text).split()))

@@ -1,0 +1,266 @@
+"""Estimators × what scikit-learn does with estimators × forms of `X`: the habits of its users, one test each.
+
+A case is named ``estimator-tool-form``; `test_the_matrix_is_complete` counts them.
+"""
+
+import pickle
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import tiny_encoder
+from matplotlib.figure import Figure
+from PIL import Image
+from scipy.stats import loguniform
+from sklearn.base import clone
+from sklearn.calibration import CalibratedClassifierCV
+from sklearn.ensemble import VotingClassifier
+from sklearn.experimental import enable_halving_search_cv  # noqa: F401
+from sklearn.inspection import permutation_importance
+from sklearn.metrics import ConfusionMatrixDisplay
+from sklearn.model_selection import (
+    GridSearchCV,
+    HalvingGridSearchCV,
+    RandomizedSearchCV,
+    cross_val_predict,
+    cross_val_score,
+    cross_validate,
+    learning_curve,
+)
+from sklearn.pipeline import make_pipeline
+
+from sklearn_clpdd import ClosedFormProbe, CLPDistiller, FrozenEncoder
+from sklearn_clpdd.baselines import ClassCentroids, DMDistiller, LGMDistiller, NearestReals, RandomSubset
+
+MODULE = tiny_encoder()
+SIDE = 12
+N = 36
+
+
+def images_and_labels():
+    rng = np.random.default_rng(0)
+    labels = np.repeat(["blue", "green", "red"], N // 3)
+    images = rng.integers(0, 100, (N, SIDE, SIDE, 3))
+    for channel, name in ((2, "blue"), (1, "green"), (0, "red")):
+        images[labels == name, :, :, channel] += 120
+    order = rng.permutation(N)
+    return images.astype(np.uint8)[order], labels[order]
+
+
+IMAGES, LABELS = images_and_labels()
+
+
+@pytest.fixture(scope="module")
+def forms(tmp_path_factory):
+    """The same images in every accepted form; features in those of feature matrices."""
+    folder = tmp_path_factory.mktemp("images")
+    paths = [str(folder / f"{i}.png") for i in range(N)]
+    pictures = [Image.fromarray(image) for image in IMAGES]
+    for path, picture in zip(paths, pictures, strict=True):
+        picture.save(path)
+    Z = np.random.default_rng(1).normal(size=(N, 6)).astype(np.float32) + 3 * (LABELS[:, None] == np.unique(LABELS).repeat(2))
+    return {
+        "uint8": IMAGES,
+        "float": (IMAGES / 255).astype(np.float32),
+        "grey": IMAGES.max(axis=3),
+        "tensor": torch.from_numpy(IMAGES).permute(0, 3, 1, 2),
+        "rows": IMAGES.reshape(N, -1),
+        "frame of rows": pd.DataFrame(IMAGES.reshape(N, -1)),
+        "path list": paths,
+        "path array": np.array(paths),
+        "path series": pd.Series(paths, index=range(100, 100 + N)),
+        "picture list": pictures,
+        "float64": Z.astype(np.float64),
+        "float32": Z,
+        "frame": pd.DataFrame(Z, columns=list("abcdef"), index=range(100, 100 + N)),
+    }
+
+
+IMAGE_FORMS = [
+    "uint8",
+    "float",
+    "grey",
+    "tensor",
+    "rows",
+    "frame of rows",
+    "path list",
+    "path array",
+    "path series",
+    "picture list",
+]
+FEATURE_FORMS = ["float64", "float32", "frame"]
+
+
+def encoder(form="uint8"):
+    return FrozenEncoder(MODULE, image_size=SIDE, image_shape=(SIDE, SIDE, 3) if "rows" in form else None, device="cpu")
+
+
+def estimators(form):
+    """Estimators that are classifiers for this form, each cheap to fit."""
+    few = {"max_iter": 2, "random_state": 0}
+    if form in FEATURE_FORMS:
+        return {
+            "ClosedFormProbe": ClosedFormProbe(),
+            "ClosedFormProbe rbf": ClosedFormProbe(kernel="rbf"),
+            "CLPDistiller": CLPDistiller(None, **few),
+            "LGMDistiller": LGMDistiller(None, **few),
+            "DMDistiller": DMDistiller(None, **few),
+            "RandomSubset": RandomSubset(None, random_state=0),
+            "ClassCentroids": ClassCentroids(None),
+            "NearestReals": NearestReals(CLPDistiller(None, **few)),
+        }
+    few["augmentation"] = None
+    return {
+        "FrozenEncoder + ClosedFormProbe": make_pipeline(encoder(form), ClosedFormProbe()),
+        "CLPDistiller": CLPDistiller(encoder(form), **few),
+        "LGMDistiller": LGMDistiller(encoder(form), **few),
+        "DMDistiller": DMDistiller(encoder(form), **few),
+        "RandomSubset": RandomSubset(encoder(form), random_state=0),
+        "ClassCentroids": ClassCentroids(encoder(form)),
+        "NearestReals": NearestReals(CLPDistiller(encoder(form), **few)),
+    }
+
+
+def grid(estimator):
+    """A parameter of it, and two values."""
+    names = ("closedformprobe__alpha", "alpha", "distiller__alpha", "random_state")
+    return {next(name for name in names if name in estimator.get_params()): [1, 2]}
+
+
+# ---- tools, each of which asserts what its users rely on ------------------------------------------------------------------
+
+
+def in_make_pipeline(estimator, X, y):
+    pipeline = make_pipeline("passthrough", estimator).fit(X, y)
+    np.testing.assert_array_equal(pipeline.predict(X), clone(estimator).fit(X, y).predict(X))
+
+
+def in_grid_search(estimator, X, y):
+    search = GridSearchCV(estimator, grid(estimator), cv=2).fit(X, y)
+    assert len(search.cv_results_["mean_test_score"]) == 2
+    assert np.isfinite(search.cv_results_["mean_test_score"]).all()
+    assert set(search.predict(X)) <= set(y)
+
+
+def in_randomized_search(estimator, X, y):
+    (name,) = grid(estimator)
+    search = RandomizedSearchCV(estimator, {name: loguniform(0.1, 10)}, n_iter=2, cv=2, random_state=0)
+    if name == "random_state":
+        search.set_params(param_distributions={name: [0, 1, 2]})
+    assert np.isfinite(search.fit(X, y).cv_results_["mean_test_score"]).all()
+
+
+def in_halving_search(estimator, X, y):
+    search = HalvingGridSearchCV(estimator, grid(estimator), cv=2, min_resources=18, factor=2, random_state=0).fit(X, y)
+    assert search.n_iterations_ == 2
+    assert search.best_index_ in np.flatnonzero(search.cv_results_["iter"] == 1)
+
+
+def in_cross_val_score(estimator, X, y):
+    scores = cross_val_score(estimator, X, y, cv=3)
+    assert scores.shape == (3,)
+    assert (scores >= 0).all()
+
+
+def in_cross_validate(estimator, X, y):
+    result = cross_validate(
+        estimator, X, y, cv=2, scoring=["accuracy", "neg_log_loss"], return_estimator=True, return_indices=True
+    )
+    assert np.isfinite(result["test_neg_log_loss"]).all()
+    assert all(len(fitted.classes_) == 3 for fitted in result["estimator"])
+
+
+def in_cross_val_predict(estimator, X, y):
+    proba = cross_val_predict(estimator, X, y, cv=3, method="predict_proba")
+    assert proba.shape == (N, 3)
+    np.testing.assert_allclose(proba.sum(axis=1), 1, rtol=1e-5)
+
+
+def in_calibrated_classifier(estimator, X, y):
+    proba = CalibratedClassifierCV(estimator, cv=2).fit(X, y).predict_proba(X)
+    np.testing.assert_allclose(proba.sum(axis=1), 1, rtol=1e-5)
+
+
+def in_voting_classifier(estimator, X, y):
+    voting = VotingClassifier([("one", estimator), ("other", clone(estimator))], voting="soft").fit(X, y)
+    np.testing.assert_allclose(voting.predict_proba(X), clone(estimator).fit(X, y).predict_proba(X), rtol=1e-5)
+
+
+def in_learning_curve(estimator, X, y):
+    sizes, _, scores = learning_curve(estimator, X, y, train_sizes=[0.5, 1.0], cv=2, shuffle=True, random_state=0)
+    assert sizes.tolist() == [9, 18]
+    assert np.isfinite(scores).all()
+
+
+def in_permutation_importance(estimator, X, y):
+    importances = permutation_importance(estimator.fit(X, y), X, y, n_repeats=2, random_state=0).importances_mean
+    assert importances.shape == (np.asarray(X).shape[1],)
+
+
+def in_confusion_matrix_display(estimator, X, y):
+    matrix = ConfusionMatrixDisplay.from_estimator(estimator.fit(X, y), X, y, ax=Figure().subplots()).confusion_matrix
+    assert matrix.sum() == N
+
+
+def cloned(estimator, X, y):
+    copy = clone(estimator)
+    assert repr(copy) == repr(estimator)
+    np.testing.assert_array_equal(copy.fit(X, y).predict(X), estimator.fit(X, y).predict(X))
+    assert not hasattr(clone(copy), "classes_")
+
+
+def pickled(estimator, X, y):
+    fitted = estimator.fit(X, y)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(fitted)).predict_proba(X), fitted.predict_proba(X))
+
+
+def with_frames_as_output(estimator, X, y):
+    transformer = estimator[0] if hasattr(estimator, "steps") else estimator
+    wanted = np.asarray(transformer.fit(X, y).transform(X))
+    frame = transformer.set_output(transform="pandas").transform(X)
+    assert isinstance(frame, pd.DataFrame)
+    assert list(frame.columns) == list(transformer.get_feature_names_out())
+    np.testing.assert_array_equal(frame.to_numpy(), wanted)
+    if isinstance(X, pd.DataFrame | pd.Series):
+        pd.testing.assert_index_equal(frame.index, X.index)
+
+
+TOOLS = {
+    "make_pipeline": in_make_pipeline,
+    "GridSearchCV": in_grid_search,
+    "RandomizedSearchCV": in_randomized_search,
+    "HalvingGridSearchCV": in_halving_search,
+    "cross_val_score": in_cross_val_score,
+    "cross_validate": in_cross_validate,
+    "cross_val_predict": in_cross_val_predict,
+    "CalibratedClassifierCV": in_calibrated_classifier,
+    "VotingClassifier": in_voting_classifier,
+    "learning_curve": in_learning_curve,
+    "permutation_importance": in_permutation_importance,
+    "ConfusionMatrixDisplay": in_confusion_matrix_display,
+    "clone": cloned,
+    "pickle": pickled,
+    "set_output": with_frames_as_output,
+}
+# What cannot be: permuted columns are no images, and a probe is no transformer.
+SENSELESS = [
+    *(("permutation_importance", form, name) for form in IMAGE_FORMS for name in estimators("uint8")),
+    *(("set_output", form, name) for form in FEATURE_FORMS for name in ("ClosedFormProbe", "ClosedFormProbe rbf")),
+]
+CASES = [
+    (name, tool, form)
+    for form in [*IMAGE_FORMS, *FEATURE_FORMS]
+    for name in estimators(form)
+    for tool in TOOLS
+    if (tool, form, name) not in SENSELESS
+]
+
+
+@pytest.mark.parametrize(("name", "tool", "form"), CASES, ids=lambda part: part.replace("-", " "))
+def test_composes(name, tool, form, forms):
+    TOOLS[tool](estimators(form)[name], forms[form], LABELS)
+
+
+def test_the_matrix_is_complete():
+    assert len(CASES) == len(IMAGE_FORMS) * 7 * (len(TOOLS) - 1) + len(FEATURE_FORMS) * (8 * len(TOOLS) - 2)
