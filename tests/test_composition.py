@@ -1,6 +1,7 @@
 """Estimators × what scikit-learn does with estimators × forms of `X`: the habits of its users, one test each.
 
-A case is named ``estimator-tool-form``; `test_the_matrix_is_complete` counts them.
+A case is named ``estimator-tool-form``; `test_the_matrix_is_complete` counts them. Every estimator meets every tool, and every
+form every tool, in the default run; what is left of the product is slow by its number.
 """
 
 import pickle
@@ -8,6 +9,7 @@ import pickle
 import numpy as np
 import pandas as pd
 import pytest
+import sklearn
 import torch
 from conftest import tiny_encoder
 from matplotlib.figure import Figure
@@ -15,12 +17,15 @@ from PIL import Image
 from scipy.stats import loguniform
 from sklearn.base import clone
 from sklearn.calibration import CalibratedClassifierCV
+from sklearn.compose import ColumnTransformer
 from sklearn.ensemble import VotingClassifier
 from sklearn.experimental import enable_halving_search_cv  # noqa: F401
 from sklearn.inspection import permutation_importance
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import ConfusionMatrixDisplay
 from sklearn.model_selection import (
     GridSearchCV,
+    GroupKFold,
     HalvingGridSearchCV,
     RandomizedSearchCV,
     cross_val_predict,
@@ -28,9 +33,10 @@ from sklearn.model_selection import (
     cross_validate,
     learning_curve,
 )
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import FeatureUnion, Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
 
-from sklearn_clpdd import ClosedFormProbe, CLPDistiller, FrozenEncoder
+from sklearn_clpdd import ClosedFormProbe, CLPDistiller, DistilledSampler, FrozenEncoder
 from sklearn_clpdd.baselines import ClassCentroids, DMDistiller, LGMDistiller, NearestReals, RandomSubset
 
 MODULE = tiny_encoder()
@@ -49,6 +55,15 @@ def images_and_labels():
 
 
 IMAGES, LABELS = images_and_labels()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Of torch: the cases are many and tiny."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -244,10 +259,10 @@ TOOLS = {
     "set_output": with_frames_as_output,
 }
 # What cannot be: permuted columns are no images, and a probe is no transformer.
-SENSELESS = [
-    *(("permutation_importance", form, name) for form in IMAGE_FORMS for name in estimators("uint8")),
+SENSELESS = {
+    *(("permutation_importance", form, name) for form in IMAGE_FORMS for name in estimators(form)),
     *(("set_output", form, name) for form in FEATURE_FORMS for name in ("ClosedFormProbe", "ClosedFormProbe rbf")),
-]
+}
 CASES = [
     (name, tool, form)
     for form in [*IMAGE_FORMS, *FEATURE_FORMS]
@@ -255,12 +270,106 @@ CASES = [
     for tool in TOOLS
     if (tool, form, name) not in SENSELESS
 ]
+# Each estimator has these forms, and these estimators have each form.
+FIRST_FORMS = ("uint8", "float64")
+FIRST_ESTIMATORS = ("ClosedFormProbe", "FrozenEncoder + ClosedFormProbe", "CLPDistiller")
 
 
-@pytest.mark.parametrize(("name", "tool", "form"), CASES, ids=lambda part: part.replace("-", " "))
+def is_slow(name, form):
+    return form not in FIRST_FORMS and name not in FIRST_ESTIMATORS
+
+
+@pytest.mark.parametrize(
+    ("name", "tool", "form"),
+    [pytest.param(*case, id="-".join(case), marks=pytest.mark.slow if is_slow(case[0], case[2]) else ()) for case in CASES],
+)
 def test_composes(name, tool, form, forms):
     TOOLS[tool](estimators(form)[name], forms[form], LABELS)
 
 
 def test_the_matrix_is_complete():
-    assert len(CASES) == len(IMAGE_FORMS) * 7 * (len(TOOLS) - 1) + len(FEATURE_FORMS) * (8 * len(TOOLS) - 2)
+    assert len(CASES) == len(IMAGE_FORMS) * 7 * (len(TOOLS) - 1) + len(FEATURE_FORMS) * (8 * len(TOOLS) - 2) == 1334
+    fast = [(name, tool, form) for name, tool, form in CASES if not is_slow(name, form)]
+    assert len(fast) == 526
+    for i, j in ((0, 1), (1, 2)):
+        assert {(case[i], case[j]) for case in fast} == {(case[i], case[j]) for case in CASES}
+
+
+# ---- several estimators, tables, routing, other processes -----------------------------------------------------------------
+
+
+def test_union_of_two_encoders(forms):
+    other = FrozenEncoder(MODULE, image_size=8, device="cpu")
+    union = FeatureUnion([("one", encoder()), ("other", other)])
+    Z = union.fit_transform(forms["path list"])
+    np.testing.assert_array_equal(Z, np.hstack([encoder().transform(IMAGES), other.transform(IMAGES)]))
+    names = union.get_feature_names_out()
+    assert (len(names), names[0], names[-1]) == (24, "one__frozenencoder0", "other__frozenencoder11")
+    assert cross_val_score(make_pipeline(union, ClosedFormProbe()), IMAGES, LABELS, cv=2).mean() >= 0.8
+
+
+def test_a_column_of_paths_beside_columns_of_numbers(forms):
+    table = pd.DataFrame({"picture": forms["path list"], "weight": np.arange(N), "age": np.arange(N) % 7})
+    columns = ColumnTransformer([("image", encoder(), "picture"), ("numbers", StandardScaler(), ["weight", "age"])])
+    model = make_pipeline(columns.set_output(transform="pandas"), ClosedFormProbe())
+    search = GridSearchCV(model, {"columntransformer__image__image_size": [8, 12]}, cv=2).fit(table, LABELS)
+    frame = search.best_estimator_[0].transform(table)
+    assert frame.shape == (N, 14)
+    assert list(frame.columns[[0, -1]]) == ["image__frozenencoder0", "numbers__age"]
+    assert search.best_score_ >= 0.8
+
+
+def test_a_distiller_among_the_features():
+    scores = FeatureUnion([("distilled", CLPDistiller(None, max_iter=2, random_state=0)), ("all", "passthrough")])
+    Z = encoder().transform(IMAGES)
+    assert scores.fit(Z, LABELS).transform(Z).shape == (N, 3 + 12)
+    model = make_pipeline(scores, LogisticRegression())
+    assert cross_val_score(model, Z, LABELS, cv=2).mean() >= 0.8
+
+
+def test_nested_names_reach_everything():
+    pipeline = Pipeline([("distill", CLPDistiller(encoder())), ("probe", ClosedFormProbe())])
+    pipeline.set_params(distill__encoder__image_size=8, distill__images_per_class=2, probe__alpha=3.0)
+    assert pipeline["distill"].encoder.image_size == 8
+    assert (pipeline["distill"].images_per_class, pipeline["probe"].alpha) == (2, 3.0)
+    sampler = DistilledSampler(NearestReals(CLPDistiller(encoder()))).set_params(distiller__distiller__encoder__batch_size=3)
+    assert sampler.distiller.distiller.encoder.batch_size == 3
+
+
+@pytest.fixture
+def routing():
+    with sklearn.config_context(enable_metadata_routing=True):
+        yield
+
+
+@pytest.mark.usefixtures("routing")
+def test_weights_are_routed_through_pipeline_and_search():
+    weight = np.where(LABELS == "red", 0.0, 1.0)  # no red one counts
+    probe = ClosedFormProbe().set_fit_request(sample_weight=True).set_score_request(sample_weight=True)
+    search = GridSearchCV(make_pipeline(encoder(), probe), {"closedformprobe__alpha": [0.1, 1.0]}, cv=2)
+    search.fit(IMAGES, LABELS, sample_weight=weight)
+    assert "red" not in search.predict(IMAGES)
+    assert search.best_score_ >= 0.9
+
+
+@pytest.mark.usefixtures("routing")
+@pytest.mark.parametrize("kind", [CLPDistiller, LGMDistiller, ClassCentroids])
+def test_groups_are_routed_to_splitter_and_distiller(kind):
+    groups = np.arange(N) % 4
+    seen = []
+
+    class Noting(kind):
+        def fit(self, X, y, groups=None):
+            seen.append(groups)
+            return super().fit(X, y, groups)
+
+    distiller = Noting(encoder(), **({} if kind is ClassCentroids else {"max_iter": 1, "validation_fraction": None}))
+    with_groups = distiller.set_fit_request(groups=True)
+    cross_validate(with_groups, IMAGES, LABELS, cv=GroupKFold(2), params={"groups": groups})
+    assert [len(own) for own in seen] == [N // 2, N // 2]
+    assert all(len(set(own)) == 2 for own in seen)
+
+
+def test_groups_without_routing_are_the_splitters():
+    scores = cross_val_score(CLPDistiller(encoder(), max_iter=1), IMAGES, LABELS, groups=np.arange(N) % 4, cv=GroupKFold(2))
+    assert scores.shape == (2,)

@@ -205,11 +205,21 @@ def load_backbone(model: str | nn.Module, weights: str | os.PathLike | None, dev
     known = _modules.setdefault(model, {})
     if key not in known:
         known.clear()
-        known[key] = _load_module(copy.deepcopy(model), weights, device, dict(overrides))
+        known[key] = _load_module(_copied(model), weights, device, dict(overrides))
     return known[key]
 
 
 _modules: WeakKeyDictionary[nn.Module, dict] = WeakKeyDictionary()
+
+
+def _copied(module: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(module)
+    except Exception as error:  # whatever copying a user's module raises
+        raise ValueError(
+            f"a {type(module).__name__} cannot be copied, and it is a copy that is frozen and folded ({type(error).__name__}: "
+            f"{error}). Take out of the module what cannot be copied"
+        ) from error
 
 
 def tensor_sums(module: nn.Module) -> tuple[tuple[float, float], ...]:
