@@ -90,7 +90,7 @@ class _PixelArray(Images):
     def read(self, indices, prepare, n_jobs=None):
         batch = self._at(indices)
         if isinstance(batch, np.ndarray):
-            batch = torch.tensor(batch).permute(0, 3, 1, 2)
+            batch = torch.tensor(np.ascontiguousarray(batch)).permute(0, 3, 1, 2)  # torch knows no negative strides
         return prepare(_unit_rgb(batch))
 
 

@@ -358,6 +358,19 @@ def test_modules_of_other_precision_become_float32(module, dtype):
     assert features.dtype == np.float32
 
 
+def test_a_container_that_cannot_be_had_is_told_before_the_work(module, monkeypatch):
+    encoder = FrozenEncoder(module, image_size=16, device="cpu").set_output(transform="default")
+    monkeypatch.setattr(FrozenEncoder, "_encode", lambda *args: pytest.fail("long work was started"))
+    with pytest.raises(ValueError, match="output config must be"):
+        encoder.set_output(transform="arrow")
+    assert encoder._sklearn_output_config == {"transform": "default"}
+    monkeypatch.setattr("sklearn_clpdd._output.find_spec", lambda name: None)
+    with pytest.raises(ImportError, match="needs polars: pip install polars"):
+        encoder.set_output(transform="polars")
+    with sklearn.config_context(transform_output="polars"), pytest.raises(ImportError, match="needs polars"):
+        FrozenEncoder(module, image_size=16).transform(images(size=16))
+
+
 def test_set_output_does_not_reach_what_the_library_does_itself(module, colors):
     with config_context(transform_output="pandas"):
         fitted = CLPDistiller(FrozenEncoder(module, image_size=14), max_iter=2, random_state=0).fit(*colors)

@@ -173,3 +173,8 @@ def test_fingerprint_follows_the_content(pixels, paths):
     assert before == as_images(paths).keys().tobytes()
     Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(paths[0])
     assert before != as_images(paths).keys().tobytes()
+
+
+def test_views_of_arrays_with_negative_strides(pixels):
+    whole = as_images(pixels).read(range(5), lambda image: image)
+    np.testing.assert_array_equal(as_images(pixels[::-1, :, ::-1]).read(range(5), lambda image: image), whole.flip(0, 3))

@@ -1,0 +1,265 @@
+"""A distilled set as a folder, and back."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import tiny_encoder
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from sklearn.exceptions import NotFittedError
+
+from sklearn_clpdd import CLPDistiller, FrozenEncoder, load_distilled, save_distilled
+from sklearn_clpdd._core.backbones import weights_digest
+from sklearn_clpdd.datasets import load_image_folder
+from sklearn_clpdd.io import class_folders
+
+
+@pytest.fixture(scope="module")
+def fitted(request):
+    colors = request.getfixturevalue("colors")
+    encoder = FrozenEncoder(tiny_encoder(), image_size=16, device="cpu")
+    return CLPDistiller(encoder, images_per_class=2, max_iter=5, random_state=0, checkpoint=None).fit(*colors)
+
+
+@pytest.fixture
+def saved(fitted, tmp_path):
+    return save_distilled(fitted, tmp_path / "set")
+
+
+def test_round_trip_is_exact_in_8_bits(fitted, saved, colors):
+    images, labels, manifest = load_distilled(saved)
+    np.testing.assert_array_equal(images, np.rint(255 * fitted.X_synthetic_).astype(np.uint8))
+    np.testing.assert_array_equal(labels, fitted.y_synthetic_)
+    assert labels.dtype == fitted.y_synthetic_.dtype
+    assert manifest == json.loads((saved / "manifest.json").read_text())
+
+
+def test_the_manifest_says_where_it_comes_from(fitted, saved, colors, tmp_path):
+    manifest = load_distilled(saved)[2]
+    assert manifest["method"] == "CLPDistiller"
+    assert (manifest["parameters"]["random_state"], manifest["parameters"]["images_per_class"]) == (0, 2)
+    assert manifest["fitted"]["n_iter"] == 5
+    (encoder,) = manifest["encoders"]
+    assert (encoder["model"], encoder["image_size"]) == ("Sequential", 16)
+    assert encoder["weights_sha256"] == weights_digest(tiny_encoder(), "auto", None)
+    assert manifest["data"]["class_counts"] == [30, 20, 10]
+    assert manifest["versions"].keys() == {"python", "sklearn-clpdd", "torch", "timm", "scikit-learn", "numpy"}
+    text = (saved / "manifest.json").read_text()
+    assert not {"memory", "checkpoint", "device", "encoder", "callback"} & manifest["parameters"].keys()
+    assert str(tmp_path) not in text  # nothing of this machine
+
+
+def test_accuracies_with_their_protocols(fitted, colors, tmp_path):
+    X, y = colors
+    folder = save_distilled(fitted, tmp_path / "set", X[:30], y[:30], accuracies={"LGM's protocol": 0.5})
+    own, held_out, other = load_distilled(folder)[2]["accuracies"]
+    assert own == {"protocol": "closed-form probe, test samples", "accuracy": fitted.score(X[:30], y[:30]), "n_samples": 30}
+    assert held_out["accuracy"] == fitted.history_[-1]["val_accuracy"]
+    assert other == {"protocol": "LGM's protocol", "accuracy": 0.5}
+    card = (folder / "README.md").read_text()
+    assert "| LGM's protocol | 0.500 |" in card
+    assert card.count("](blue/0000") == 2
+
+
+def test_learned_targets_are_kept(colors, module, tmp_path):
+    encoder = FrozenEncoder(module, image_size=16, device="cpu")
+    fitted = CLPDistiller(encoder, learn_labels=True, max_iter=3, random_state=0).fit(*colors)
+    manifest = load_distilled(save_distilled(fitted, tmp_path / "set"))[2]
+    np.testing.assert_allclose(manifest["targets"], fitted.targets_)
+
+
+def test_digests_are_those_of_the_weights_and_of_the_data(module, colors):
+    before = weights_digest(module, "auto", None)
+    assert weights_digest(tiny_encoder(), None, None) == before
+    module[0].weight.data[0, 0, 0, 0] += 1
+    assert weights_digest(module, "auto", None) != before
+    assert weights_digest("tf_efficientnet_lite0", "auto", 64) == weights_digest("tf_efficientnet_lite0", "auto", None)
+    X, y = colors
+    one, same, other = (
+        CLPDistiller(FrozenEncoder(tiny_encoder(), image_size=16), max_iter=1).fit(*data).data_digest_
+        for data in ((X, y), (X.copy(), y), (X[::-1], y))
+    )
+    assert one == same != other
+
+
+def test_other_readers(saved):
+    paths, labels = load_image_folder(saved)
+    images, wanted, _ = load_distilled(saved)
+    np.testing.assert_array_equal([np.asarray(Image.open(path)) for path in paths], images)
+    assert labels.tolist() == wanted.tolist()
+    datasets = pytest.importorskip("torchvision.datasets")
+    folder = datasets.ImageFolder(saved)
+    assert folder.classes == ["blue", "green", "red"]
+    np.testing.assert_array_equal([np.asarray(image) for image, _ in folder], images)
+    assert [code for _, code in folder] == [0, 0, 1, 1, 2, 2]
+
+
+@pytest.mark.slow
+def test_hugging_face_reads_it(saved, tmp_path):
+    pytest.importorskip("datasets", reason="pip install sklearn-clpdd[slow]")
+    code = f"""
+import datasets, numpy as np
+for loaded in (datasets.load_dataset({str(saved)!r}), datasets.load_dataset("imagefolder", data_dir={str(saved)!r})):
+    rows = loaded["train"]
+    assert rows.features["label"].names == ["blue", "green", "red"], rows.features
+    assert rows["label"][:] == [0, 0, 1, 1, 2, 2], rows["label"]
+    np.save({str(tmp_path / "images.npy")!r}, np.stack([np.asarray(image) for image in rows["image"]]))
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, env={"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"})
+    np.testing.assert_array_equal(np.load(tmp_path / "images.npy"), load_distilled(saved)[0])
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        [0, 1, 10],
+        [-1, 1, 2],
+        [0.0, 1.0, 20.0],
+        [False, True],
+        ["a/b", "a\\b", "c:d"],
+        ["..", ".hidden", "nul"],
+        ["Cat", "cat"],
+        ["train", "test"],
+        ["", " "],
+        ["été", "e", "日本"],
+        ["x" * 300, "x" * 301],
+        np.array(["red", "blue"], dtype=object),
+    ],
+    ids=str,
+)
+def test_any_labels(labels, tmp_path, module):
+    rng = np.random.default_rng(0)
+    y = np.resize(np.asarray(labels), 12)
+    X = rng.random((12, 16, 16, 3))
+    fitted = CLPDistiller(FrozenEncoder(module, image_size=16, device="cpu"), max_iter=1, random_state=0).fit(X, y)
+    images, loaded, _ = load_distilled(save_distilled(fitted, tmp_path / "set"))
+    np.testing.assert_array_equal(loaded, fitted.y_synthetic_)
+    assert loaded.dtype == fitted.y_synthetic_.dtype
+    assert len(images) == len(np.unique(y))
+
+
+@given(
+    st.lists(st.text(max_size=12) | st.sampled_from(["con", "..", "a/b", "_x", "A", "a"]), min_size=2, max_size=8, unique=True)
+)
+@settings(max_examples=300, deadline=None)
+def test_folders_are_safe_different_and_in_the_order_of_the_classes(labels):
+    folders = class_folders(np.array(sorted(labels), dtype=object))
+    assert folders == sorted(folders)
+    assert len({folder.casefold() for folder in folders}) == len(labels)
+    for folder in folders:
+        assert folder not in ("", ".", "..")
+        assert not set(folder) & set('/\\:*?"<>|\0')
+        assert folder[0] not in "._"
+        assert folder[-1] not in ". "
+        assert len(folder.encode(errors="surrogatepass")) < 250
+
+
+def damage_pixels(folder):
+    file = next(folder.glob("red/*.png"))
+    Image.new("RGB", (16, 16)).save(file)
+    return f"red/{file.name}: changed"
+
+
+def damage_missing(folder):
+    file = next(folder.glob("green/*.png"))
+    file.unlink()
+    return f"green/{file.name}: missing"
+
+
+def damage_more(folder):
+    shutil.copy(next(folder.glob("blue/*.png")), folder / "blue" / "more.png")
+    return "blue/more.png: not in the manifest"
+
+
+def damage_outside(folder):
+    path = folder / "manifest.json"
+    path.write_text(path.read_text().replace("red/", "../", 1))
+    return "no name of an image of a class"
+
+
+def damage_json(folder):
+    (folder / "manifest.json").write_text("{")
+    return "is no manifest of save_distilled"
+
+
+def damage_format(folder):
+    (folder / "manifest.json").write_text('{"format": "other"}')
+    return "is no manifest of save_distilled"
+
+
+def damage_class(folder):
+    path = folder / "manifest.json"
+    path.write_text(path.read_text().replace('"class": 2', '"class": 7', 1))
+    return "is no manifest of save_distilled"
+
+
+def damage_version(folder):
+    path = folder / "manifest.json"
+    path.write_text(path.read_text().replace('"format_version": 1', '"format_version": 2'))
+    return "upgrade"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [damage_pixels, damage_missing, damage_more, damage_outside, damage_json, damage_format, damage_class, damage_version],
+)
+def test_a_folder_that_is_not_what_was_written_is_told(saved, damage):
+    words = damage(saved)
+    with pytest.raises(ValueError, match=r"manifest|format") as caught:
+        load_distilled(saved)
+    assert words in str(caught.value)
+
+
+def test_no_folder(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"holds no manifest\.json"):
+        load_distilled(tmp_path)
+
+
+def test_what_is_there_is_not_touched(fitted, saved, tmp_path):
+    with pytest.raises(FileExistsError, match="overwrite=True"):
+        save_distilled(fitted, saved)
+    (saved / "blue" / "old.png").touch()
+    save_distilled(fitted, saved, overwrite=True)
+    load_distilled(saved)  # the old file is gone
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.txt").write_text("all I have")
+    with pytest.raises(FileExistsError, match="no distilled set"):
+        save_distilled(fitted, mine, overwrite=True)
+    (tmp_path / "file").touch()
+    with pytest.raises(FileExistsError):
+        save_distilled(fitted, tmp_path / "file", overwrite=True)
+    assert (mine / "thesis.txt").read_text() == "all I have"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "mine", "set"]
+
+
+def test_an_error_leaves_nothing_half_written(fitted, saved, tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("sklearn_clpdd.io._card", full)
+    for target, overwrite in ((tmp_path / "new", False), (saved, True)):
+        with pytest.raises(OSError, match="No space"):
+            save_distilled(fitted, target, overwrite=overwrite)
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
+    load_distilled(saved)
+
+
+def test_what_cannot_be_saved(fitted, colors, tmp_path):
+    points = CLPDistiller(None, max_iter=1).fit(np.eye(4), [0, 0, 1, 1])
+    with pytest.raises(ValueError, match="no images"):
+        save_distilled(points, tmp_path / "set")
+    with pytest.raises(NotFittedError):
+        save_distilled(CLPDistiller(), tmp_path / "set")
+    with pytest.raises(ValueError, match=r"accuracies\['x'\]"):
+        save_distilled(fitted, tmp_path / "set", accuracies={"x": 93})
+    with pytest.raises(TypeError, match="accuracies is a dict"):
+        save_distilled(fitted, tmp_path / "set", accuracies=0.93)
+    with pytest.raises(ValueError, match="inconsistent numbers"):
+        save_distilled(fitted, tmp_path / "set", colors[0], colors[1][:3])
+    assert not list(tmp_path.iterdir())
