@@ -6,6 +6,7 @@ import pickle
 import joblib
 import numpy as np
 import pytest
+import sklearn
 import timm
 import torch
 from sklearn import config_context
