@@ -13,7 +13,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 from sklearn.model_selection import train_test_split
 
-from sklearn_clpdd import CLPDistiller, FrozenEncoder
+from sklearn_clpdd import CLPDistiller, FrozenEncoder, HistoryDisplay, SyntheticImagesDisplay
 from sklearn_clpdd.datasets import load_digit_images
 from sklearn_clpdd.evaluation import compare_with_real
 
@@ -45,15 +45,9 @@ for name, (n_images, accuracy) in rows.items():  # "random real" is the mean of 
 # Look
 # ----
 
-figure = plt.figure(figsize=(11, 4), layout="constrained")
-left, right = figure.subfigures(1, 2, width_ratios=[3, 2])
-for axes, image, label in zip(left.subplots(2, 5).flat, distiller.transform(), distiller.y_synthetic_, strict=True):
-    axes.imshow(image)
-    axes.set_title(label)
-    axes.axis("off")
-axes = right.subplots()
-axes.plot([record["step"] for record in distiller.history_], [record["loss"] for record in distiller.history_])
-axes.set(xlabel="step", ylabel="outer loss")
+figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), width_ratios=[3, 2], layout="constrained")
+SyntheticImagesDisplay(distiller.transform(), distiller.y_synthetic_).plot(ax=left)
+HistoryDisplay.from_estimator(distiller, ax=right)
 
 output = Path("output")
 output.mkdir(exist_ok=True)

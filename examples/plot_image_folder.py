@@ -6,19 +6,16 @@ Distil a folder that holds one folder of images per class, or a ``train`` and a 
 
     python examples/plot_image_folder.py DIR
 
-Without a ``val`` folder, a quarter of the images is held out for the test. The script prints a table, and saves the synthetic
-images as PNG files and a picture of them with the loss curve.
+Without a ``val`` folder, a quarter of the images is held out for the test. The script prints a table, saves the synthetic images
+as PNG files that can be loaded anywhere, and writes a report about them.
 """
 
 import argparse
 from pathlib import Path
 
-import matplotlib.pyplot as plt
-import numpy as np
-from PIL import Image
 from sklearn.model_selection import train_test_split
 
-from sklearn_clpdd import CLPDistiller, FrozenEncoder
+from sklearn_clpdd import CLPDistiller, FrozenEncoder, distillation_report, save_distilled
 from sklearn_clpdd.datasets import load_image_folder
 from sklearn_clpdd.evaluation import compare_with_real
 
@@ -55,25 +52,8 @@ print(f"\n{'probe trained on':<20}{'images':>8}{'test accuracy':>16}")
 for name, (n_images, accuracy) in rows.items():  # "random real" is the mean of the draws
     print(f"{name:<20}{n_images:>8}{accuracy:>16.3f}")
 
-n_images = len(distiller.y_synthetic_)
-for i, (image, label) in enumerate(zip(distiller.transform(), distiller.y_synthetic_, strict=True)):
-    folder = arguments.output / "images" / label
-    folder.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.rint(255 * image).astype(np.uint8)).save(folder / f"{i:05}.png")
-
-# Of many classes, the picture shows the first.
-shown = min(n_images, 40)
-columns = min(shown, 5)
-figure = plt.figure(figsize=(11, 2 + 1.2 * -(-shown // columns)), layout="constrained")
-left, right = figure.subfigures(1, 2, width_ratios=[3, 2])
-grid = left.subplots(-(-shown // columns), columns, squeeze=False)
-for axes in grid.flat:
-    axes.axis("off")
-for axes, image, label in zip(grid.flat, distiller.transform()[:shown], distiller.y_synthetic_[:shown], strict=False):
-    axes.imshow(image)
-    axes.set_title(label, fontsize=8)
-axes = right.subplots()
-axes.plot([record["step"] for record in distiller.history_], [record["loss"] for record in distiller.history_])
-axes.set(xlabel="step", ylabel="outer loss")
-figure.savefig(arguments.output / "images.png", dpi=150)
-print(f"images: {arguments.output / 'images'}\npicture: {arguments.output / 'images.png'}")
+images = save_distilled(distiller, arguments.output / "images", X_test, y_test, overwrite=True)
+report = distillation_report(
+    distiller, X_test, y_test, arguments.output / "report.html", X=X_train, y=y_train, random_state=arguments.seed, overwrite=True
+)
+print(f"images: {images}\nreport: {report}")

@@ -2,7 +2,7 @@
 
 from importlib.metadata import version
 
-from ._core.augmentations import DSA
+from ._core.augmentations import DSA, Augmentation
 from ._core.parametrizations import Parametrization
 from ._display import FeatureMapDisplay, HistoryDisplay, Snapshots, SyntheticImagesDisplay
 from ._distiller import CLPDistiller
@@ -15,6 +15,7 @@ from .io import load_distilled, save_distilled
 __version__ = version("sklearn-clpdd")
 __all__ = [
     "DSA",
+    "Augmentation",
     "CLPDistiller",
     "ClosedFormProbe",
     "DistilledSampler",

@@ -178,7 +178,7 @@ class FrozenEncoder(HoldsModule, Transformer, BaseEstimator):
         ----------
         X : images
             ``(n, H, W)`` or ``(n, H, W, 1 or 3)`` arrays or ``(n, 1 or 3, H, W)`` tensors, uint8 or float in [0, 1]; rows with
-            `image_shape`; one-dimensional arrays or lists of paths or PIL images.
+            `image_shape`; one-dimensional arrays, lists, or columns of paths or PIL images.
 
         Returns
         -------

@@ -15,7 +15,7 @@ from ._store import KEY_BYTES
 
 ACCEPTED = (
     "Accepted are arrays (n, H, W) or (n, H, W, 1 or 3) and torch tensors (n, 1 or 3, H, W), uint8 or float in [0, 1]; "
-    "rows (n, H*W*C) with image_shape=; and one-dimensional arrays or lists of file paths or of PIL images"
+    "rows (n, H*W*C) with image_shape=; and one-dimensional arrays, lists, or columns of file paths or of PIL images"
 )
 # How many bad files one error names.
 _NAMED = 10
@@ -162,8 +162,8 @@ def as_images(X, image_shape: tuple[int, ...] | None = None) -> Images:
         array = np.asarray(X)
     except ValueError as error:
         raise ValueError(f"X is no array of images of one shape: {error}. {ACCEPTED}") from error
-    if array.ndim == 1:
-        return _picture_list(array.tolist())
+    if array.ndim == 1 or (array.ndim == 2 and array.shape[1] == 1 and array.dtype.kind in "OUS"):  # a frame's column of paths
+        return _picture_list(array.ravel().tolist())
     if array.dtype.kind not in "uf" or (array.dtype.kind == "u" and array.dtype != np.uint8):
         raise ValueError(
             f"images have dtype uint8 (0 to 255) or float (in [0, 1]); got an array {array.shape} of {array.dtype}. {ACCEPTED}"

@@ -590,12 +590,14 @@ class ClosedFormProbe(ClassifierMixin, BaseEstimator):
             alone = space.class_rows[space.codes] == 1
             weight = in_double(torch.where(alone, 0, space.weight))
             if alone.all():
-                warnings.warn(
-                    "no class has two samples: leave-one-out can choose neither alpha nor the temperature", stacklevel=5
-                )
                 self.loo_scores_ = np.full(len(self.alphas_), np.nan)
                 chosen = len(self.alphas_) // 3
                 temperature = temperature or _DEFAULT_TEMPERATURE
+                warnings.warn(
+                    "no class has two samples: leave-one-out can choose neither alpha nor the temperature, and alpha="
+                    f"{self.alphas_[chosen]:g}, temperature={temperature:g} are taken by rule. Give both as numbers to choose them",
+                    stacklevel=5,
+                )
             else:
                 simpler = isinstance(self.alpha, str)
                 scores, best = choose_penalty(space, weight, self.scoring, temperature, within_error=simpler)

@@ -11,7 +11,6 @@ import pandas as pd
 import pytest
 import sklearn
 import torch
-from conftest import tiny_encoder
 from matplotlib.figure import Figure
 from PIL import Image
 from scipy.stats import loguniform
@@ -22,7 +21,7 @@ from sklearn.ensemble import VotingClassifier
 from sklearn.experimental import enable_halving_search_cv  # noqa: F401
 from sklearn.inspection import permutation_importance
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import ConfusionMatrixDisplay
+from sklearn.metrics import ConfusionMatrixDisplay, accuracy_score, make_scorer
 from sklearn.model_selection import (
     GridSearchCV,
     GroupKFold,
@@ -35,7 +34,9 @@ from sklearn.model_selection import (
 )
 from sklearn.pipeline import FeatureUnion, Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
+from sklearn.utils.fixes import parse_version
 
+from conftest import tiny_encoder
 from sklearn_clpdd import ClosedFormProbe, CLPDistiller, DistilledSampler, FrozenEncoder
 from sklearn_clpdd.baselines import ClassCentroids, DMDistiller, LGMDistiller, NearestReals, RandomSubset
 
@@ -84,6 +85,7 @@ def forms(tmp_path_factory):
         "frame of rows": pd.DataFrame(IMAGES.reshape(N, -1)),
         "path list": paths,
         "path array": np.array(paths),
+        "path column": pd.DataFrame({"path": paths}, index=range(100, 100 + N)),
         "path series": pd.Series(paths, index=range(100, 100 + N)),
         "picture list": pictures,
         "float64": Z.astype(np.float64),
@@ -101,6 +103,7 @@ IMAGE_FORMS = [
     "frame of rows",
     "path list",
     "path array",
+    "path column",
     "path series",
     "picture list",
 ]
@@ -237,7 +240,7 @@ def with_frames_as_output(estimator, X, y):
     assert isinstance(frame, pd.DataFrame)
     assert list(frame.columns) == list(transformer.get_feature_names_out())
     np.testing.assert_array_equal(frame.to_numpy(), wanted)
-    if isinstance(X, pd.DataFrame | pd.Series):
+    if isinstance(X, pd.DataFrame) or (isinstance(X, pd.Series) and parse_version(sklearn.__version__) >= parse_version("1.8")):
         pd.testing.assert_index_equal(frame.index, X.index)
 
 
@@ -288,9 +291,9 @@ def test_composes(name, tool, form, forms):
 
 
 def test_the_matrix_is_complete():
-    assert len(CASES) == len(IMAGE_FORMS) * 7 * (len(TOOLS) - 1) + len(FEATURE_FORMS) * (8 * len(TOOLS) - 2) == 1334
+    assert len(CASES) == len(IMAGE_FORMS) * 7 * (len(TOOLS) - 1) + len(FEATURE_FORMS) * (8 * len(TOOLS) - 2) == 1432
     fast = [(name, tool, form) for name, tool, form in CASES if not is_slow(name, form)]
-    assert len(fast) == 526
+    assert len(fast) == 554
     for i, j in ((0, 1), (1, 2)):
         assert {(case[i], case[j]) for case in fast} == {(case[i], case[j]) for case in CASES}
 
@@ -310,13 +313,15 @@ def test_union_of_two_encoders(forms):
 
 def test_a_column_of_paths_beside_columns_of_numbers(forms):
     table = pd.DataFrame({"picture": forms["path list"], "weight": np.arange(N), "age": np.arange(N) % 7})
-    columns = ColumnTransformer([("image", encoder(), "picture"), ("numbers", StandardScaler(), ["weight", "age"])])
+    columns = ColumnTransformer([("image", encoder(), ["picture"]), ("numbers", StandardScaler(), ["weight", "age"])])
     model = make_pipeline(columns.set_output(transform="pandas"), ClosedFormProbe())
     search = GridSearchCV(model, {"columntransformer__image__image_size": [8, 12]}, cv=2).fit(table, LABELS)
     frame = search.best_estimator_[0].transform(table)
     assert frame.shape == (N, 14)
     assert list(frame.columns[[0, -1]]) == ["image__frozenencoder0", "numbers__age"]
     assert search.best_score_ >= 0.8
+    alone = ColumnTransformer([("image", encoder(), "picture")]).fit_transform(table)
+    np.testing.assert_array_equal(alone, encoder().transform(IMAGES))
 
 
 def test_a_distiller_among_the_features():
@@ -345,8 +350,9 @@ def routing():
 @pytest.mark.usefixtures("routing")
 def test_weights_are_routed_through_pipeline_and_search():
     weight = np.where(LABELS == "red", 0.0, 1.0)  # no red one counts
-    probe = ClosedFormProbe().set_fit_request(sample_weight=True).set_score_request(sample_weight=True)
-    search = GridSearchCV(make_pipeline(encoder(), probe), {"closedformprobe__alpha": [0.1, 1.0]}, cv=2)
+    probe = ClosedFormProbe().set_fit_request(sample_weight=True)
+    scorer = make_scorer(accuracy_score).set_score_request(sample_weight=True)
+    search = GridSearchCV(make_pipeline(encoder(), probe), {"closedformprobe__alpha": [0.1, 1.0]}, scoring=scorer, cv=2)
     search.fit(IMAGES, LABELS, sample_weight=weight)
     assert "red" not in search.predict(IMAGES)
     assert search.best_score_ >= 0.9

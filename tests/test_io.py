@@ -7,12 +7,12 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import tiny_encoder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from sklearn.exceptions import NotFittedError
 
+from conftest import tiny_encoder
 from sklearn_clpdd import CLPDistiller, FrozenEncoder, load_distilled, save_distilled
 from sklearn_clpdd._core.backbones import weights_digest
 from sklearn_clpdd.datasets import load_image_folder

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import sklearn
 import torch
-from conftest import tiny_encoder
 from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
 from torch import nn
 
+from conftest import tiny_encoder
 from sklearn_clpdd import ClosedFormProbe, CLPDistiller, FrozenEncoder
 from sklearn_clpdd import _images as images_module
 from sklearn_clpdd._modules import _packed

@@ -1,0 +1,88 @@
+"""A grid search on one process and on two: how long it takes, and how many images it encodes.
+
+    python benchmarks/search.py [DIR] [--steps 40] [--size 112] [--jobs 2]
+
+DIR holds ``train`` and ``val`` folders with one folder of images per class. Three searches, of a distiller, of a probe, and
+of the encoder's preprocessing, have eight cells and two folds each; the cache is empty for the first fit and full for the second.
+With one process torch has all threads, with several each has its share. benchmarks/results/search.md is written.
+"""
+
+import tempfile
+import time
+from pathlib import Path
+
+import joblib
+import numpy as np
+from measure import RESULTS, folder_argument, machine, study_parser, train_and_test, write_page
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+
+from sklearn_clpdd import ClosedFormProbe, CLPDistiller, FrozenEncoder
+
+
+def searches(size, steps):
+    """Estimator by cache, and grid, of each search."""
+    few = {"max_iter": steps, "random_state": 0}
+    return {
+        "distiller: alpha × start": (
+            lambda cache: CLPDistiller(FrozenEncoder(image_size=size, memory=cache, n_jobs=-1), **few),
+            {"alpha": [0.01, 0.1, 1.0, 10.0], "init": ["centroid", "noise"]},
+        ),
+        "probe: kernel × alpha": (
+            lambda cache: make_pipeline(FrozenEncoder(image_size=size, memory=cache, n_jobs=-1), ClosedFormProbe()),
+            {"closedformprobe__kernel": ["linear", "rbf"], "closedformprobe__alpha": [0.01, 0.1, 1.0, 10.0]},
+        ),
+        "encoder: image size × crop": (
+            lambda cache: make_pipeline(FrozenEncoder(memory=cache, n_jobs=-1), ClosedFormProbe()),
+            {"frozenencoder__image_size": [64, 80, 96, 112], "frozenencoder__crop_pct": [0.875, 1.0]},
+        ),
+    }
+
+
+def n_kept(cache):
+    """Features in a cache."""
+    return sum(len(np.load(path)) for path in Path(cache).rglob("*.keys.npy"))
+
+
+def main():
+    parser = study_parser(__doc__)
+    folder_argument(parser, "imagenette")
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--size", type=int, default=112)
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.set_defaults(results=RESULTS)
+    arguments = parser.parse_args()
+    X, y, *_ = train_and_test(arguments.folder)
+    rows = []
+    for name, (make, grid) in searches(arguments.size, arguments.steps).items():
+        seconds, scores = {}, {}
+        for n_jobs in (1, arguments.jobs):
+            joblib.Parallel(n_jobs)(
+                joblib.delayed(warm)(arguments.size) for _ in range(8 * n_jobs)
+            )  # workers start before the clock
+            with tempfile.TemporaryDirectory() as cache:
+                search = GridSearchCV(make(cache), grid, cv=2, n_jobs=n_jobs, refit=False)
+                for again in (False, True):
+                    before, begin = n_kept(cache), time.perf_counter()
+                    search.fit(X, y)
+                    seconds[n_jobs, again] = time.perf_counter() - begin
+                    kept = n_kept(cache) - before
+                    rows.append([name, "second fit" if again else "first fit", n_jobs, f"{seconds[n_jobs, again]:.1f} s"])
+                    rows[-1] += [f"{seconds[1, again] / seconds[n_jobs, again]:.2f}", kept]
+                    print(rows[-1], flush=True)
+                scores[n_jobs] = search.cv_results_["mean_test_score"]
+        assert np.abs(scores[1] - scores[arguments.jobs]).max() < 0.02
+    intro = (
+        f"Searches of eight cells and two folds on {len(y):,} images of {arguments.folder.name}, EfficientNet-Lite0, "
+        f"{arguments.size} px, {arguments.steps} steps of the distiller ({machine()})."
+    )
+    heads = ["search", "cache", "n_jobs", "time", "× as fast as with 1", "features of real images computed"]
+    write_page(arguments.results, "search", intro, heads, rows)
+
+
+def warm(size):
+    FrozenEncoder(image_size=size).load()
+
+
+if __name__ == "__main__":
+    main()

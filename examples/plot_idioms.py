@@ -1,0 +1,57 @@
+"""
+Three ways to use it in scikit-learn
+====================================
+
+A frozen encoder with a probe on top, a search over a distiller's parameters, and a pipeline whose training set is replaced by its
+distillate. On the first 800 of scikit-learn's bundled digits; a third is held out.
+"""
+
+import pandas
+from imblearn.pipeline import make_pipeline as make_sampling_pipeline
+from sklearn.model_selection import GridSearchCV, train_test_split
+from sklearn.pipeline import make_pipeline
+
+from sklearn_clpdd import ClosedFormProbe, CLPDistiller, DistilledSampler, FrozenEncoder
+from sklearn_clpdd.datasets import load_digit_images
+
+X, y = load_digit_images()
+X_train, X_test, y_train, y_test = train_test_split(X[:800], y[:800], test_size=1 / 3, stratify=y[:800], random_state=0)
+
+# With a cache, each image passes the encoder once, whatever is fitted to it, however it is split.
+encoder = FrozenEncoder(image_size=64, memory="output/cache")
+
+# %%
+# A probe
+# -------
+# The encoder needs no fit, and the probe chooses its ridge strength by itself.
+
+probe = make_pipeline(encoder, ClosedFormProbe()).fit(X_train, y_train)
+print(f"probe on {len(y_train)} real images: {probe.score(X_test, y_test):.3f}")
+
+# %%
+# A search
+# --------
+# A distiller is a classifier: its score is that of the probe which its synthetic images train. Nested names reach the encoder,
+# too, as in ``encoder__image_size``.
+
+distiller = CLPDistiller(encoder, augmentation=None, max_iter=60, random_state=0)
+search = GridSearchCV(distiller, {"images_per_class": [1, 3], "alpha": [0.1, 1.0]}, cv=2).fit(X_train, y_train)
+print(f"distilled, {search.best_params_}: {search.score(X_test, y_test):.3f}")
+pandas.DataFrame(search.cv_results_)[["param_images_per_class", "param_alpha", "mean_test_score", "mean_fit_time"]]
+
+# %%
+# A pipeline that distils
+# -----------------------
+# :class:`~sklearn_clpdd.DistilledSampler` is a step of `imbalanced-learn's <https://imbalanced-learn.org>`_ pipelines: what
+# comes after it is trained on the synthetic images, here behind the same network at another size. Images to be classified pass it
+# untouched. Digits of 8 × 8 pixels bear such a change badly.
+
+other = FrozenEncoder(image_size=72)
+sampler = DistilledSampler(search.best_estimator_)  # a clone of it is fitted
+pipeline = make_sampling_pipeline(sampler, other, ClosedFormProbe()).fit(X_train, y_train)
+print(f"distilled for 64 px, probe at 72 px: {pipeline.score(X_test, y_test):.3f}")
+
+# %%
+# What a notebook shows of a fitted distiller: its parameters, and its images.
+
+search.best_estimator_

@@ -1,0 +1,45 @@
+"""
+A grid search on a Dask cluster
+===============================
+
+joblib hands the fits of a search to the workers of a cluster; scikit-learn does not notice. Here the cluster is two processes of
+this machine; with the address of a scheduler it is as many machines as there are::
+
+    python examples/search_on_dask.py
+    python examples/search_on_dask.py --scheduler tcp://10.0.0.1:8786 --cache /shared/cache
+
+Needs ``pip install "dask[distributed]"``.
+"""
+
+import argparse
+import time
+
+import joblib
+from dask.distributed import Client, LocalCluster
+from sklearn.model_selection import GridSearchCV
+
+from sklearn_clpdd import CLPDistiller, FrozenEncoder
+from sklearn_clpdd.datasets import load_digit_images
+
+
+def main():
+    parser = argparse.ArgumentParser(description="A grid search on a Dask cluster.")
+    parser.add_argument("--scheduler", help="address of a scheduler (default: a cluster on this machine)")
+    parser.add_argument("--cache", default="output/cache", help="folder that all workers see (default: %(default)s)")
+    arguments = parser.parse_args()
+
+    X, y = load_digit_images()
+    distiller = CLPDistiller(FrozenEncoder(image_size=64, memory=arguments.cache), augmentation=None, max_iter=20, random_state=0)
+    search = GridSearchCV(distiller, {"alpha": [0.1, 1.0, 10.0], "images_per_class": [1, 2]}, cv=2)
+
+    # One thread for each worker: the threads of a process would share one network, and one pool of torch's.
+    cluster = arguments.scheduler or LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None)
+    with Client(cluster) as client, joblib.parallel_config("dask"):
+        print(f"{len(client.scheduler_info()['workers'])} workers")
+        begin = time.perf_counter()
+        search.fit(X[:600], y[:600])
+    print(f"{search.best_params_}: {search.best_score_:.3f} in {time.perf_counter() - begin:.0f} s")
+
+
+if __name__ == "__main__":  # the workers of a local cluster are started anew, and read this file
+    main()
