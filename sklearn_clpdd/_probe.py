@@ -595,7 +595,7 @@ class ClosedFormProbe(ClassifierMixin, BaseEstimator):
                 temperature = temperature or _DEFAULT_TEMPERATURE
                 warnings.warn(
                     "no class has two samples: leave-one-out can choose neither alpha nor the temperature, and alpha="
-                    f"{self.alphas_[chosen]:g}, temperature={temperature:g} are taken by rule. Give both as numbers to choose them",
+                    f"{self.alphas_[chosen]:g}, temperature={temperature:g} are taken by rule. Give both as numbers",
                     stacklevel=5,
                 )
             else:
