@@ -43,8 +43,8 @@ pandas.DataFrame(search.cv_results_)[["param_images_per_class", "param_alpha", "
 # A pipeline that distils
 # -----------------------
 # :class:`~sklearn_clpdd.DistilledSampler` is a step of `imbalanced-learn's <https://imbalanced-learn.org>`_ pipelines: what
-# comes after it is trained on the synthetic images, and images to be classified pass it untouched. The encoder of the probe may be
-# another one. Digits of 8 × 8 pixels bear that badly; photographs lose some points.
+# comes after it is trained on the synthetic images, and images to be classified pass it untouched. The probe may have another
+# encoder. Digits of 8 × 8 pixels bear that badly; photographs lose some points.
 
 sampler = DistilledSampler(distiller.set_params(images_per_class=3))
 for other in (encoder, FrozenEncoder(image_size=72)):
