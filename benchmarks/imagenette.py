@@ -13,21 +13,16 @@ import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
 from measure import folder_argument, machine, train_and_test
-from PIL import Image
 
-from sklearn_clpdd import ClosedFormProbe, CLPDistiller, FrozenEncoder
+from sklearn_clpdd import ClosedFormProbe, CLPDistiller, FrozenEncoder, load_distilled, save_distilled
 from sklearn_clpdd.evaluation import compare_with_real, sgd_probe_scores
 
 
 def accuracy_of_png_files(distiller, X_test, y_test):
     with tempfile.TemporaryDirectory() as folder:
-        paths = [f"{folder}/{i}.png" for i in range(len(distiller.y_synthetic_))]
-        for path, image in zip(paths, distiller.transform(), strict=True):
-            Image.fromarray(np.rint(255 * image).astype(np.uint8)).save(path)
-        features = distiller.features(paths)
-    probe = ClosedFormProbe(distiller.alpha_, fit_intercept=False, temperature=1.0).fit(features, distiller.y_synthetic_)
+        images, labels, _ = load_distilled(save_distilled(distiller, Path(folder, "set")))
+    probe = ClosedFormProbe(distiller.alpha_, fit_intercept=False, temperature=1.0).fit(distiller.features(images), labels)
     return probe.score(distiller.features(X_test), y_test)
 
 

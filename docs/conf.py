@@ -15,10 +15,12 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "sphinx.ext.mathjax",
+    "myst_parser",
     "numpydoc",
     "sphinx_gallery.gen_gallery",
 ]
 exclude_patterns = ["_build"]
+suppress_warnings = ["myst.xref_missing"]  # links of CHANGELOG.md that are for a reader of the repository
 templates_path = ["_templates"]
 html_theme = "pydata_sphinx_theme"
 html_theme_options = {"show_prev_next": False}
@@ -32,8 +34,8 @@ numpydoc_class_members_toctree = False
 sphinx_gallery_conf = {
     "examples_dirs": "../examples",
     "gallery_dirs": "auto_examples",
-    # The folder example needs a folder; it is shown, not run.
-    "filename_pattern": "plot_(digits|probe|gallery)",
+    # The folder example needs a folder, and that on Dask a cluster; they are shown, not run.
+    "filename_pattern": "plot_(?!image_folder)",
     "min_reported_time": 10**6,
     "show_memory": False,
     "abort_on_example_error": True,

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sklearn_clpdd import ClosedFormProbe, CLPDistiller, FrozenEncoder
+from sklearn_clpdd import ClosedFormProbe, CLPDistiller, FrozenEncoder, load_distilled, save_distilled
 from sklearn_clpdd._core.checkpoints import read_checkpoint
 from sklearn_clpdd.datasets import load_image_folder
 from sklearn_clpdd.evaluation import compare_with_real, sgd_probe_scores
@@ -39,13 +39,10 @@ def test_imagenette_to_ten_images(imagenette, tmp_path):
     assert rows["all real"][1] >= 0.93
     assert rows["distilled"][1] >= rows["random real"][1] + 0.15
 
-    paths = [tmp_path / f"{i}.png" for i in range(10)]
-    for path, image in zip(paths, distiller.transform(), strict=True):
-        Image.fromarray(np.rint(255 * image).astype(np.uint8)).save(path)
-    probe = ClosedFormProbe(distiller.alpha_, fit_intercept=False, temperature=1.0).fit(
-        encoder.transform(paths), distiller.y_synthetic_
-    )
+    images, labels, manifest = load_distilled(save_distilled(distiller, tmp_path / "set", X_test, y_test))
+    probe = ClosedFormProbe(distiller.alpha_, fit_intercept=False, temperature=1.0).fit(encoder.transform(images), labels)
     assert abs(probe.score(encoder.transform(X_test), y_test) - rows["distilled"][1]) <= 0.005
+    assert manifest["accuracies"][0]["accuracy"] == rows["distilled"][1]
 
     scores = sgd_probe_scores(distiller.transform(), distiller.y_synthetic_, X_test, y_test, encoder=encoder, random_state=0)
     assert scores["top1"].mean() >= 0.84
@@ -63,6 +60,34 @@ def test_digits_to_ten_images(tmp_path):
     assert accuracy["all real"] >= 0.93
     assert accuracy["distilled"] >= 0.80
     assert accuracy["distilled"] >= accuracy["random real"] + 0.2
+
+
+def test_a_search_on_a_dask_cluster(tmp_path):
+    """The example, whose workers find all features in the cache that the first of them has written."""
+    pytest.importorskip("distributed", reason="pip install sklearn-clpdd[slow]")
+    example = Path(__file__).parents[1] / "examples" / "search_on_dask.py"
+    command = [sys.executable, example, "--cache", tmp_path / "cache"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert "2 workers" in done.stdout
+    assert float(done.stdout.splitlines()[-1].split(": ")[-1].split()[0]) >= 0.5
+    kept = list((tmp_path / "cache").rglob("*.keys.npy"))
+    assert sum(len(np.load(path)) for path in kept) <= 2 * 600  # both may have begun at once
+
+
+def test_the_folder_example(tmp_path):
+    """From a folder of images to files that can be loaded, and a report."""
+    rng = np.random.default_rng(0)
+    for label, i in product("abc", range(12)):
+        folder = tmp_path / "noise" / label
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(256, size=(32, 32, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+    example = Path(__file__).parents[1] / "examples" / "plot_image_folder.py"
+    command = [sys.executable, example, tmp_path / "noise", "--image-size", "32", "--max-iter", "3", "--output", tmp_path / "out"]
+    for _ in range(2):  # the second time over what is there
+        subprocess.run(command, check=True, capture_output=True)
+    images, labels, _ = load_distilled(tmp_path / "out" / "images")
+    assert (len(images), labels.tolist()) == (3, ["a", "b", "c"])
+    assert (tmp_path / "out" / "report.html").stat().st_size > 10_000
 
 
 def test_import_costs_little_beside_torch_and_sklearn():
