@@ -240,6 +240,14 @@ def test_every_listed_backbone_exists_in_timm():
     assert all(timm.is_model(spec.architecture) for spec in BACKBONES.values())
 
 
+def test_crop_and_normalisation_need_no_other_network():
+    one, other = FrozenEncoder(image_size=64), FrozenEncoder(image_size=64, crop_pct=1.0, mean=(0.4,) * 3)
+    assert one.load().module is other.load().module
+    assert (one.load().preprocessing.crop_pct, other.load().preprocessing.crop_pct) == (0.875, 1.0)
+    assert one.identity() != other.identity()
+    assert not np.allclose(one.transform(images()), other.transform(images()), atol=1e-3)
+
+
 def test_untrained_weights_are_always_the_same():
     first, second = (FrozenEncoder("vit_tiny_patch16_224", weights=None, image_size=size) for size in (32, 32))
     wanted = first.transform(images())

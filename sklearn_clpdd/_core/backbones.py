@@ -230,6 +230,16 @@ def tensor_sums(module: nn.Module) -> tuple[tuple[float, float], ...]:
 
 @lru_cache(maxsize=8)
 def _load_named(name, weights, stamp, device, overrides) -> Backbone:
+    """Backbones that differ in crop or normalisation only have one network."""
+    given = dict(overrides)
+    backbone = _load_network(name, weights, stamp, device, given.pop("image_size", None))
+    if not given:
+        return backbone
+    return Backbone(backbone.module, replace(backbone.preprocessing, **given), backbone.n_features, device)
+
+
+@lru_cache(maxsize=8)
+def _load_network(name, weights, stamp, device, image_size) -> Backbone:
     import timm
 
     spec = BACKBONES.get(name, BackboneSpec(name))
@@ -239,7 +249,7 @@ def _load_named(name, weights, stamp, device, overrides) -> Backbone:
             f"unknown encoder {name!r}; {f'did you mean one of {near}? ' if near else ''}"
             f"Known are {sorted(BACKBONES)} and every name of timm.list_models()"
         )
-    wanted = {**spec.preprocessing, **dict(overrides)}
+    wanted = {**spec.preprocessing, **({} if image_size is None else {"image_size": image_size})}
     state = torch.default_generator.get_state()
     try:  # untrained weights come from a fixed seed, and the caller's random state stays as it was
         torch.default_generator.manual_seed(0)
