@@ -1,6 +1,6 @@
 """A grid search on one process and on two: how long it takes, and how many images it encodes.
 
-    python benchmarks/search.py [DIR] [--steps 25] [--size 112] [--jobs 2]
+    python benchmarks/search.py [DIR] [--steps 10] [--size 112] [--jobs 2]
 
 DIR holds ``train`` and ``val`` folders with one folder of images per class. Three searches, of a distiller, of a probe, and
 of the encoder's preprocessing, have eight cells and two folds each; the cache is empty for the first fit and full for the second.
@@ -47,7 +47,7 @@ def n_kept(cache):
 def main():
     parser = study_parser(__doc__)
     folder_argument(parser, "imagenette")
-    parser.add_argument("--steps", type=int, default=25)
+    parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--size", type=int, default=112)
     parser.add_argument("--jobs", type=int, default=2)
     parser.set_defaults(results=RESULTS)

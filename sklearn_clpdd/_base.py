@@ -11,7 +11,7 @@ import joblib
 import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.utils import check_scalar
 from sklearn.utils._param_validation import Interval
 from sklearn.utils.multiclass import check_classification_targets
@@ -115,11 +115,13 @@ class BaseDistiller(HoldsModule, Transformer, ClassifierMixin, BaseEstimator):
     def _encode(self, task: Task, order: np.ndarray, n_held_out: int = 0) -> RealSet:
         """Features of the real samples in some order; from here on, and until `_fitted`, this is not fitted."""
         space = task.space
+        data_digest = joblib.hash((space.fingerprint(), task.y))
         real = RealSet(space.real_features(order), task.codes[order], order, n_held_out)
         self.__dict__.pop("probe_", None)
         self.classes_ = task.classes
         self.class_count_ = np.bincount(task.codes)
-        self.data_digest_ = joblib.hash((space.fingerprint(), task.y))
+        self.data_digest_ = data_digest
+        self._encoder_entries = [encoder.provenance() for encoder in space.encoders]
         self.encoder_ = None
         if space.encoders:
             self.encoder_ = space.encoders if isinstance(self.encoder, list | tuple) else space.encoders[0]
@@ -152,8 +154,7 @@ class BaseDistiller(HoldsModule, Transformer, ClassifierMixin, BaseEstimator):
 
     def _make_encoder(self, given) -> FrozenEncoder:
         encoder = as_encoder(given, memory=self.memory, device=self.device, verbose=self.verbose)
-        # A copy that shares the module: `clone` would copy the weights.
-        return type(encoder)(**encoder.get_params(deep=False))
+        return clone(encoder)
 
     def _budget(self, classes: np.ndarray, counts: np.ndarray) -> np.ndarray:
         """Number of synthetic samples of each class."""

@@ -78,11 +78,13 @@ class SyntheticImagesDisplay:
             Without matplotlib.
         NotFittedError
             If the distiller is not fitted.
-        ValueError
-            If it was fitted to features (``encoder=None``).
+        ValueError, TypeError
+            If it was fitted to features (``encoder=None``), or is no distiller; ``X`` without ``y``; an `ax` outside of a grid.
         """
         check_matplotlib_support(f"{cls.__name__}.from_estimator")
         images = images_of(distiller)
+        if (X is None) != (y is None):
+            raise ValueError("X and y are test samples: give both of them, or none")
         accuracy = held_out_accuracy(distiller) if X is None else distiller.score(X, y)
         scored = "" if accuracy is None else f"{'held-out' if X is None else 'test'} accuracy {accuracy:.3f}\n"
         display = cls(images, distiller.y_synthetic_, title=scored + in_words(distiller))
@@ -105,6 +107,12 @@ class SyntheticImagesDisplay:
         import matplotlib.pyplot as plt
 
         check_scalar(max_images, "max_images", Integral, min_val=1)
+        if n_columns is not None:
+            check_scalar(n_columns, "n_columns", Integral, min_val=1)
+        if ax is not None and ax.get_subplotspec() is None:
+            raise ValueError(
+                "ax has no place in a grid of subplots, which the images divide; give one that plt.subplots() has made"
+            )
         labels = column_or_1d(self.labels)
         check_consistent_length(self.images, labels)
         counts = np.unique(labels, return_counts=True)[1]
@@ -138,6 +146,8 @@ class HistoryDisplay:
     ----------
     history : list of dict
         `history_` of a distiller.
+    best : int, default=None
+        Its `best_iter_`: the step that is marked.
     name : str, default=None
         What stands above it.
 
@@ -158,8 +168,9 @@ class HistoryDisplay:
     (2,)
     """
 
-    def __init__(self, history, *, name=None):
+    def __init__(self, history, *, best=None, name=None):
         self.history = history
+        self.best = best
         self.name = name
 
     @classmethod
@@ -192,7 +203,7 @@ class HistoryDisplay:
         history = getattr(distiller, "history_", [])
         if not history:
             raise ValueError(f"a {type(distiller).__name__} has no history: it makes no steps")
-        return cls(history, name=in_words(distiller)).plot(ax=ax)
+        return cls(history, best=distiller.best_iter_, name=in_words(distiller)).plot(ax=ax)
 
     def plot(self, *, ax=None):
         """Draw it.
@@ -226,12 +237,12 @@ class HistoryDisplay:
             left.legend()
         left.set(xlabel="step", ylabel="loss")
         if scored and len(self.axes_) > 1:
-            best = min(scored, key=lambda record: record["val_loss"])
             right = self.axes_[1]
             right.plot([r["step"] for r in scored], [r["val_accuracy"] for r in scored], marker=".", color="C1")
-            kept = f"kept: step {best['step']}, {best['val_accuracy']:.3f}"
-            right.axvline(best["step"], color="grey", linestyle=":", label=kept)
-            right.legend()
+            if self.best is not None:
+                kept = f"kept: step {self.best}, {self.history[self.best]['val_accuracy']:.3f}"
+                right.axvline(self.best, color="grey", linestyle=":", label=kept)
+                right.legend()
             right.set(xlabel="step", ylabel="held-out accuracy")
         if len(steps) > 1 and seconds[-1] > seconds[0]:
             slope = (seconds[-1] - seconds[0]) / (steps[-1] - steps[0])
@@ -327,6 +338,7 @@ class FeatureMapDisplay:
         from sklearn.decomposition import PCA  # slow to import
 
         check_is_fitted(distiller)
+        check_scalar(max_samples, "max_samples", Integral, min_val=1)
         y = column_or_1d(y)
         check_consistent_length(X, y)
         rng = check_random_state(random_state)
@@ -450,7 +462,12 @@ class Snapshots:
             If there are no snapshots.
         """
         if not self.frames_:
-            raise ValueError("there are no snapshots: give this object as callback= to a distiller, and fit it to images")
+            raise ValueError(
+                "there are no snapshots: give this object as callback= to a distiller, and fit it to images. A search or a sampler "
+                "fits a clone, which has its own: its `callback`"
+            )
+        if n_columns is not None:
+            check_scalar(n_columns, "n_columns", Integral, min_val=1)
         n_columns = columns_for(len(self.frames_[0])) if n_columns is None else n_columns
         pages = [_titled(mosaic(frame, n_columns), f"step {s}") for s, frame in zip(self.steps_, self.frames_, strict=True)]
         each = max(20, round(1000 * seconds / len(pages)))

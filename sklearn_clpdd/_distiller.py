@@ -150,6 +150,9 @@ class CLPDistiller(IterativeDistiller):
         and ``val_accuracy`` on the held-out real features. ``pandas.DataFrame(history_)`` is a table.
     n_iter_ : int
         Steps done.
+    best_iter_ : int or None
+        Step, and position in `history_`, whose images are kept: those with the least loss on the held-out real features. ``None``
+        where none are held out, and the last images are kept.
     n_views_ : int
         Random views of each synthetic image per step.
     encoder_batch_size_ : int

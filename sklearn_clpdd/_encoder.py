@@ -8,6 +8,9 @@ from contextlib import nullcontext
 from importlib.metadata import version
 from numbers import Integral, Real
 from pathlib import Path
+from random import Random
+from typing import Any
+from uuid import uuid4
 
 import joblib
 import numpy as np
@@ -27,7 +30,7 @@ from ._core.heap import kept_heap
 from ._images import Images, as_images
 from ._modules import HoldsModule
 from ._output import Transformer
-from ._store import FeatureStore
+from ._store import FeatureStore, feature_store
 
 # Images whose features are written to the cache together.
 _BLOCK = 1024
@@ -46,7 +49,9 @@ class FrozenEncoder(HoldsModule, Transformer, BaseEstimator):
         The name of a `timm <https://huggingface.co/docs/timm>`_ model; one of ``"clip_vitb16"``, ``"dinov2_vitb14"``,
         ``"eva02_vitb14"``, ``"mocov3_vitb16"``; or a module that maps ``(n, 3, H, W)`` to ``(n, d)``. CLIP's features are those
         before the projection (768), as its authors probe them. A module is copied, and evaluated in eval mode; a change of its
-        weights or layers is noticed, one of a plain attribute is not. Clones share it, and a worker process gets it once.
+        weights or layers is noticed, one of a plain attribute is not. Clones share it, and so do copies that are loaded from one
+        pickle; a worker process gets it once. (As a value in a grid give ``FrozenEncoder(module)``: scikit-learn copies bare
+        modules there.)
     weights : "auto", path or None, default="auto"
         ``"auto"``: the weights of an installed package where there is one (the default model's come with this library), else
         the hub's; for a module, its own. A path: a safetensors file or a torch checkpoint, loaded strictly. ``None``:
@@ -69,9 +74,10 @@ class FrozenEncoder(HoldsModule, Transformer, BaseEstimator):
     n_jobs : int, default=None
         Threads that decode image files; ``None`` is one, ``-1`` as many as there are cores, or as ``OMP_NUM_THREADS`` allows:
         one in a worker of a parallel search that has a core to itself.
-    memory : str or joblib.Memory, default=None
+    memory : str, path or joblib.Memory, default=None
         Where the features of each image are kept, by the image, the model, its weights and its preprocessing: the splits of a
-        search, and its processes, share them, and an encoding that is interrupted goes on where it was, to 1,024 images.
+        search, and its processes, share them, and an encoding that is interrupted goes on where it was, to 1,024 images. It only
+        grows; ``joblib.Memory.clear`` empties it.
     device : str or torch.device, default="auto"
         ``"auto"`` is CUDA where there is some, else the CPU.
     verbose : int, default=0
@@ -219,17 +225,14 @@ class FrozenEncoder(HoldsModule, Transformer, BaseEstimator):
         known = np.zeros(n, dtype=bool) if store is None else store.find(keys)
         images.check(self.n_jobs, None if not known.any() else np.flatnonzero(~known).tolist())
         starts = list(range(0, n, _BLOCK))
-        if store is not None:  # processes that begin with the same images begin at different ones
-            turn = os.getpid() % len(starts)
-            starts = starts[turn:] + starts[:turn]
+        if store is not None:  # processes that begin with the same images together share them out
+            Random(uuid4().int).shuffle(starts)
         with tqdm(total=n, desc="encoding", unit="img", disable=not self.verbose) as bar:
             for rows in (range(start, min(start + _BLOCK, n)) for start in starts):
-                known = np.zeros(len(rows), dtype=bool) if store is None else store.find(keys[rows.start : rows.stop])
-                missing = rows if not known.any() else [rows[i] for i in np.flatnonzero(~known)]
                 Z = np.empty((len(rows), backbone.n_features), dtype=np.float32)
-                if store is not None and known.any():
-                    Z[known] = store.read(keys[rows.start : rows.stop][known])
-                    bar.update(int(known.sum()))
+                known = np.zeros(len(rows), dtype=bool) if store is None else store.read(keys[rows.start : rows.stop], Z)
+                missing = rows if not known.any() else [rows[i] for i in np.flatnonzero(~known)]
+                bar.update(int(known.sum()))
                 if len(missing):
                     Z[~known] = self._encode(images, missing, backbone, bar)
                     if store is not None:
@@ -243,7 +246,7 @@ class FrozenEncoder(HoldsModule, Transformer, BaseEstimator):
             return None
         if memory.backend != "local":
             raise ValueError(f"memory= keeps features in files; got a joblib.Memory with backend={memory.backend!r}")
-        return FeatureStore(Path(memory.store_backend.location, "sklearn_clpdd", self.identity()), self._n_features_out)
+        return feature_store(Path(memory.store_backend.location, "sklearn_clpdd", self.identity()))
 
     def _encode(self, images: Images, indices, backbone: Backbone, bar: tqdm) -> np.ndarray:
         """Features ``(len(indices), d)`` float32 of the images there."""
@@ -284,6 +287,21 @@ class FrozenEncoder(HoldsModule, Transformer, BaseEstimator):
     def identity(self) -> str:
         """Digest of all that the features of an image depend on, beside the image."""
         return joblib.hash((_identity(self.load()), self.normalize, self.dtype))
+
+    def provenance(self) -> dict[str, Any]:
+        """What the features are of: model, digest of its weights, and preprocessing, of values that JSON has."""
+        backbone = self.load()
+        seen = backbone.preprocessing
+        return {
+            "model": self.model if isinstance(self.model, str) else type(self.model).__name__,
+            "weights_sha256": backbone.weights_sha256,
+            "normalize": bool(self.normalize),
+            "image_size": int(seen.image_size),
+            "crop_pct": float(seen.crop_pct),
+            "mean": [float(value) for value in seen.mean],
+            "std": [float(value) for value in seen.std],
+            "interpolation": seen.interpolation,
+        }
 
     @property
     def _n_features_out(self):

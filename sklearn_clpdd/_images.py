@@ -285,19 +285,20 @@ def _key(picture) -> bytes:
     if isinstance(picture, Image.Image):
         return _portable_key(picture)
     status = os.stat(picture)
-    return _digest(os.path.abspath(picture).encode(), f"{status.st_size} {status.st_mtime_ns}".encode())
+    return _digest(os.fsencode(os.path.abspath(picture)), f"{status.st_size} {status.st_mtime_ns}".encode())
 
 
 def _portable_key(picture) -> bytes:
     """Of a file: its name and its size, for to read them all would take as long as to encode them."""
     if isinstance(picture, Image.Image):
-        return _digest(f"{picture.mode} {picture.size}".encode(), picture.tobytes())
-    return _digest(os.path.basename(picture).encode(), str(os.stat(picture).st_size).encode())
+        pixels = _to_array(picture)
+        return _digest(str(pixels.shape).encode(), pixels.data)
+    return _digest(os.fsencode(os.path.basename(picture)), str(os.stat(picture).st_size).encode())
 
 
 def _digest(form: bytes, content) -> bytes:
     digest = blake2b(content, digest_size=KEY_BYTES)
-    digest.update(form)
+    digest.update(b"\0" + form)
     return digest.digest()
 
 

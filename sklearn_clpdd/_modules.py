@@ -95,14 +95,18 @@ def _packed(module: nn.Module) -> tuple[str, np.ndarray]:
     return _sent[module]
 
 
+def _state(module: nn.Module) -> tuple:
+    return repr(module), tensor_sums(module)
+
+
 _kept: OrderedDict[str, tuple[nn.Module, tuple]] = OrderedDict()
 
 
 def _arrived(digest: str, content: np.ndarray) -> _Held:
     """The network of a pickle: that which this process has made of it before, unless it was changed since."""
-    if digest not in _kept or tensor_sums(_kept[digest][0]) != _kept[digest][1]:
+    if digest not in _kept or _state(_kept[digest][0]) != _kept[digest][1]:
         module = cloudpickle.loads(content.data)
-        _kept[digest] = module, tensor_sums(module)
+        _kept[digest] = module, _state(module)
     _kept.move_to_end(digest)
     while len(_kept) > _KEPT:
         _kept.popitem(last=False)

@@ -9,38 +9,26 @@ from typing import Any
 import numpy as np
 
 from ._base import BaseDistiller
-from ._core.backbones import weights_digest
-from ._encoder import FrozenEncoder
+from ._run import spelled
 
 # Parameters that say something of one machine only, or are told otherwise.
-_LOCAL = {"encoder", "distiller", "memory", "device", "verbose", "callback", "checkpoint", "checkpoint_every"}
+_LOCAL = {"encoder", "memory", "device", "verbose", "callback", "checkpoint", "checkpoint_every"}
 _PACKAGES = ("sklearn-clpdd", "torch", "timm", "scikit-learn", "numpy")
 
 
 def held_out_accuracy(distiller: BaseDistiller) -> float | None:
     """Accuracy of the kept images on held-out real features, where some were held out."""
-    scored = [record for record in getattr(distiller, "history_", []) if "val_loss" in record]
-    return min(scored, key=lambda record: record["val_loss"])["val_accuracy"] if scored else None
-
-
-def encoders_of(distiller: BaseDistiller) -> list[FrozenEncoder]:
-    """The encoders used; none where the distiller was fitted to features."""
-    used = distiller.encoder_
-    return [] if used is None else used if isinstance(used, list) else [used]
+    best = getattr(distiller, "best_iter_", None)
+    return None if best is None else distiller.history_[best]["val_accuracy"]
 
 
 def in_words(distiller: BaseDistiller) -> str:
     """One line: method, encoders, number of images, steps and seconds."""
-    names = [f"{name_of(encoder)} at {encoder.load().preprocessing.image_size} px" for encoder in encoders_of(distiller)]
+    names = [f"{entry['model']} at {entry['image_size']} px" for entry in distiller._encoder_entries]
     parts = [type(distiller).__name__, *(names or ["features"]), f"{len(distiller.y_synthetic_)} images"]
     if getattr(distiller, "n_iter_", 0):
         parts.append(f"{distiller.n_iter_} steps in {distiller.history_[-1]['seconds']:.0f} s")
     return ", ".join(parts)
-
-
-def name_of(encoder: FrozenEncoder) -> str:
-    """The name of its model, or the type of a module."""
-    return encoder.model if isinstance(encoder.model, str) else type(encoder.model).__name__
 
 
 def manifest_of(distiller: BaseDistiller) -> dict[str, Any]:
@@ -53,27 +41,13 @@ def manifest_of(distiller: BaseDistiller) -> dict[str, Any]:
         "method": type(distiller).__name__,
         "parameters": {name: _plain(value) for name, value in parameters.items()},
         "fitted": {name[:-1]: _plain(getattr(distiller, name)) for name in fitted if hasattr(distiller, name)} | seconds,
-        "encoders": [_encoder_entry(encoder) for encoder in encoders_of(distiller)],
+        "encoders": distiller._encoder_entries,
         "data": {
             "n_samples": int(distiller.class_count_.sum()),
             "class_counts": distiller.class_count_.tolist(),
             "digest": distiller.data_digest_,
         },
         "versions": {"python": platform.python_version(), **{package: version(package) for package in _PACKAGES}},
-    }
-
-
-def _encoder_entry(encoder: FrozenEncoder) -> dict[str, Any]:
-    seen = encoder.load().preprocessing
-    return {
-        "model": name_of(encoder),
-        "weights_sha256": weights_digest(encoder.model, encoder.weights, encoder.image_size),
-        "normalize": bool(encoder.normalize),
-        "image_size": int(seen.image_size),
-        "crop_pct": float(seen.crop_pct),
-        "mean": list(seen.mean),
-        "std": list(seen.std),
-        "interpolation": seen.interpolation,
     }
 
 
@@ -89,4 +63,4 @@ def _plain(value: Any) -> Any:
         return [_plain(one) for one in value]
     if isinstance(value, dict):
         return {str(key): _plain(own) for key, own in value.items()}
-    return repr(value)
+    return spelled(value)

@@ -77,6 +77,8 @@ def distillation_report(
         If the file is there, and is not to be replaced.
     ImportError
         Without matplotlib.
+    OSError
+        If it cannot be written; what was there is there still.
     NotFittedError, ValueError, TypeError
         Before an encoder is at work: a distiller that is not fitted, or was fitted to features; samples and labels of different
         numbers; ``X`` without ``y``; something that is not an encoder.
@@ -158,11 +160,11 @@ def _curve(distiller) -> dict | None:
     scored = [record for record in history if "val_accuracy" in record]
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "sklearn-clpdd"}):
         figure = Figure(figsize=(6, 6.2) if scored else (6, 3.2), layout="constrained")
-        HistoryDisplay(history).plot(ax=figure.subplots(2 if scored else 1, 1))
+        HistoryDisplay(history, best=distiller.best_iter_).plot(ax=figure.subplots(2 if scored else 1, 1))
         file = io.StringIO()
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     svg = file.getvalue()
-    words = f"The loss falls from {history[0]['loss']:.3f} to {history[-1]['loss']:.3f} over {len(history)} steps"
+    words = f"The loss goes from {history[0]['loss']:.3f} to {history[-1]['loss']:.3f} over {len(history)} steps"
     if scored:
         words += f", the held-out accuracy goes from {scored[0]['val_accuracy']:.3f} to {scored[-1]['val_accuracy']:.3f}"
     points = [history[i] for i in evenly(len(history), 11)]

@@ -58,8 +58,8 @@ class Checkpoint:
         if self.path.is_dir() or not self.path.parent.is_dir():
             raise FileNotFoundError(f"checkpoint={str(self.path)!r} has to be a file in a folder that is there")
         parameters = {"method": type(distiller), **distiller.get_params(deep=False)}
-        seed = {"random_state": _spelled(parameters["random_state"])} if isinstance(parameters["random_state"], Real) else {}
-        self._parameters = {name: _spelled(value) for name, value in parameters.items() if name not in _FREE} | seed
+        seed = {"random_state": spelled(parameters["random_state"])} if isinstance(parameters["random_state"], Real) else {}
+        self._parameters = {name: spelled(value) for name, value in parameters.items() if name not in _FREE} | seed
         self._data = data
         self.tensors: dict[str, Tensor] = {}
         self.info: dict[str, Any] = {}
@@ -131,6 +131,8 @@ class Run:
         self._pending: list[tuple[Tensor, float]] = []
         self._look_every = _LOOK_EVERY_CPU if self._theta[0].device.type == "cpu" else _LOOK_EVERY
         self._seconds_before = 0.0
+        self._earlier = distiller.history_[-1]["seconds"] if distiller.history_ else 0.0  # of fits that this one goes on from
+        distiller.best_iter_ = None
         if checkpoint is not None and checkpoint.info:
             self._resume(checkpoint.tensors, checkpoint.info)
             checkpoint.tensors = {}
@@ -200,7 +202,7 @@ class Run:
                     f"the loss of step {distiller.n_iter_} is {loss} ({seen}); the last good images are kept. "
                     "A larger alpha or temperature, or a smaller learning_rate, may help"
                 )
-            records.append({"step": distiller.n_iter_, "loss": loss, "seconds": seconds})
+            records.append({"step": distiller.n_iter_, "loss": loss, "seconds": self._earlier + seconds})
             distiller.history_.append(records[-1])
             distiller.n_iter_ += 1
         if self._score is None:
@@ -233,6 +235,7 @@ class Run:
                 raise
             finally:
                 self._best = loss
+                self._distiller.best_iter_ = record["step"]
 
     def _show(self, bar: tqdm, records: list[dict]) -> None:
         if bar.disable:
@@ -321,16 +324,18 @@ class Run:
         self._good_stage = info["best_stage"]
         self._best, self._improved, self._finished = info["best"], info["improved"], info["finished"]
         self._seconds_before = info["seconds"]
-        self._distiller.history_ = info["history"]
+        self._distiller.history_, self._earlier = info["history"], 0.0
         self._distiller.n_iter_ = len(info["history"])
+        scored = [record for record in info["history"] if "val_loss" in record]
+        self._distiller.best_iter_ = min(scored, key=lambda record: record["val_loss"])["step"] if scored else None
 
 
-def _spelled(value: Any) -> str:
+def spelled(value: Any) -> str:
     """A parameter in words that are the same in another process, and others for another value."""
     if isinstance(value, Real):
         return repr(float(value))
     if isinstance(value, dict):
-        return repr(sorted((_spelled(key), _spelled(own)) for key, own in value.items()))
+        return repr(sorted((spelled(key), spelled(own)) for key, own in value.items()))
     if isinstance(value, type):
         return f"{value.__module__}.{value.__qualname__}"
     words = re.sub(r" at 0x[0-9a-f]+", "", repr(value))

@@ -2,6 +2,7 @@
 
 import numpy as np
 from sklearn.base import BaseEstimator, clone
+from sklearn.utils._metadata_requests import RequestMethod
 from sklearn.utils._param_validation import HasMethods
 from sklearn.utils.validation import check_is_fitted
 
@@ -41,6 +42,9 @@ class DistilledSampler(BaseEstimator):
     ((3, 4), [0, 1, 2])
     """
 
+    # imbalanced-learn makes `fit_resample` a method with metadata when it is imported, which may be later.
+    set_fit_resample_request = RequestMethod("fit_resample", ["groups"])
+
     _parameter_constraints = {"distiller": [HasMethods("fit"), None]}
 
     def __init__(self, distiller=None):
@@ -58,13 +62,19 @@ class DistilledSampler(BaseEstimator):
         -------
         DistilledSampler
             Itself.
+
+        Raises
+        ------
+        TypeError
+            If what was fitted is no distiller. Else as the distiller's own `fit`.
         """
         self._validate_params()
         distiller = CLPDistiller() if self.distiller is None else clone(self.distiller)
         self.distiller_ = distiller.fit(X, y) if groups is None else distiller.fit(X, y, groups=groups)
         if not hasattr(self.distiller_, "X_synthetic_"):
             raise TypeError(
-                f"distiller has to be a CLPDistiller, a baseline or another that sets X_synthetic_; got {self.distiller}"
+                f"distiller has to be a CLPDistiller or another that sets X_synthetic_; got {self.distiller}. Of a search, give "
+                "its best_estimator_"
             )
         return self
 

@@ -52,7 +52,7 @@ def _documented(cls: type) -> type:
         if title == "Attributes":
             fitted = ("X_synthetic_", "y_synthetic_", "targets_", "probe_", "anchors_", "encoder_", "classes_")
             data = ("class_count_", "data_digest_", "alpha_")
-            run = ("history_", "n_iter_", "n_views_", "encoder_batch_size_") if iterative else ()
+            run = ("history_", "n_iter_", "best_iter_", "n_views_", "encoder_batch_size_") if iterative else ()
             shown = (*fitted, *data, *run)
             names = [*(name for name in own if name not in shown), *shown, "n_features_in_"]
         sections[i] = "\n".join([title, "-" * len(title), *(entries[name] for name in names)])

@@ -1,5 +1,6 @@
 """A distilled set as a folder that other programs read: PNG files in class folders, a manifest, and a card."""
 
+import io
 import json
 import os
 import re
@@ -27,9 +28,10 @@ _VERSION = 1
 _MANIFEST = "manifest.json"
 # Images on the card, at most.
 _ON_CARD = 50
-# Bytes of a class in the name of its folder, at most; what no name may hold everywhere; names that Windows keeps for devices.
+# Bytes of a class in the name of its folder, at most; what no name may hold everywhere; names that mean something else.
 _LONGEST = 200
 _UNSAFE = re.compile(r'[\\/:*?"<>|%\x00-\x1f]')
+_SPLITS = {"train", "val", "valid", "test"}
 _DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 
 
@@ -51,7 +53,7 @@ def save_distilled(distiller, directory, X_test=None, y_test=None, *, accuracies
     accuracies : dict of str to float in [0, 1], default=None
         Other accuracies to note, by the protocol that they were measured with.
     overwrite : bool, default=False
-        Whether a distilled set that is there is replaced. Anything else that is there is never touched.
+        Whether a distilled set that is there is replaced. One with anything else beside it, or something else, is never touched.
 
     Returns
     -------
@@ -64,6 +66,8 @@ def save_distilled(distiller, directory, X_test=None, y_test=None, *, accuracies
         If something is there, and it is not to be replaced.
     NotFittedError, ValueError, TypeError
         If the distiller is not fitted, or was fitted to features; an accuracy out of its range.
+    OSError
+        If the folder cannot be written; what was there is there still.
 
     See Also
     --------
@@ -82,12 +86,13 @@ def save_distilled(distiller, directory, X_test=None, y_test=None, *, accuracies
     ((10, 36, 36, 3), [0, 1, 2], 'tf_efficientnet_lite0')
     """
     images = images_of(distiller)
-    directory = Path(directory)
+    directory = Path(os.path.abspath(directory))
     _check_target(directory, overwrite)
     measured = _accuracies(distiller, X_test, y_test, accuracies)
     manifest = _manifest(distiller, images, measured)
     directory.parent.mkdir(parents=True, exist_ok=True)
     partial = directory.parent / f".{directory.name}-{uuid.uuid4().hex}"
+    old = partial.with_name(f"{partial.name}-old")
     partial.mkdir()
     try:
         for entry, image in zip(manifest["images"], to_8_bit(images), strict=True):
@@ -99,13 +104,12 @@ def save_distilled(distiller, directory, X_test=None, y_test=None, *, accuracies
         (partial / _MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         (partial / "README.md").write_text(_card(distiller, directory.name, manifest), encoding="utf-8")
         if directory.exists():
-            old = partial.with_name(f"{partial.name}-old")
             os.rename(directory, old)
-            os.rename(partial, directory)
-            shutil.rmtree(old)
-        else:
-            os.rename(partial, directory)
+        os.rename(partial, directory)
+        shutil.rmtree(old, ignore_errors=True)
     except BaseException:
+        if old.exists() and not directory.exists():
+            os.rename(old, directory)
         shutil.rmtree(partial, ignore_errors=True)
         raise
     return directory
@@ -137,7 +141,8 @@ def load_distilled(directory):
 
     Notes
     -----
-    Only JSON and PNG files are read, nothing is unpickled, and no file outside the folder.
+    Only JSON and PNG files are read, by the names that the manifest has, none of which leads out of the folder (links that it
+    holds are followed). Nothing is unpickled.
 
     See Also
     --------
@@ -154,29 +159,33 @@ def load_distilled(directory):
         if manifest["format_version"] > _VERSION:
             raise ValueError(f"{path} has format {manifest['format_version']}, and this version knows {_VERSION}: upgrade it")
         entries = [(entry["file"], entry["sha256"], entry["class"]) for entry in manifest["images"]]
+        if not entries:
+            raise KeyError("images")
         classes = np.array([entry["label"] for entry in manifest["classes"]], dtype=manifest["label_dtype"])
         labels = classes[[index for _, _, index in entries]]
-    except (KeyError, TypeError, IndexError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (KeyError, TypeError, IndexError, AttributeError, OverflowError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is no manifest of save_distilled ({type(error).__name__}: {error})") from error
-    contents = _checked(directory, entries)
-    return np.stack([np.asarray(Image.open(file).convert("RGB")) for file in contents]), labels, manifest
+    pictures = [Image.open(io.BytesIO(content), formats=["PNG"]) for content in _checked(directory, entries)]
+    return np.stack([np.asarray(picture.convert("RGB")) for picture in pictures]), labels, manifest
 
 
-def _checked(directory: Path, entries: list[tuple[str, str, int]]) -> list[Path]:
-    """Files of a manifest, once all of them are what they were, and there are no others."""
-    faults, files = [], []
+def _checked(directory: Path, entries: list[tuple[str, str, int]]) -> list[bytes]:
+    """Contents of a manifest's files, once all of them are what they were, and there are no others."""
+    faults, contents = [], []
     for name, digest, _ in entries:
         file = directory / name
-        files.append(file)
         if not re.fullmatch(r"[^/\\]+/\d+\.png", name) or name.startswith("..") or ":" in name:
             faults.append(f"{name}: no name of an image of a class")
         elif not file.is_file():
             faults.append(f"{name}: missing")
-        elif sha256(file.read_bytes()).hexdigest() != digest:
-            faults.append(f"{name}: changed")
+        else:
+            contents.append(file.read_bytes())
+            if sha256(contents[-1]).hexdigest() != digest:
+                faults.append(f"{name}: changed")
     known = {name for name, _, _ in entries}
     there = {path.relative_to(directory).as_posix() for path in directory.glob("*/*") if path.is_file()}
-    faults += [f"{name}: not in the manifest" for name in sorted(there - known) if not Path(name).name.startswith(".")]
+    visible = (name for name in sorted(there - known) if not any(part.startswith(".") for part in Path(name).parts))
+    faults += [f"{name}: not in the manifest" for name in visible]
     if faults:
         shown = "\n".join(f"  {fault}" for fault in faults[:10]) + (
             f"\n  … and {len(faults) - 10} more" if len(faults) > 10 else ""
@@ -185,23 +194,33 @@ def _checked(directory: Path, entries: list[tuple[str, str, int]]) -> list[Path]
             f"{len(faults)} files of {directory} are not those of its {_MANIFEST}:\n{shown}\n"
             "Get the folder anew; or, to use its images as they are, read it with load_image_folder"
         )
-    return files
+    return contents
 
 
 def _check_target(directory: Path, overwrite: bool) -> None:
     if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
         return
-    if overwrite and _is_distilled(directory):
+    own = _own_entries(directory)
+    if own is None:
+        what = "is there, and no distilled set"
+    elif more := sorted({path.name for path in directory.iterdir()} - own):
+        what = f"is there, and holds what no distilled set has: {', '.join(more[:10])}"
+    elif overwrite:
         return
-    what = "is there; overwrite=True replaces it" if _is_distilled(directory) else "is there, and no distilled set"
+    else:
+        what = "is there; overwrite=True replaces it"
     raise FileExistsError(f"{directory} {what}. Give a folder that is not there yet")
 
 
-def _is_distilled(directory: Path) -> bool:
+def _own_entries(directory: Path) -> set[str] | None:
+    """What a distilled set has in its folder; None where there is none."""
     try:
-        return json.loads((directory / _MANIFEST).read_text(encoding="utf-8"))["format"] == _FORMAT
+        manifest = json.loads((directory / _MANIFEST).read_text(encoding="utf-8"))
+        if manifest["format"] != _FORMAT:
+            return None
+        return {_MANIFEST, "README.md", *(entry["folder"] for entry in manifest["classes"])}
     except (OSError, ValueError, KeyError, TypeError):
-        return False
+        return None
 
 
 def _accuracies(distiller, X_test, y_test, others) -> list[dict[str, Any]]:
@@ -211,6 +230,8 @@ def _accuracies(distiller, X_test, y_test, others) -> list[dict[str, Any]]:
     for protocol, accuracy in others.items():
         check_scalar(accuracy, f"accuracies[{protocol!r}]", Real, min_val=0, max_val=1)
     noted = []
+    if (X_test is None) != (y_test is None):
+        raise ValueError("X_test and y_test are test samples: give both of them, or none")
     if X_test is not None:
         check_consistent_length(X_test, y_test)
         accuracy = distiller.score(X_test, y_test)
@@ -248,8 +269,11 @@ def class_folders(classes: np.ndarray) -> list[str]:
     if all(isinstance(label, int) and not isinstance(label, bool) and label >= 0 for label in labels):
         width = len(str(max(labels)))
         return [f"{label:0{width}}" for label in labels]
-    names = [_UNSAFE.sub(lambda found: f"%{ord(found[0]):02X}", str(label)) for label in labels]
-    unsafe = any(name[:1] in (".", "_", "") or name[-1:] in (".", " ") or _DEVICES.fullmatch(name) for name in names)
+    spelled = (str(label).encode("utf-8", "backslashreplace").decode() for label in labels)
+    names = [_UNSAFE.sub(lambda found: f"%{ord(found[0]):02X}", label) for label in spelled]
+    unsafe = {name.casefold() for name in names} <= _SPLITS or any(
+        name[:1] in (".", "_", "") or name[-1:] in (".", " ") or _DEVICES.fullmatch(name) for name in names
+    )
     alike = {unicodedata.normalize("NFC", name).casefold() for name in names}
     long = max(len(name.encode()) for name in names) > _LONGEST
     if unsafe or long or len(alike) < len(names) or names != sorted(names):
@@ -306,7 +330,7 @@ from sklearn_clpdd import ClosedFormProbe, FrozenEncoder, load_distilled
 from sklearn.pipeline import make_pipeline
 
 images, labels, manifest = load_distilled({name!r})  # checked against the manifest
-probe = make_pipeline(FrozenEncoder(...), ClosedFormProbe()).fit(images, labels)
+probe = make_pipeline(FrozenEncoder(...), ClosedFormProbe(1.0, temperature=0.2)).fit(images, labels)
 ```
 
 It is an image folder for others, too: `torchvision.datasets.ImageFolder({name!r})`, `datasets.load_dataset({name!r})`.

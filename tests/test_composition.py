@@ -178,7 +178,7 @@ def in_halving_search(estimator, X, y):
 def in_cross_val_score(estimator, X, y):
     scores = cross_val_score(estimator, X, y, cv=3)
     assert scores.shape == (3,)
-    assert (scores >= 0).all()
+    assert scores.mean() > 0.4  # of three classes
 
 
 def in_cross_validate(estimator, X, y):
@@ -219,6 +219,7 @@ def in_permutation_importance(estimator, X, y):
 def in_confusion_matrix_display(estimator, X, y):
     matrix = ConfusionMatrixDisplay.from_estimator(estimator.fit(X, y), X, y, ax=Figure().subplots()).confusion_matrix
     assert matrix.sum() == N
+    assert np.trace(matrix) > 0.4 * N
 
 
 def cloned(estimator, X, y):

@@ -84,6 +84,19 @@ def test_history_is_what_the_run_wrote(fitted):
     assert HistoryDisplay.from_estimator(fitted, ax=ax).axes_.tolist() == [ax]
 
 
+def test_history_over_several_fits(module, colors):
+    """Warm-started: time goes on, and what is kept is of the last fit, not the best of all."""
+    encoder = FrozenEncoder(module, image_size=16, device="cpu")
+    distiller = CLPDistiller(encoder, max_iter=21, warm_start=True, random_state=0).fit(*colors).set_params(learning_rate=5.0)
+    distiller.fit(*colors)
+    seconds = [record["seconds"] for record in distiller.history_]
+    assert seconds == sorted(seconds)
+    assert len(distiller.history_) == 42 > distiller.best_iter_ >= 21
+    title = SyntheticImagesDisplay.from_estimator(distiller).figure_.get_suptitle()
+    assert f"held-out accuracy {distiller.history_[distiller.best_iter_]['val_accuracy']:.3f}" in title
+    assert HistoryDisplay.from_estimator(distiller).axes_[1].lines[1].get_xdata()[0] == distiller.best_iter_
+
+
 def test_history_without_held_out_samples(colors, module):
     encoder = FrozenEncoder(module, image_size=16, device="cpu")
     distiller = CLPDistiller(encoder, max_iter=2, validation_fraction=None).fit(*colors)

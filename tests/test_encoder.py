@@ -16,7 +16,7 @@ from timm.layers import Conv2dSame
 from torch import nn
 
 from sklearn_clpdd import ClosedFormProbe, CLPDistiller, FrozenEncoder
-from sklearn_clpdd._core.backbones import BACKBONES, Backbone, _load_named
+from sklearn_clpdd._core.backbones import BACKBONES, Backbone, _load_named, _load_network
 from sklearn_clpdd._core.folding import SameConv2d, fold_batch_norms, fold_paddings, folded
 
 
@@ -29,6 +29,11 @@ class Power(nn.Module):
 
     def forward(self, x):
         return x.mean((2, 3)) ** self.k
+
+
+def forget_networks():
+    _load_named.cache_clear()
+    _load_network.cache_clear()
 
 
 def images(n=3, size=32):
@@ -107,11 +112,11 @@ def test_folded_paddings_leave_the_identity_as_it_is(monkeypatch):
     ours = FrozenEncoder(image_size=64, weights=None, device="cpu").identity()
     with monkeypatch.context() as patch:
         patch.setattr("sklearn_clpdd._core.folding.fold_paddings", lambda module: 0)
-        _load_named.cache_clear()
+        forget_networks()
         encoder = FrozenEncoder(image_size=64, weights=None, device="cpu")
         assert not any(isinstance(child, SameConv2d) for child in encoder.load().module.modules())
         assert encoder.identity() == ours
-    _load_named.cache_clear()
+    forget_networks()
 
 
 def test_a_network_that_looks_into_its_layers_is_left_alone():
@@ -251,7 +256,7 @@ def test_crop_and_normalisation_need_no_other_network():
 def test_untrained_weights_are_always_the_same():
     first, second = (FrozenEncoder("vit_tiny_patch16_224", weights=None, image_size=size) for size in (32, 32))
     wanted = first.transform(images())
-    _load_named.cache_clear()
+    forget_networks()
     np.testing.assert_array_equal(second.transform(images()), wanted)
 
 

@@ -1,20 +1,21 @@
 """A distilled set as a folder, and back."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+from hashlib import sha256
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from sklearn.exceptions import NotFittedError
 
 from conftest import tiny_encoder
 from sklearn_clpdd import CLPDistiller, FrozenEncoder, load_distilled, save_distilled
-from sklearn_clpdd._core.backbones import weights_digest
 from sklearn_clpdd.datasets import load_image_folder
 from sklearn_clpdd.io import class_folders
 
@@ -22,8 +23,9 @@ from sklearn_clpdd.io import class_folders
 @pytest.fixture(scope="module")
 def fitted(request):
     colors = request.getfixturevalue("colors")
-    encoder = FrozenEncoder(tiny_encoder(), image_size=16, device="cpu")
-    return CLPDistiller(encoder, images_per_class=2, max_iter=5, random_state=0, checkpoint=None).fit(*colors)
+    folder = request.getfixturevalue("tmp_path_factory").mktemp("private")
+    encoder = FrozenEncoder(tiny_encoder(), image_size=16, device="cpu", memory=folder)
+    return CLPDistiller(encoder, images_per_class=2, max_iter=5, random_state=0, checkpoint=folder / "run").fit(*colors)
 
 
 @pytest.fixture
@@ -46,12 +48,13 @@ def test_the_manifest_says_where_it_comes_from(fitted, saved, colors, tmp_path):
     assert manifest["fitted"]["n_iter"] == 5
     (encoder,) = manifest["encoders"]
     assert (encoder["model"], encoder["image_size"]) == ("Sequential", 16)
-    assert encoder["weights_sha256"] == weights_digest(tiny_encoder(), "auto", None)
+    assert encoder["weights_sha256"] == FrozenEncoder(tiny_encoder(), image_size=12).load().weights_sha256
     assert manifest["data"]["class_counts"] == [30, 20, 10]
     assert manifest["versions"].keys() == {"python", "sklearn-clpdd", "torch", "timm", "scikit-learn", "numpy"}
     text = (saved / "manifest.json").read_text()
     assert not {"memory", "checkpoint", "device", "encoder", "callback"} & manifest["parameters"].keys()
-    assert str(tmp_path) not in text  # nothing of this machine
+    assert str(tmp_path.parent) not in text  # nothing of this machine: cache and checkpoint are below
+    assert "private" not in text
 
 
 def test_accuracies_with_their_protocols(fitted, colors, tmp_path):
@@ -74,11 +77,12 @@ def test_learned_targets_are_kept(colors, module, tmp_path):
 
 
 def test_digests_are_those_of_the_weights_and_of_the_data(module, colors):
-    before = weights_digest(module, "auto", None)
-    assert weights_digest(tiny_encoder(), None, None) == before
+    encoder = FrozenEncoder(module, image_size=16)
+    before = encoder.load().weights_sha256
+    assert FrozenEncoder(tiny_encoder(), image_size=12).load().weights_sha256 == before
     module[0].weight.data[0, 0, 0, 0] += 1
-    assert weights_digest(module, "auto", None) != before
-    assert weights_digest("tf_efficientnet_lite0", "auto", 64) == weights_digest("tf_efficientnet_lite0", "auto", None)
+    assert encoder.load().weights_sha256 != before
+    assert FrozenEncoder(image_size=64).load().weights_sha256 == FrozenEncoder(image_size=80).load().weights_sha256
     X, y = colors
     one, same, other = (
         CLPDistiller(FrozenEncoder(tiny_encoder(), image_size=16), max_iter=1).fit(*data).data_digest_
@@ -141,6 +145,7 @@ def test_any_labels(labels, tmp_path, module):
     np.testing.assert_array_equal(loaded, fitted.y_synthetic_)
     assert loaded.dtype == fitted.y_synthetic_.dtype
     assert len(images) == len(np.unique(y))
+    assert len(load_image_folder(tmp_path / "set")[0]) == len(images)
 
 
 @given(
@@ -182,6 +187,15 @@ def damage_outside(folder):
     return "no name of an image of a class"
 
 
+def damage_kind(folder):
+    """A file of another format, whose digest is right."""
+    file, path = next(folder.glob("red/*.png")), folder / "manifest.json"
+    before = sha256(file.read_bytes()).hexdigest()
+    Image.new("RGB", (16, 16)).save(file, format="ppm")
+    path.write_text(path.read_text().replace(before, sha256(file.read_bytes()).hexdigest()))
+    return "cannot identify"
+
+
 def damage_json(folder):
     (folder / "manifest.json").write_text("{")
     return "is no manifest of save_distilled"
@@ -206,11 +220,21 @@ def damage_version(folder):
 
 @pytest.mark.parametrize(
     "damage",
-    [damage_pixels, damage_missing, damage_more, damage_outside, damage_json, damage_format, damage_class, damage_version],
+    [
+        damage_pixels,
+        damage_missing,
+        damage_more,
+        damage_outside,
+        damage_kind,
+        damage_json,
+        damage_format,
+        damage_class,
+        damage_version,
+    ],
 )
 def test_a_folder_that_is_not_what_was_written_is_told(saved, damage):
     words = damage(saved)
-    with pytest.raises(ValueError, match=r"manifest|format") as caught:
+    with pytest.raises((ValueError, UnidentifiedImageError), match=r"manifest|format|identify") as caught:
         load_distilled(saved)
     assert words in str(caught.value)
 
@@ -225,6 +249,12 @@ def test_what_is_there_is_not_touched(fitted, saved, tmp_path):
         save_distilled(fitted, saved)
     (saved / "blue" / "old.png").touch()
     save_distilled(fitted, saved, overwrite=True)
+    (saved / ".git").mkdir()
+    (saved / ".git" / "HEAD").write_text("ref")
+    load_distilled(saved)  # a clone is a distilled set
+    with pytest.raises(FileExistsError, match=r"holds what no distilled set has: \.git"):
+        save_distilled(fitted, saved, overwrite=True)
+    shutil.rmtree(saved / ".git")
     load_distilled(saved)  # the old file is gone
     mine = tmp_path / "mine"
     mine.mkdir()
@@ -242,10 +272,23 @@ def test_an_error_leaves_nothing_half_written(fitted, saved, tmp_path, monkeypat
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("sklearn_clpdd.io._card", full)
     for target, overwrite in ((tmp_path / "new", False), (saved, True)):
+        with monkeypatch.context() as patch:
+            patch.setattr("sklearn_clpdd.io._card", full)
+            with pytest.raises(OSError, match="No space"):
+                save_distilled(fitted, target, overwrite=overwrite)
+    rename, calls = os.rename, []
+
+    def second_fails(source, target):
+        calls.append(target)
+        if len(calls) == 2:
+            full()
+        rename(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("sklearn_clpdd.io.os.rename", second_fails)
         with pytest.raises(OSError, match="No space"):
-            save_distilled(fitted, target, overwrite=overwrite)
+            save_distilled(fitted, saved, overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
     load_distilled(saved)
 
@@ -262,4 +305,6 @@ def test_what_cannot_be_saved(fitted, colors, tmp_path):
         save_distilled(fitted, tmp_path / "set", accuracies=0.93)
     with pytest.raises(ValueError, match="inconsistent numbers"):
         save_distilled(fitted, tmp_path / "set", colors[0], colors[1][:3])
+    with pytest.raises(ValueError, match="give both of them, or none"):
+        save_distilled(fitted, tmp_path / "set", y_test=colors[1])
     assert not list(tmp_path.iterdir())

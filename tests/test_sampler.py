@@ -1,5 +1,8 @@
 """DistilledSampler, in imbalanced-learn's pipelines."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -61,6 +64,25 @@ def test_groups_reach_the_distiller(encoder, colors):
     sampler = DistilledSampler(CLPDistiller(encoder, max_iter=5, random_state=0))
     plain, grouped = sampler.fit_resample(X, y)[0], sampler.fit_resample(X, y, groups)[0]
     assert np.abs(plain - grouped).max() > 1e-4
+
+
+def test_groups_are_routed_whoever_is_imported_first():
+    code = """
+import sklearn, numpy as np
+from sklearn_clpdd import CLPDistiller, DistilledSampler, ClosedFormProbe
+from imblearn.pipeline import make_pipeline
+sklearn.set_config(enable_metadata_routing=True)
+seen = []
+class Noting(CLPDistiller):
+    def fit(self, X, y, groups=None):
+        seen.append(groups)
+        return super().fit(X, y, groups)
+sampler = DistilledSampler(Noting(None, max_iter=1)).set_fit_request(groups=True).set_fit_resample_request(groups=True)
+X = np.random.default_rng(0).normal(size=(40, 3))
+make_pipeline(sampler, ClosedFormProbe(1.0, temperature=1.0)).fit(X, np.arange(40) % 2, groups=np.arange(40) // 20)
+assert seen[0] is not None and len(seen[0]) == 40
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_features_as_pandas_has_them():

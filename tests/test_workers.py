@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import sklearn
 import torch
+from PIL import Image
 from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
@@ -21,6 +22,7 @@ from conftest import tiny_encoder
 from sklearn_clpdd import ClosedFormProbe, CLPDistiller, FrozenEncoder
 from sklearn_clpdd import _images as images_module
 from sklearn_clpdd._modules import _packed
+from sklearn_clpdd._store import feature_store
 
 
 class Noting(nn.Module):
@@ -94,6 +96,9 @@ def test_a_network_from_a_pickle_is_made_once(module, colors):
         one.model[0].weight.add_(1)
     again = pickle.loads(content)  # what was changed is not what was pickled
     assert again.model is not one.model
+    again.model[2] = nn.ReLU()
+    assert isinstance(pickle.loads(content).model[2], nn.SiLU)
+    again = pickle.loads(content)
     np.testing.assert_array_equal(again.transform(colors[0]), encoder.transform(colors[0]))
 
 
@@ -169,6 +174,33 @@ def test_a_full_disk_is_a_warning(module, colors, tmp_path, monkeypatch):
     with pytest.warns(UserWarning, match="could not be kept .* No space left"):
         features = FrozenEncoder(module, image_size=16, device="cpu", memory=tmp_path).transform(X)
     np.testing.assert_array_equal(features, wanted)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.name != ".gitignore"]  # no litter
+
+
+@pytest.mark.parametrize("lost", ["*.keys.npy", "*[0-9a-f].npy"])
+@pytest.mark.parametrize("how", ["cut off", "gone"])
+def test_a_cache_that_is_damaged_is_as_if_it_were_empty(module, colors, tmp_path, lost, how):
+    X, _ = colors
+    encoder = FrozenEncoder(module, image_size=16, device="cpu", memory=tmp_path)
+    wanted = encoder.transform(X)
+    for path in tmp_path.rglob(lost):
+        if not (lost != "*.keys.npy" and path.name.endswith(".keys.npy")):
+            path.write_bytes(b"") if how == "cut off" else path.unlink()
+    np.testing.assert_array_equal(encoder.transform(X), wanted)  # this process knows them to be there
+    feature_store.cache_clear()
+    np.testing.assert_array_equal(encoder.transform(X), wanted)
+
+
+def test_the_cache_tells_palettes_and_names_apart(module, tmp_path):
+    encoder = FrozenEncoder(module, image_size=16, device="cpu", memory=tmp_path / "cache")
+    indexed = [Image.new("P", (16, 16), 1) for _ in range(2)]
+    for picture, color in zip(indexed, ((255, 0, 0), (0, 0, 255)), strict=True):
+        picture.putpalette([0, 0, 0, *color])
+    one, other = (encoder.transform([picture]) for picture in indexed)
+    assert np.abs(one - other).max() > 1e-3
+    odd = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png")  # no UTF-8
+    Image.new("RGB", (16, 16), (255, 0, 0)).save(odd)
+    np.testing.assert_allclose(encoder.transform([odd]), one, atol=1e-6)
 
 
 def test_a_network_that_cannot_be_pickled_is_told(module, colors):

@@ -103,11 +103,14 @@ class Preprocessing:
 class Backbone:
     """A frozen network and its preprocessing: images ``(n, 3, s, s)`` in [0, 1] → features ``(n, n_features)``."""
 
-    def __init__(self, module: nn.Module, preprocessing: Preprocessing, n_features: int, device: torch.device):
+    def __init__(
+        self, module: nn.Module, preprocessing: Preprocessing, n_features: int, device: torch.device, weights_sha256: str = ""
+    ):
         self.module = module
         self.preprocessing = preprocessing
         self.n_features = n_features
         self.device = device
+        self.weights_sha256 = weights_sha256  # as they were loaded, before anything was folded
         self.digest: str | None = None  # of the network, once somebody has computed it
         self._mean, self._std = (
             torch.tensor(values, device=device)[:, None, None] for values in (preprocessing.mean, preprocessing.std)
@@ -235,7 +238,8 @@ def _load_named(name, weights, stamp, device, overrides) -> Backbone:
     backbone = _load_network(name, weights, stamp, device, given.pop("image_size", None))
     if not given:
         return backbone
-    return Backbone(backbone.module, replace(backbone.preprocessing, **given), backbone.n_features, device)
+    preprocessing = replace(backbone.preprocessing, **given)
+    return Backbone(backbone.module, preprocessing, backbone.n_features, device, backbone.weights_sha256)
 
 
 @lru_cache(maxsize=8)
@@ -297,24 +301,13 @@ def _load_module(module: nn.Module, weights: str | None, device: torch.device, w
     return _finish(module, _preprocessing(module, wanted), device)
 
 
-def weights_digest(model: str | nn.Module, weights: str | os.PathLike | None, image_size: int | None) -> str:
-    """SHA-256 of a network's parameters and buffers as they were loaded, before anything is folded: by name, shape and value."""
-    module: Any = model
-    if isinstance(model, str):
-        spec = BACKBONES.get(model, BackboneSpec(model))
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(0)
-            module = _create(
-                spec, None if weights is None else os.fspath(weights), image_size or spec.preprocessing.get("image_size")
-            )
-    elif weights is not None and weights != "auto":
-        module = copy.deepcopy(model)
-        load_strictly(module, read_state_dict(os.fspath(weights)), os.fspath(weights))
+def _weights_sha256(module: nn.Module) -> str:
+    """SHA-256 of a network's parameters and buffers, by name, shape and value."""
     digest = hashlib.sha256()
-    for name, tensor in module.state_dict().items():
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         values = tensor.detach().cpu().contiguous()
         digest.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
-        digest.update(values.reshape(-1).view(torch.uint8).numpy())
+        digest.update(values.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -350,10 +343,11 @@ def _finish(module: nn.Module, preprocessing: Preprocessing, device: torch.devic
             f"an encoder maps images (n, 3, H, W) to a tensor of features (n, d); {type(module).__name__} gave {seen} "
             "for one image. Wrap it in a module that pools or picks its output"
         )
+    weights_sha256 = _weights_sha256(module)
     module = folded(module, noise, features, paddings=device.type == "cpu")
     frugal(module)
     module = module.to(device).to(memory_format=torch.channels_last)
-    return Backbone(module, preprocessing, features.shape[1], device)
+    return Backbone(module, preprocessing, features.shape[1], device, weights_sha256)
 
 
 def _packaged(spec: BackboneSpec) -> str | None:
