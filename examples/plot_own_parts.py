@@ -67,8 +67,8 @@ print(f"nearest mean: {distiller.score(X_test, y_test):.3f}")
 # An augmentation
 # ---------------
 # Views that do not fit into memory together are made twice, for the features and for their gradient. So the random numbers are
-# drawn first, and applied afterwards: ``draw`` gives tensors whose first axis is the view, on the CPU; the call gets those of some
-# images.
+# drawn first, and applied afterwards: ``draw`` gives tensors whose first axis is the view, on the CPU; the call gets those of
+# some images.
 
 
 # begin augmentation

@@ -463,8 +463,8 @@ class Snapshots:
         """
         if not self.frames_:
             raise ValueError(
-                "there are no snapshots: give this object as callback= to a distiller, and fit it to images. A search or a sampler "
-                "fits a clone, which has its own: its `callback`"
+                "there are no snapshots: give this object as callback= to a distiller, and fit it to images. A search or a "
+                "sampler fits a clone, which has its own: its `callback`"
             )
         if n_columns is not None:
             check_scalar(n_columns, "n_columns", Integral, min_val=1)

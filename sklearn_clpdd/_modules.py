@@ -31,10 +31,28 @@ class HoldsModule:
         name = self._module_parameter
         if name not in vars(self):
             return super().__sklearn_clone__()  # type: ignore[misc]
-        shared = object.__new__(type(self))
-        shared.__dict__.update(vars(self) | {name: _mapped(_Held, vars(self)[name])})
-        cloned = super(HoldsModule, shared).__sklearn_clone__()  # type: ignore[misc]
+        cloned = super(HoldsModule, self._held()).__sklearn_clone__()  # type: ignore[misc]
         return cloned.set_params(**{name: _released(vars(cloned)[name])})
+
+    def __repr__(self, N_CHAR_MAX=700):
+        """scikit-learn's, with the types of networks in the place of their layers."""
+        return super(HoldsModule, self._named()).__repr__(N_CHAR_MAX)  # type: ignore[call-arg]
+
+    def _held(self):
+        """The same estimator, with its networks held."""
+        name, held = self._module_parameter, object.__new__(type(self))
+        held.__dict__.update(vars(self))
+        if name in vars(self):
+            held.__dict__[name] = _mapped(_Held, vars(self)[name])
+        return held
+
+    def _named(self):
+        """The same, and so the estimators within."""
+        named = self._held()
+        if self._module_parameter in vars(named):
+            within = vars(named)[self._module_parameter]
+            named.__dict__[self._module_parameter] = _estimators_named(within)
+        return named
 
     def __getstate__(self):
         state: Any = super().__getstate__()
@@ -55,6 +73,9 @@ class _Held:
     def __sklearn_clone__(self):
         return self
 
+    def __repr__(self):
+        return f"<{type(self.module).__name__}>"
+
     def __deepcopy__(self, memo):
         return _Held(copy.deepcopy(self.module, memo))
 
@@ -67,6 +88,12 @@ def _mapped(function, value: Any) -> Any:
     if isinstance(value, list | tuple):
         return type(value)(_mapped(function, one) for one in value)
     return function(value) if isinstance(value, nn.Module) else value
+
+
+def _estimators_named(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return type(value)(map(_estimators_named, value))
+    return value._named() if isinstance(value, HoldsModule) else value
 
 
 def _released(value: Any) -> Any:

@@ -86,6 +86,18 @@ def distillation_report(
     See Also
     --------
     save_distilled : The set itself, for others.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from sklearn_clpdd import CLPDistiller, FrozenEncoder, distillation_report
+    >>> from sklearn_clpdd.datasets import load_digit_images
+    >>> X, y = load_digit_images()
+    >>> distiller = CLPDistiller(FrozenEncoder(image_size=32), max_iter=3, random_state=0).fit(X[:50], y[:50])
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     page = distillation_report(distiller, X[50:100], y[50:100], f"{folder}/report.html").read_text()
+    >>> page[:15]
+    '<!DOCTYPE html>'
     """
     check_matplotlib_support("distillation_report")
     from .evaluation import compared, transfer_scores  # slow to import, as below

@@ -61,6 +61,19 @@ def compare_with_real(distiller: BaseDistiller, X, y, X_test, y_test, *, n_draws
         Before an encoder is at work: samples and labels of different numbers, ``n_draws`` out of its range.
     NotFittedError
         If the distiller is not fitted.
+
+    Examples
+    --------
+    >>> from sklearn_clpdd import FrozenEncoder
+    >>> from sklearn_clpdd.datasets import load_digit_images
+    >>> from sklearn_clpdd.evaluation import compare_with_real
+    >>> X, y = load_digit_images()
+    >>> encoder = FrozenEncoder(image_size=32)
+    >>> from sklearn_clpdd.baselines import ClassCentroids
+    >>> distiller = ClassCentroids(encoder).fit(X[:100], y[:100])
+    >>> rows = compare_with_real(distiller, X[:100], y[:100], X[100:200], y[100:200], random_state=0)
+    >>> {name: n for name, (n, accuracy) in rows.items()}
+    {'all real': 100, 'random real': 10, 'distilled': 10}
     """
     check_scalar(n_draws, "n_draws", Integral, min_val=1)
     check_consistent_length(X, y)
@@ -132,6 +145,17 @@ def closed_form_probe_scores(
     See Also
     --------
     sgd_probe_scores : A probe that is trained as LGM trains it.
+
+    Examples
+    --------
+    >>> from sklearn_clpdd import FrozenEncoder
+    >>> from sklearn_clpdd.datasets import load_digit_images
+    >>> from sklearn_clpdd.evaluation import closed_form_probe_scores
+    >>> X, y = load_digit_images()
+    >>> encoder = FrozenEncoder(image_size=32)
+    >>> scores = closed_form_probe_scores(X[:100], y[:100], X[100:200], y[100:200], encoder=encoder)
+    >>> sorted(scores), bool(scores["top5"] >= scores["top1"])
+    (['top1', 'top5'], True)
     """
     _check_alpha(alpha)
     check_scalar(n_views, "n_views", Integral, min_val=0)
@@ -180,6 +204,17 @@ def probe_scores(
     ------
     ValueError, TypeError, FileNotFoundError, OSError
         As :func:`closed_form_probe_scores`.
+
+    Examples
+    --------
+    >>> from sklearn_clpdd import FrozenEncoder
+    >>> from sklearn_clpdd.datasets import load_digit_images
+    >>> from sklearn_clpdd.evaluation import probe_scores
+    >>> X, y = load_digit_images()
+    >>> encoder = FrozenEncoder(image_size=32)
+    >>> scores = probe_scores(X[:20], y[:20], X[100:200], y[100:200], encoder=encoder, n_epochs=2, random_state=0)
+    >>> list(scores)
+    ['closed_form', 'closed_form_views', 'logistic', 'knn', 'sgd']
     """
     check_scalar(alpha, "alpha", Real, min_val=0, include_boundaries="neither")
     _check_heads(n_epochs, n_repeats, 0)
@@ -243,6 +278,17 @@ def sgd_probe_scores(images, labels, X_test, y_test, *, encoder=None, n_epochs=1
     ----------
     *Dataset Distillation for Pre-Trained Self-Supervised Vision Models*, arXiv 2511.16674, evaluation; but for its choice of
     the best epoch by test accuracy.
+
+    Examples
+    --------
+    >>> from sklearn_clpdd import FrozenEncoder
+    >>> from sklearn_clpdd.datasets import load_digit_images
+    >>> from sklearn_clpdd.evaluation import sgd_probe_scores
+    >>> X, y = load_digit_images()
+    >>> encoder = FrozenEncoder(image_size=32)
+    >>> scores = sgd_probe_scores(X[:20], y[:20], X[100:200], y[100:200], encoder=encoder, n_epochs=2, n_repeats=3)
+    >>> scores["top1"].shape
+    (3,)
     """
     _check_heads(n_epochs, n_repeats, 1)
     task = _task(images, labels, X_test, y_test, groups, encoder, raw=True)
@@ -282,6 +328,18 @@ def transfer_scores(
     ------
     ValueError, TypeError, FileNotFoundError, OSError
         As :func:`closed_form_probe_scores`.
+
+    Examples
+    --------
+    >>> from sklearn_clpdd import FrozenEncoder
+    >>> from sklearn_clpdd.datasets import load_digit_images
+    >>> from sklearn_clpdd.evaluation import transfer_scores
+    >>> X, y = load_digit_images()
+    >>> encoder = FrozenEncoder(image_size=32)
+    >>> encoders = {"32 px": encoder, "48 px": FrozenEncoder(image_size=48)}
+    >>> scores = transfer_scores(X[:20], y[:20], X[100:200], y[100:200], encoders, n_repeats=0)
+    >>> list(scores), list(scores["48 px"])
+    (['32 px', '48 px'], ['closed_form'])
     """
     _check_alpha(alpha)
     _check_heads(n_epochs, n_repeats, 0)

@@ -146,7 +146,7 @@ def load_distilled(directory):
 
     See Also
     --------
-    save_distilled : Writes it.
+    save_distilled : Writes it; with an example.
     """
     directory = Path(directory)
     path = directory / _MANIFEST

@@ -3,8 +3,8 @@
 import shutil
 
 import pytest
+from networks import tiny_encoder
 
-from conftest import tiny_encoder
 from sklearn_clpdd import CLPDistiller, FrozenEncoder, distillation_report
 
 pytestmark = pytest.mark.slow

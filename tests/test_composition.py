@@ -12,6 +12,7 @@ import pytest
 import sklearn
 import torch
 from matplotlib.figure import Figure
+from networks import tiny_encoder
 from PIL import Image
 from scipy.stats import loguniform
 from sklearn.base import clone
@@ -36,7 +37,6 @@ from sklearn.pipeline import FeatureUnion, Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.fixes import parse_version
 
-from conftest import tiny_encoder
 from sklearn_clpdd import ClosedFormProbe, CLPDistiller, DistilledSampler, FrozenEncoder
 from sklearn_clpdd.baselines import ClassCentroids, DMDistiller, LGMDistiller, NearestReals, RandomSubset
 

@@ -35,7 +35,7 @@ def fitted(colors_once):
 
 @pytest.fixture(scope="module")
 def colors_once(request):
-    from conftest import tiny_encoder
+    from networks import tiny_encoder
 
     return tiny_encoder(), request.getfixturevalue("colors")
 

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from networks import tiny_encoder
 from PIL import Image, UnidentifiedImageError
 from sklearn.exceptions import NotFittedError
 
-from conftest import tiny_encoder
 from sklearn_clpdd import CLPDistiller, FrozenEncoder, load_distilled, save_distilled
 from sklearn_clpdd.datasets import load_image_folder
 from sklearn_clpdd.io import class_folders

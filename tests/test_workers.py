@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 import sklearn
 import torch
+from networks import tiny_encoder
 from PIL import Image
 from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
 from torch import nn
 
-from conftest import tiny_encoder
 from sklearn_clpdd import ClosedFormProbe, CLPDistiller, FrozenEncoder
 from sklearn_clpdd import _images as images_module
 from sklearn_clpdd._modules import _packed
@@ -75,6 +75,14 @@ def test_clones_share_a_network_and_copies_do_not(module):
     assert copy.copy(encoder).model is module
     assert copy.deepcopy(encoder).model is not module
     assert clone(make_pipeline(encoder, ClosedFormProbe()))[0].model is module
+
+
+def test_the_repr_of_a_network_is_short(module):
+    assert repr(FrozenEncoder(module, image_size=16)) == "FrozenEncoder(image_size=16, model=<Sequential>)"
+    several = CLPDistiller([module, FrozenEncoder(module, image_size=16)], alpha=2.0)
+    shown = repr(several).replace("\n", "").replace(" ", "")
+    assert shown == "CLPDistiller(alpha=2.0,encoder=[<Sequential>,FrozenEncoder(image_size=16,model=<Sequential>)])"
+    assert repr(FrozenEncoder()) == "FrozenEncoder()"
 
 
 def test_a_clone_has_all_that_a_clone_has(module):

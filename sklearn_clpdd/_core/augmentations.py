@@ -46,6 +46,12 @@ class DSA(Augmentation):
     References
     ----------
     DSA: differentiable siamese augmentation, arXiv 2102.08259; the three are those that LGM uses (arXiv 2511.16674).
+
+    Examples
+    --------
+    >>> from sklearn_clpdd import DSA, CLPDistiller
+    >>> CLPDistiller(augmentation=DSA(flip=0, scale=(0.8, 1))).augmentation.scale
+    (0.8, 1)
     """
 
     scale: tuple[float, float] = (0.08, 1.0)
