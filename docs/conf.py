@@ -20,7 +20,7 @@ extensions = [
     "sphinx_gallery.gen_gallery",
 ]
 exclude_patterns = ["_build"]
-suppress_warnings = ["myst.xref_missing"]  # links of CHANGELOG.md that are for a reader of the repository
+suppress_warnings = ["myst.xref_missing", "myst.header"]  # CHANGELOG.md is for a reader of the repository, too
 templates_path = ["_templates"]
 html_theme = "pydata_sphinx_theme"
 html_theme_options = {"show_prev_next": False}
