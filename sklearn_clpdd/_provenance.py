@@ -34,12 +34,11 @@ def in_words(distiller: BaseDistiller) -> str:
 def manifest_of(distiller: BaseDistiller) -> dict[str, Any]:
     """Method, parameters, encoders, data and versions, of values that JSON has."""
     fitted = ("alpha_", "temperature_", "neighbor_temperature_", "n_iter_", "n_views_")
-    parameters = {name: value for name, value in distiller.get_params(deep=False).items() if name not in _LOCAL}
     seconds = {"seconds": distiller.history_[-1]["seconds"]} if getattr(distiller, "history_", None) else {}
     return {
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "method": type(distiller).__name__,
-        "parameters": {name: _plain(value) for name, value in parameters.items()},
+        "parameters": _parameters(distiller),
         "fitted": {name[:-1]: _plain(getattr(distiller, name)) for name in fitted if hasattr(distiller, name)} | seconds,
         "encoders": distiller._encoder_entries,
         "data": {
@@ -51,8 +50,15 @@ def manifest_of(distiller: BaseDistiller) -> dict[str, Any]:
     }
 
 
+def _parameters(distiller: BaseDistiller) -> dict[str, Any]:
+    given = distiller.get_params(deep=False)
+    return {name: _plain(value) for name, value in given.items() if name not in _LOCAL}
+
+
 def _plain(value: Any) -> Any:
-    """A value that JSON has: of others their `repr`."""
+    """A value that JSON has: of a distiller its parameters, of others their `repr`."""
+    if isinstance(value, BaseDistiller):
+        return {"method": type(value).__name__, **_parameters(value)}
     if value is None or isinstance(value, bool | str):
         return value
     if isinstance(value, Integral):

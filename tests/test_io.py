@@ -16,6 +16,7 @@ from PIL import Image, UnidentifiedImageError
 from sklearn.exceptions import NotFittedError
 
 from sklearn_clpdd import CLPDistiller, FrozenEncoder, load_distilled, save_distilled
+from sklearn_clpdd.baselines import NearestReals
 from sklearn_clpdd.datasets import load_image_folder
 from sklearn_clpdd.io import class_folders
 
@@ -55,6 +56,15 @@ def test_the_manifest_says_where_it_comes_from(fitted, saved, colors, tmp_path):
     assert not {"memory", "checkpoint", "device", "encoder", "callback"} & manifest["parameters"].keys()
     assert str(tmp_path.parent) not in text  # nothing of this machine: cache and checkpoint are below
     assert "private" not in text
+
+
+def test_a_baseline_says_whose_neighbours_it_has(colors, module, tmp_path):
+    encoder = FrozenEncoder(module, image_size=16, device="cpu", memory=tmp_path / "private")
+    nearest = NearestReals(CLPDistiller(encoder, max_iter=3, random_state=0)).fit(*colors)
+    folder = save_distilled(nearest, tmp_path / "set")
+    own = load_distilled(folder)[2]["parameters"]["distiller"]
+    assert (own["method"], own["max_iter"], "encoder" in own) == ("CLPDistiller", 3, False)
+    assert "private" not in (folder / "manifest.json").read_text()
 
 
 def test_accuracies_with_their_protocols(fitted, colors, tmp_path):
