@@ -64,8 +64,8 @@ snapshots.save_gif(output / "digits.gif")
 #
 # Where they lie
 # --------------
-# Features in the two directions of their largest variance. Synthetic images lie outside of the clouds of their classes: what
-# tells a class from the others is exaggerated in them.
+# Features in the two directions of their largest variance. Some synthetic images lie outside of the clouds of their classes, away
+# from the others: what tells the class from these is exaggerated in them.
 
 FeatureMapDisplay.from_estimator(distiller, X_train, y_train, random_state=0)
 

@@ -57,7 +57,9 @@ def test_the_report_can_be_read(browser, report, width, height, scheme):
     assert min(curve) > 200
 
 
-def test_the_report_has_no_barriers(browser, report):
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_report_has_no_barriers(browser, report, scheme):
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]})
     axe = pytest.importorskip("axe_selenium_python", reason="pip install sklearn-clpdd[slow]").Axe(browser)
     browser.get(report.as_uri())
     axe.inject()
