@@ -6,7 +6,7 @@ from numbers import Integral
 import numpy as np
 from PIL import Image, ImageDraw
 from sklearn.base import BaseEstimator, clone
-from sklearn.utils import check_random_state, check_scalar
+from sklearn.utils import _safe_indexing, check_random_state, check_scalar
 from sklearn.utils._optional_dependencies import check_matplotlib_support
 from sklearn.utils.validation import check_consistent_length, check_is_fitted, column_or_1d
 
@@ -83,8 +83,7 @@ class SyntheticImagesDisplay:
         """
         check_matplotlib_support(f"{cls.__name__}.from_estimator")
         images = images_of(distiller)
-        if (X is None) != (y is None):
-            raise ValueError("X and y are test samples: give both of them, or none")
+        check_both("X and y", X, y)
         accuracy = held_out_accuracy(distiller) if X is None else distiller.score(X, y)
         scored = "" if accuracy is None else f"{'held-out' if X is None else 'test'} accuracy {accuracy:.3f}\n"
         display = cls(images, distiller.y_synthetic_, title=scored + in_words(distiller))
@@ -107,19 +106,16 @@ class SyntheticImagesDisplay:
         import matplotlib.pyplot as plt
 
         check_scalar(max_images, "max_images", Integral, min_val=1)
-        if n_columns is not None:
-            check_scalar(n_columns, "n_columns", Integral, min_val=1)
         if ax is not None and ax.get_subplotspec() is None:
             raise ValueError(
                 "ax has no place in a grid of subplots, which the images divide; give one that plt.subplots() has made"
             )
         labels = column_or_1d(self.labels)
         check_consistent_length(self.images, labels)
-        counts = np.unique(labels, return_counts=True)[1]
         rows = evenly(len(labels), max_images)
-        if n_columns is None:
-            n_columns = int(counts[0]) if len(rows) == len(labels) and len(set(counts)) == 1 and counts[0] > 1 else None
-        n_columns = columns_for(len(rows)) if n_columns is None else n_columns
+        counts = set(np.unique(labels[rows], return_counts=True)[1].tolist())
+        in_rows_of_classes = len(counts) == 1 and counts != {1}
+        n_columns = _checked_columns(n_columns, counts.pop() if in_rows_of_classes else columns_for(len(rows)))
         n_rows = -(-len(rows) // n_columns)
         if ax is None:
             figure, ax = plt.subplots(figsize=(max(1.3 * n_columns, 5), 1.55 * n_rows + 0.5), layout="constrained")
@@ -245,17 +241,10 @@ class HistoryDisplay:
                 right.legend()
             right.set(xlabel="step", ylabel="held-out accuracy")
         if len(steps) > 1 and seconds[-1] > seconds[0]:
-            slope = (seconds[-1] - seconds[0]) / (steps[-1] - steps[0])
-
-            def to_seconds(at):  # beyond the ends, where matplotlib looks too, at the mean rate
-                before, after = np.minimum(np.subtract(at, steps[0]), 0), np.maximum(np.subtract(at, steps[-1]), 0)
-                return np.interp(at, steps, seconds) + slope * (before + after)
-
-            def to_steps(at):
-                before, after = np.minimum(np.subtract(at, seconds[0]), 0), np.maximum(np.subtract(at, seconds[-1]), 0)
-                return np.interp(at, seconds, steps) + (before + after) / slope
-
-            left.secondary_xaxis("top", functions=(to_seconds, to_steps)).set_xlabel("seconds")
+            # The axis is longer than the run: on both sides by as much again, at its mean rate.
+            steps, seconds = ([2 * own[0] - own[-1], *own, 2 * own[-1] - own[0]] for own in (steps, seconds))
+            functions = (lambda at: np.interp(at, steps, seconds), lambda at: np.interp(at, seconds, steps))
+            left.secondary_xaxis("top", functions=functions).set_xlabel("seconds")
         return self
 
 
@@ -343,8 +332,7 @@ class FeatureMapDisplay:
         check_consistent_length(X, y)
         rng = check_random_state(random_state)
         rows = np.sort(rng.permutation(len(y))[:max_samples])
-        X = X.iloc[rows] if hasattr(X, "iloc") else [X[i] for i in rows] if isinstance(X, list | tuple) else X[rows]
-        Z = np.concatenate([distiller.features(X), distiller.features(distiller.X_synthetic_)])
+        Z = np.concatenate([distiller.features(_safe_indexing(X, rows)), distiller.features(distiller.X_synthetic_)])
         labels = np.concatenate([y[rows], distiller.y_synthetic_])
         reducer = PCA(2, random_state=0) if reducer is None else clone(reducer)
         places = np.asarray(reducer.fit_transform(Z, labels))
@@ -466,9 +454,7 @@ class Snapshots:
                 "there are no snapshots: give this object as callback= to a distiller, and fit it to images. A search or a "
                 "sampler fits a clone, which has its own: its `callback`"
             )
-        if n_columns is not None:
-            check_scalar(n_columns, "n_columns", Integral, min_val=1)
-        n_columns = columns_for(len(self.frames_[0])) if n_columns is None else n_columns
+        n_columns = _checked_columns(n_columns, columns_for(len(self.frames_[0])))
         pages = [_titled(mosaic(frame, n_columns), f"step {s}") for s, frame in zip(self.steps_, self.frames_, strict=True)]
         each = max(20, round(1000 * seconds / len(pages)))
         durations = [each] * (len(pages) - 1) + [2000]
@@ -480,6 +466,18 @@ def _titled(picture: np.ndarray, title: str, margin: int = 14) -> Image.Image:
     page.paste(Image.fromarray(picture), (0, margin))
     ImageDraw.Draw(page).text((2, 1), title, fill="black")
     return page
+
+
+def _checked_columns(given, otherwise: int) -> int:
+    return otherwise if given is None else check_scalar(given, "n_columns", Integral, min_val=1)
+
+
+def check_both(names: str, X, y) -> None:
+    """Raise where samples are given without labels, labels without samples, or numbers of them that differ."""
+    if (X is None) != (y is None):
+        raise ValueError(f"{names} are samples and their labels: give both of them, or none")
+    if X is not None:
+        check_consistent_length(X, y)
 
 
 def images_of(distiller: BaseEstimator) -> np.ndarray:

@@ -220,24 +220,30 @@ class FrozenEncoder(HoldsModule, Transformer, BaseEstimator):
         the first is encoded.
         """
         backbone, store = self.load(), self._store()
-        n = len(images)
-        keys = np.empty((n, 0), dtype=np.uint8) if store is None else images.keys()
-        known = np.zeros(n, dtype=bool) if store is None else store.find(keys)
-        images.check(self.n_jobs, None if not known.any() else np.flatnonzero(~known).tolist())
-        starts = list(range(0, n, _BLOCK))
-        if store is not None:  # processes that begin with the same images together share them out
-            Random(uuid4().int).shuffle(starts)
-        with tqdm(total=n, desc="encoding", unit="img", disable=not self.verbose) as bar:
-            for rows in (range(start, min(start + _BLOCK, n)) for start in starts):
-                Z = np.empty((len(rows), backbone.n_features), dtype=np.float32)
-                known = np.zeros(len(rows), dtype=bool) if store is None else store.read(keys[rows.start : rows.stop], Z)
-                missing = rows if not known.any() else [rows[i] for i in np.flatnonzero(~known)]
-                bar.update(int(known.sum()))
-                if len(missing):
-                    Z[~known] = self._encode(images, missing, backbone, bar)
-                    if store is not None:
-                        store.write(keys[missing], Z[~known])
-                yield slice(rows.start, rows.stop), Z
+        with tqdm(total=len(images), desc="encoding", unit="img", disable=not self.verbose) as bar:
+            if store is not None:
+                yield from self._kept_blocks(images, backbone, store, bar)
+                return
+            images.check(self.n_jobs)
+            for rows in _in_blocks(len(images)):
+                yield slice(rows.start, rows.stop), self._encode(images, rows, backbone, bar)
+
+    def _kept_blocks(
+        self, images: Images, backbone: Backbone, store: FeatureStore, bar: tqdm
+    ) -> Iterator[tuple[slice, np.ndarray]]:
+        keys = images.keys()
+        images.check(self.n_jobs, np.flatnonzero(~store.find(keys)).tolist())
+        blocks = _in_blocks(len(images))
+        Random(uuid4().int).shuffle(blocks)  # processes that begin with the same images together share them out
+        for rows in blocks:
+            Z = np.empty((len(rows), backbone.n_features), dtype=np.float32)
+            known = store.read(keys[rows.start : rows.stop], Z)
+            bar.update(int(known.sum()))
+            if not known.all():
+                missing = rows.start + np.flatnonzero(~known)
+                Z[~known] = self._encode(images, missing.tolist() if known.any() else rows, backbone, bar)
+                store.write(keys[missing], Z[~known])
+            yield slice(rows.start, rows.stop), Z
 
     def _store(self) -> FeatureStore | None:
         """Where features are kept, if they are."""
@@ -246,7 +252,7 @@ class FrozenEncoder(HoldsModule, Transformer, BaseEstimator):
             return None
         if memory.backend != "local":
             raise ValueError(f"memory= keeps features in files; got a joblib.Memory with backend={memory.backend!r}")
-        return feature_store(Path(memory.store_backend.location, "sklearn_clpdd", self.identity()))
+        return feature_store(Path(memory.store_backend.location, "sklearn_clpdd", self.identity()).absolute())
 
     def _encode(self, images: Images, indices, backbone: Backbone, bar: tqdm) -> np.ndarray:
         """Features ``(len(indices), d)`` float32 of the images there."""
@@ -317,6 +323,10 @@ class FrozenEncoder(HoldsModule, Transformer, BaseEstimator):
         tags.input_tags.three_d_array = True
         tags.input_tags.string = True
         return tags
+
+
+def _in_blocks(n: int) -> list[range]:
+    return [range(start, min(start + _BLOCK, n)) for start in range(0, n, _BLOCK)]
 
 
 def _ahead(batches: Iterator[Tensor]) -> Iterator[Tensor]:

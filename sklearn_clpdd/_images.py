@@ -3,6 +3,7 @@
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from hashlib import blake2b
 
 import joblib
@@ -77,11 +78,15 @@ class _PixelArray(Images):
                 )
 
     def keys(self):
+        return self._keys
+
+    portable_keys = keys
+
+    @cached_property
+    def _keys(self) -> np.ndarray:
         pixels = self.pixels if isinstance(self.pixels, np.ndarray) else self.pixels.numpy()
         form = f"{pixels.dtype} {pixels.shape[1:]}".encode()
         return _stacked(_digest(form, np.ascontiguousarray(image).data) for image in pixels)
-
-    portable_keys = keys
 
     def _at(self, indices):
         """The pixels there, a view where they are a range."""
@@ -90,7 +95,7 @@ class _PixelArray(Images):
     def read(self, indices, prepare, n_jobs=None):
         batch = self._at(indices)
         if isinstance(batch, np.ndarray):
-            batch = torch.tensor(np.ascontiguousarray(batch)).permute(0, 3, 1, 2)  # torch knows no negative strides
+            batch = torch.from_numpy(np.array(batch, order="C")).permute(0, 3, 1, 2)  # torch knows no negative strides
         return prepare(_unit_rgb(batch))
 
 
@@ -109,12 +114,16 @@ class _PictureList(Images):
         self._report(indices, parallel(joblib.delayed(_fault)(self.pictures[i]) for i in indices))
 
     def keys(self):
-        self._report(range(len(self)), [_absence(picture) for picture in self.pictures])
-        return _stacked(map(_key, self.pictures))
+        return self._both_keys[0]
 
     def portable_keys(self):
-        self._report(range(len(self)), [_absence(picture) for picture in self.pictures])
-        return _stacked(map(_portable_key, self.pictures))
+        return self._both_keys[1]
+
+    @cached_property
+    def _both_keys(self) -> tuple[np.ndarray, np.ndarray]:
+        both = [_both_digests(picture) for picture in self.pictures]
+        self._report(range(len(self)), [None if digests else _MISSING for digests in both])
+        return _stacked(key for key, _ in both), _stacked(portable for _, portable in both)
 
     def _report(self, indices: Sequence[int], faults: list[str | None]) -> None:
         """Raise one error for all pictures that have a fault."""
@@ -277,23 +286,21 @@ def _threads(n_jobs: int | None) -> int | None:
     return max(1, min(joblib.effective_n_jobs(n_jobs), int(limit)))
 
 
-def _absence(picture) -> str | None:
-    return None if isinstance(picture, Image.Image) or os.path.exists(picture) else _MISSING
+def _both_digests(picture) -> tuple[bytes, ...]:
+    """By what a picture is known here, and wherever there is a copy of it; nothing, of a file that is not there.
 
-
-def _key(picture) -> bytes:
-    if isinstance(picture, Image.Image):
-        return _portable_key(picture)
-    status = os.stat(picture)
-    return _digest(os.fsencode(os.path.abspath(picture)), f"{status.st_size} {status.st_mtime_ns}".encode())
-
-
-def _portable_key(picture) -> bytes:
-    """Of a file: its name and its size, for to read them all would take as long as to encode them."""
+    The latter is of a file's name and its size, for to read them all would take as long as to encode them.
+    """
     if isinstance(picture, Image.Image):
         pixels = _to_array(picture)
-        return _digest(str(pixels.shape).encode(), pixels.data)
-    return _digest(os.fsencode(os.path.basename(picture)), str(os.stat(picture).st_size).encode())
+        return (_digest(str(pixels.shape).encode(), pixels.data),) * 2
+    try:
+        status = os.stat(picture)
+    except OSError:
+        return ()
+    size, time = str(status.st_size).encode(), str(status.st_mtime_ns).encode()
+    name = os.fsencode(os.path.abspath(picture))
+    return _digest(size + b" " + time, name), _digest(size, os.path.basename(name))
 
 
 def _digest(form: bytes, content) -> bytes:

@@ -1,6 +1,7 @@
 """Networks as parameters of estimators: shared by their clones, and sent to another process once."""
 
 import copy
+import io
 from collections import OrderedDict
 from pickle import PicklingError
 from typing import Any
@@ -9,9 +10,9 @@ from weakref import WeakKeyDictionary
 import cloudpickle
 import joblib
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
-from ._core.backbones import tensor_sums
+from ._core.backbones import tensor_digest, tensor_sums
 
 # Networks that a process keeps of those that were sent to it.
 _KEPT = 4
@@ -28,40 +29,29 @@ class HoldsModule:
     _module_parameter: str
 
     def __sklearn_clone__(self):
-        name = self._module_parameter
-        if name not in vars(self):
-            return super().__sklearn_clone__()  # type: ignore[misc]
-        cloned = super(HoldsModule, self._held()).__sklearn_clone__()  # type: ignore[misc]
-        return cloned.set_params(**{name: _released(vars(cloned)[name])})
+        cloned = super(HoldsModule, self._with(_hold)).__sklearn_clone__()  # type: ignore[misc]
+        return cloned._with(_release)
 
     def __repr__(self, N_CHAR_MAX=700):
         """scikit-learn's, with the types of networks in the place of their layers."""
-        return super(HoldsModule, self._named()).__repr__(N_CHAR_MAX)  # type: ignore[call-arg]
+        return super(HoldsModule, self._with(_shown)).__repr__(N_CHAR_MAX)  # type: ignore[call-arg]
 
-    def _held(self):
-        """The same estimator, with its networks held."""
-        name, held = self._module_parameter, object.__new__(type(self))
-        held.__dict__.update(vars(self))
+    def _with(self, change):
+        """The same estimator, with its parameter changed."""
+        name, other = self._module_parameter, object.__new__(type(self))
+        other.__dict__.update(vars(self))
         if name in vars(self):
-            held.__dict__[name] = _mapped(_Held, vars(self)[name])
-        return held
-
-    def _named(self):
-        """The same, and so the estimators within."""
-        named = self._held()
-        if self._module_parameter in vars(named):
-            within = vars(named)[self._module_parameter]
-            named.__dict__[self._module_parameter] = _estimators_named(within)
-        return named
+            other.__dict__[name] = _each(change, vars(self)[name])
+        return other
 
     def __getstate__(self):
         state: Any = super().__getstate__()
         name = self._module_parameter
-        return state | {name: _mapped(_Held, state[name])} if name in state else state
+        return state | {name: _each(_hold, state[name])} if name in state else state
 
     def __setstate__(self, state):
         name = self._module_parameter
-        super().__setstate__(state | {name: _released(state[name])} if name in state else state)  # type: ignore[misc]
+        super().__setstate__(state | {name: _each(_release, state[name])} if name in state else state)  # type: ignore[misc]
 
 
 class _Held:
@@ -83,23 +73,21 @@ class _Held:
         return _arrived, _packed(self.module)
 
 
-def _mapped(function, value: Any) -> Any:
-    """A parameter whose networks are mapped."""
-    if isinstance(value, list | tuple):
-        return type(value)(_mapped(function, one) for one in value)
-    return function(value) if isinstance(value, nn.Module) else value
+def _each(function, value: Any) -> Any:
+    """A parameter, changed; of a list its members."""
+    return type(value)(_each(function, one) for one in value) if isinstance(value, list | tuple) else function(value)
 
 
-def _estimators_named(value: Any) -> Any:
-    if isinstance(value, list | tuple):
-        return type(value)(map(_estimators_named, value))
-    return value._named() if isinstance(value, HoldsModule) else value
+def _hold(value: Any) -> Any:
+    return _Held(value) if isinstance(value, nn.Module) else value
 
 
-def _released(value: Any) -> Any:
-    if isinstance(value, list | tuple):
-        return type(value)(map(_released, value))
+def _release(value: Any) -> Any:
     return value.module if isinstance(value, _Held) else value
+
+
+def _shown(value: Any) -> Any:
+    return value._with(_shown) if isinstance(value, HoldsModule) else _hold(value)
 
 
 _sent: WeakKeyDictionary[nn.Module, tuple[str, np.ndarray]] = WeakKeyDictionary()
@@ -108,18 +96,41 @@ _sent: WeakKeyDictionary[nn.Module, tuple[str, np.ndarray]] = WeakKeyDictionary(
 def _packed(module: nn.Module) -> tuple[str, np.ndarray]:
     """Digest and pickle of a network; the same array as before if nothing has changed, by which joblib knows it again."""
     try:
-        on_cpu = all(tensor.device.type == "cpu" for tensor in (*module.parameters(), *module.buffers()))
-        content = cloudpickle.dumps(module if on_cpu else copy.deepcopy(module).cpu())
+        digest = _digest(module)
+        if module not in _sent or _sent[module][0] != digest:
+            on_cpu = all(tensor.device.type == "cpu" for tensor in (*module.parameters(), *module.buffers()))
+            content = cloudpickle.dumps(module if on_cpu else copy.deepcopy(module).cpu())
+            _sent[module] = digest, np.frombuffer(content, dtype=np.uint8)
     except Exception as error:  # whatever pickling a user's module raises
         raise PicklingError(
             f"a {type(module).__name__} cannot be saved or sent to another process ({type(error).__name__}: {error}). "
             "Take out of the module what cannot be pickled; or give the name of a timm model; or keep to one process, with "
             "n_jobs=1 or joblib.parallel_config(backend='threading')"
         ) from error
-    digest = joblib.hash(content)
-    if module not in _sent or _sent[module][0] != digest:
-        _sent[module] = digest, np.frombuffer(content, dtype=np.uint8)
     return _sent[module]
+
+
+class _WithoutTensors(cloudpickle.Pickler):
+    """Pickles layers and code; tensors are put aside."""
+
+    def __init__(self, file):
+        super().__init__(file)
+        self.tensors: list[Tensor] = []
+
+    def persistent_id(self, obj):
+        """The number of a tensor."""
+        if not isinstance(obj, Tensor):
+            return None
+        self.tensors.append(obj)
+        return len(self.tensors)
+
+
+def _digest(module: nn.Module) -> str:
+    """Of its layers, their code and the values of its tensors: torch's own pickles hold addresses."""
+    file = io.BytesIO()
+    pickler = _WithoutTensors(file)
+    pickler.dump(module)
+    return joblib.hash((file.getvalue(), tensor_digest(enumerate(pickler.tensors))))
 
 
 def _state(module: nn.Module) -> tuple:

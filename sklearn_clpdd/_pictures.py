@@ -24,11 +24,6 @@ def to_png(image: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def data_uri(png: bytes) -> str:
-    """A PNG file as the address of an image in a page that has no other files."""
-    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
-
-
 def evenly(n: int, most: int) -> np.ndarray:
     """Positions of ``most`` among ``n`` at the most, evenly spaced."""
     return np.unique(np.linspace(0, n - 1, min(n, most)).astype(int))
@@ -36,7 +31,7 @@ def evenly(n: int, most: int) -> np.ndarray:
 
 def columns_for(n: int) -> int:
     """Columns of a grid of ``n`` images: a row up to five, else about as wide as two times its height."""
-    return n if n <= 5 else math.ceil(math.sqrt(2 * n)) if n > 10 else 5
+    return min(n, max(5, math.ceil(math.sqrt(2 * n))))
 
 
 def mosaic(images: np.ndarray, n_columns: int, gap: int = 2) -> np.ndarray:
@@ -50,15 +45,21 @@ def mosaic(images: np.ndarray, n_columns: int, gap: int = 2) -> np.ndarray:
     return whole
 
 
+def for_html(images: np.ndarray, labels: np.ndarray, most: int) -> list[tuple[str, str]]:
+    """Labels of some of the images in [0, 1], and their PNG files as addresses in a page that has no other files."""
+    rows = evenly(len(images), most)
+    files = (base64.b64encode(to_png(image)).decode() for image in to_8_bit(images[rows]))
+    return [(str(labels[row]), f"data:image/png;base64,{file}") for row, file in zip(rows, files, strict=True)]
+
+
 def html_strip(images: np.ndarray, labels: np.ndarray) -> str:
     """Some of the images in [0, 1] as HTML, for notebooks."""
-    rows = evenly(len(images), _SHOWN)
-    names = (escape(str(label)) for label in labels[rows])
+    shown = for_html(images, labels, _SHOWN)
     figures = (
         '<figure style="margin:0;text-align:center;font-size:small">'
-        f'<img src="{data_uri(to_png(image))}" alt="synthetic image of class {name}" style="width:{_SHOWN_SIDE}px;display:block">'
+        f'<img src="{source}" alt="synthetic image of class {name}" style="width:{_SHOWN_SIDE}px;display:block">'
         f"<figcaption>{name}</figcaption></figure>"
-        for image, name in zip(to_8_bit(images[rows]), names, strict=True)
+        for name, source in ((escape(label), source) for label, source in shown)
     )
-    more = f"<p>{len(rows)} of {len(images)} synthetic images</p>" if len(rows) < len(images) else ""
+    more = f"<p>{len(shown)} of {len(images)} synthetic images</p>" if len(shown) < len(images) else ""
     return f'<div style="display:flex;flex-wrap:wrap;gap:6px;margin-top:6px">{"".join(figures)}</div>{more}'

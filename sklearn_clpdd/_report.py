@@ -3,7 +3,6 @@
 import io
 import os
 import uuid
-from collections.abc import Mapping
 from importlib.resources import files
 from numbers import Integral
 from pathlib import Path
@@ -14,9 +13,8 @@ from sklearn.utils import check_random_state, check_scalar
 from sklearn.utils._optional_dependencies import check_matplotlib_support
 from sklearn.utils.validation import check_consistent_length, column_or_1d
 
-from ._display import HistoryDisplay, images_of
-from ._encoder import as_encoder
-from ._pictures import data_uri, evenly, to_8_bit, to_png
+from ._display import HistoryDisplay, check_both, images_of
+from ._pictures import evenly, for_html
 from ._provenance import held_out_accuracy, in_words, manifest_of
 
 # Images on the page, at most.
@@ -100,7 +98,7 @@ def distillation_report(
     '<!DOCTYPE html>'
     """
     check_matplotlib_support("distillation_report")
-    from .evaluation import compared, transfer_scores  # slow to import, as below
+    from .evaluation import compared, named_encoders, transfer_scores  # slow to import, as below
 
     images, path = images_of(distiller), Path(path)
     if path.is_dir() or (path.exists() and not overwrite):
@@ -108,15 +106,8 @@ def distillation_report(
     check_scalar(n_draws, "n_draws", Integral, min_val=1)
     y_test = column_or_1d(y_test)
     check_consistent_length(X_test, y_test)
-    if (X is None) != (y is None):
-        raise ValueError("X and y are what the distiller was fitted to: give both of them, or none")
-    if X is not None:
-        check_consistent_length(X, y)
-    if not isinstance(encoders, Mapping | None):
-        raise TypeError(f"encoders is a dict, of names of your choice to encoders; got {encoders!r}")
-    others = {name: as_encoder(given) for name, given in (encoders or {}).items()}
-    for encoder in others.values():
-        encoder.load()
+    check_both("X and y", X, y)
+    others = named_encoders({} if encoders is None else encoders)
 
     Z_test = distiller.features(X_test)
     predicted = distiller.probe_.predict(Z_test)
@@ -128,7 +119,7 @@ def distillation_report(
     page = _render(
         title=title or f"{distiller.class_count_.sum():,} images distilled to {len(images)}",
         summary=in_words(distiller),
-        images=_pictures(images, distiller.y_synthetic_),
+        images=for_html(images, distiller.y_synthetic_, _IMAGES),
         n_images=len(images),
         rows=rows,
         n_test=len(y_test),
@@ -139,6 +130,12 @@ def distillation_report(
         confusion=_confusion(y_test, predicted),
         manifest=manifest_of(distiller),
     )
+    _write(path, page)
+    return path
+
+
+def _write(path: Path, page: str) -> None:
+    """Write it whole, or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
     try:
@@ -146,19 +143,12 @@ def distillation_report(
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
-    return path
 
 
 def _render(**values) -> str:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     source = files(__package__).joinpath("report.html.jinja").read_text(encoding="utf-8")
     return environment.from_string(source).render(**values)
-
-
-def _pictures(images: np.ndarray, labels: np.ndarray) -> list[tuple[str, str]]:
-    """Labels and addresses of the images that are shown."""
-    rows = evenly(len(images), _IMAGES)
-    return [(str(labels[i]), data_uri(to_png(image))) for i, image in zip(rows, to_8_bit(images[rows]), strict=True)]
 
 
 def _curve(distiller) -> dict | None:
@@ -179,9 +169,8 @@ def _curve(distiller) -> dict | None:
     words = f"The loss goes from {history[0]['loss']:.3f} to {history[-1]['loss']:.3f} over {len(history)} steps"
     if scored:
         words += f", the held-out accuracy goes from {scored[0]['val_accuracy']:.3f} to {scored[-1]['val_accuracy']:.3f}"
-    points = [history[i] for i in evenly(len(history), 11)]
-    if scored:
-        points = [scored[i] for i in evenly(len(scored), 11)]
+    rows = scored or history
+    points = [rows[i] for i in evenly(len(rows), 11)]
     return {"svg": svg[svg.index("<svg") :], "words": f"{words}.", "points": points}
 
 

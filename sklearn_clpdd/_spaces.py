@@ -14,6 +14,7 @@ import joblib
 import numpy as np
 import torch
 import torch.nn.functional as F
+from sklearn.base import clone
 from torch import Tensor
 
 from ._core.devices import graph_memory
@@ -135,9 +136,7 @@ class ImageSpace:
 
     def features(self, samples):
         # Not to be cached: no other run has these.
-        quiet = {"memory": None, "verbose": 0}
-        own = [type(encoder)(**{**encoder.get_params(deep=False), **quiet}) for encoder in self.encoders]
-        return joint_features(own, samples)
+        return joint_features([clone(encoder).set_params(memory=None, verbose=0) for encoder in self.encoders], samples)
 
     def identity(self):
         return {

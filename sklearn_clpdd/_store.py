@@ -47,15 +47,17 @@ class FeatureStore:
         for i, place in enumerate(places):
             if place is not None:
                 rows.setdefault(place[0], []).append((i, place[1]))
-        known = np.zeros(len(keys), dtype=bool)
+        known, lost = np.zeros(len(keys), dtype=bool), set()
         for name, pairs in rows.items():
             here, there = np.array(pairs).T
             try:
                 features[here] = np.load(self._folder / f"{name}.npy", mmap_mode="r")[there]
                 known[here] = True
             except (OSError, ValueError, IndexError, EOFError):
-                with self._lock:
-                    self._places = {key: place for key, place in self._places.items() if place[0] != name}
+                lost.add(name)
+        if lost:
+            with self._lock:
+                self._places = {key: place for key, place in self._places.items() if place[0] not in lost}
         return known
 
     def write(self, keys: np.ndarray, features: np.ndarray) -> None:

@@ -50,11 +50,10 @@ def _documented(cls: type) -> type:
         entries = _entries(next(s for s in shared if s.startswith(title + "\n"))) | (own := _entries(section))
         names = list(signature(cls).parameters)
         if title == "Attributes":
-            fitted = ("X_synthetic_", "y_synthetic_", "targets_", "probe_", "anchors_", "encoder_", "classes_")
-            data = ("class_count_", "data_digest_", "alpha_")
-            run = ("history_", "n_iter_", "best_iter_", "n_views_", "encoder_batch_size_") if iterative else ()
-            shown = (*fitted, *data, *run)
-            names = [*(name for name in own if name not in shown), *shown, "n_features_in_"]
+            fitted = ["X_synthetic_", "y_synthetic_", "targets_", "probe_", "anchors_", "encoder_", "classes_"]
+            fitted += ["class_count_", "data_digest_", "alpha_"]
+            run = ["history_", "n_iter_", "best_iter_", "n_views_", "encoder_batch_size_"] if iterative else []
+            names = [*(name for name in own if name not in fitted), *fitted, *run, "n_features_in_"]
         sections[i] = "\n".join([title, "-" * len(title), *(entries[name] for name in names)])
     cls.__doc__ = "\n\n".join(sections)
     return cls

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.utils import check_random_state, check_scalar
@@ -344,11 +345,7 @@ def transfer_scores(
     _check_alpha(alpha)
     _check_heads(n_epochs, n_repeats, 0)
     labels, y_test, groups = _check_sets(images, labels, X_test, y_test, groups)
-    if not isinstance(encoders, Mapping):
-        raise TypeError(f"encoders is a dict, of names of your choice to encoders; got {encoders!r}")
-    encoders = {name: as_encoder(given) for name, given in encoders.items()}
-    for encoder in encoders.values():
-        encoder.load()  # or an error, before the first is at work
+    encoders = named_encoders(encoders)
     seed = check_random_state(random_state).randint(2**31 - 1)
     table = {}
     for name, encoder in encoders.items():
@@ -357,6 +354,16 @@ def transfer_scores(
         if n_repeats:
             table[name]["sgd"] = _heads(task, n_epochs, n_repeats, seed)
     return table
+
+
+def named_encoders(encoders) -> dict[Any, FrozenEncoder]:
+    """Encoders by names, all of them loaded: or an error, before the first is at work."""
+    if not isinstance(encoders, Mapping):
+        raise TypeError(f"encoders is a dict, of names of your choice to encoders; got {encoders!r}")
+    loaded = {name: as_encoder(given) for name, given in encoders.items()}
+    for encoder in loaded.values():
+        encoder.load()
+    return loaded
 
 
 @dataclass
@@ -399,7 +406,7 @@ def _task(images, labels, X_test, y_test, groups, encoder, *, raw=False) -> _Tas
 
 def _raw(encoder: FrozenEncoder) -> FrozenEncoder:
     """The same encoder, whose features are not normalised."""
-    return type(encoder)(**{**encoder.get_params(deep=False), "normalize": False})
+    return clone(encoder).set_params(normalize=False)
 
 
 def _check_alpha(alpha):

@@ -17,9 +17,8 @@ from urllib.parse import quote
 import numpy as np
 from PIL import Image
 from sklearn.utils import check_scalar
-from sklearn.utils.validation import check_consistent_length
 
-from ._display import images_of
+from ._display import check_both, images_of
 from ._pictures import evenly, to_8_bit, to_png
 from ._provenance import held_out_accuracy, in_words, manifest_of
 
@@ -187,11 +186,10 @@ def _checked(directory: Path, entries: list[tuple[str, str, int]]) -> list[bytes
     visible = (name for name in sorted(there - known) if not any(part.startswith(".") for part in Path(name).parts))
     faults += [f"{name}: not in the manifest" for name in visible]
     if faults:
-        shown = "\n".join(f"  {fault}" for fault in faults[:10]) + (
-            f"\n  … and {len(faults) - 10} more" if len(faults) > 10 else ""
-        )
+        more = [f"… and {len(faults) - 10} more"] if len(faults) > 10 else []
+        shown = "".join(f"\n  {line}" for line in [*faults[:10], *more])
         raise ValueError(
-            f"{len(faults)} files of {directory} are not those of its {_MANIFEST}:\n{shown}\n"
+            f"{len(faults)} files of {directory} are not those of its {_MANIFEST}:{shown}\n"
             "Get the folder anew; or, to use its images as they are, read it with load_image_folder"
         )
     return contents
@@ -230,10 +228,8 @@ def _accuracies(distiller, X_test, y_test, others) -> list[dict[str, Any]]:
     for protocol, accuracy in others.items():
         check_scalar(accuracy, f"accuracies[{protocol!r}]", Real, min_val=0, max_val=1)
     noted = []
-    if (X_test is None) != (y_test is None):
-        raise ValueError("X_test and y_test are test samples: give both of them, or none")
+    check_both("X_test and y_test", X_test, y_test)
     if X_test is not None:
-        check_consistent_length(X_test, y_test)
         accuracy = distiller.score(X_test, y_test)
         noted.append({"protocol": "closed-form probe, test samples", "accuracy": accuracy, "n_samples": len(y_test)})
     held_out = held_out_accuracy(distiller)

@@ -113,12 +113,23 @@ def test_a_network_from_a_pickle_is_made_once(module, colors):
 def test_the_pickle_of_a_network_is_one_array_until_it_changes(module):
     before = _packed(module)
     assert _packed(module)[1] is before[1]
+    assert _packed(copy.deepcopy(module))[0] == before[0]  # wherever its tensors are
     module.note = "an attribute"
     changed = _packed(module)
     assert changed[0] != before[0]
     with torch.no_grad():
         module[0].weight.add_(1)
     assert _packed(module)[0] not in (before[0], changed[0])
+
+
+def test_a_network_of_a_class_that_was_written_anew_is_another():
+    """As in a notebook, where workers would else go on with the old code."""
+    digests = []
+    for way in ("mean", "amax", "mean"):
+        scope = {"nn": nn, "__name__": "__main__"}
+        exec(f"class Pooled(nn.Module):\n    def forward(self, images):\n        return images.{way}((2, 3))", scope)
+        digests.append(_packed(scope["Pooled"]())[0])
+    assert digests[0] != digests[1]
 
 
 def test_a_network_is_made_once_in_each_worker_and_threads_are_as_many_as_cores(colors, tmp_path):
@@ -141,6 +152,7 @@ def test_workers_share_features_through_the_cache(colors, tmp_path):
     grid = {"temperature": [0.1, 0.5], "images_per_class": [1, 2]}
     GridSearchCV(distiller(encoder), grid, cv=3, n_jobs=2).fit(X, y)
     encoded = [int(n) for _, what, n, _ in notes(tmp_path / "notes")[seen:] if what == "encoded"]
+    assert encoded
     assert set(encoded) <= {1, 3, 6}  # synthetic images, for the probe, and one that is loaded with; no real one
 
 

@@ -12,7 +12,7 @@ import importlib.util
 import math
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -301,10 +301,10 @@ def _load_module(module: nn.Module, weights: str | None, device: torch.device, w
     return _finish(module, _preprocessing(module, wanted), device)
 
 
-def _weights_sha256(module: nn.Module) -> str:
-    """SHA-256 of a network's parameters and buffers, by name, shape and value."""
+def tensor_digest(named: Iterable[tuple[Any, Tensor]]) -> str:
+    """SHA-256 of tensors, by name, type, shape and value."""
     digest = hashlib.sha256()
-    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+    for name, tensor in named:
         values = tensor.detach().cpu().contiguous()
         digest.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
         digest.update(values.reshape(-1).view(torch.uint8).numpy().data)
@@ -343,7 +343,7 @@ def _finish(module: nn.Module, preprocessing: Preprocessing, device: torch.devic
             f"an encoder maps images (n, 3, H, W) to a tensor of features (n, d); {type(module).__name__} gave {seen} "
             "for one image. Wrap it in a module that pools or picks its output"
         )
-    weights_sha256 = _weights_sha256(module)
+    weights_sha256 = tensor_digest([*module.named_parameters(), *module.named_buffers()])
     module = folded(module, noise, features, paddings=device.type == "cpu")
     frugal(module)
     module = module.to(device).to(memory_format=torch.channels_last)
