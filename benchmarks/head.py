@@ -16,13 +16,15 @@ import torch.nn.functional as F
 from measure import machine, recorded, spell, study_parser, train_and_test, write_page
 
 from sklearn_clpdd import CLPDistiller, FrozenEncoder
-from sklearn_clpdd.evaluation import _features_of_views, _task, sgd_probe_scores
+from sklearn_clpdd.evaluation import _HEAD_VIEWS, _features_of_views, _task, sgd_probe_scores
 
 N_VIEWS = 300
 HEADS = {
     "the same, of views from a stock: 1,000 steps, random start": {},
     "4,000 steps": {"steps": 4000},
     "ten times the rate": {"times": 10},
+    "half of the initial weights": {"start": 0.5},
+    "twice the initial weights": {"start": 2.0},
     "from zero": {"start": 0.0},
     "from zero, ten times the rate": {"start": 0.0, "times": 10},
     "views drawn together, to half of their distances": {"scale": 0.5},
@@ -42,12 +44,11 @@ DISTANCES = {
 def trained(points, generator, *, steps=1000, times=1, start=1.0):
     """Weights ``(C, d)`` and bias of a head that sees one of the points ``(n, C, d)`` of each class in each step.
 
-    Adam's rate is so many times the protocol's, the start so many times torch's.
+    Adam's rate and the standard deviation of the initial weights are so many times the protocol's.
     """
     n, n_classes, d = points.shape
-    bound = start * d**-0.5
-    weight = (bound * (2 * torch.rand(n_classes, d, generator=generator) - 1)).requires_grad_()
-    bias = (bound * (2 * torch.rand(n_classes, generator=generator) - 1)).requires_grad_()
+    weight = (start * 0.01 * torch.randn(n_classes, d, generator=generator)).requires_grad_()
+    bias = torch.zeros(n_classes, requires_grad=True)
     optimizer = torch.optim.Adam([weight, bias], times * 1e-3 * n_classes / 256)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     classes = torch.arange(n_classes)
@@ -72,7 +73,7 @@ def measured(arguments, folder, size, data, path, seed):
         raw = FrozenEncoder(image_size=size, normalize=False, n_jobs=-1, memory=cache)
         images = CLPDistiller(encoder, max_iter=arguments.steps, random_state=seed).fit(X, y).transform()
         task = _task(images, names, X_test, y_test, None, raw)
-        views = torch.from_numpy(_features_of_views(task, N_VIEWS, seed)).view(N_VIEWS, len(images), -1)
+        views = torch.from_numpy(_features_of_views(task, N_VIEWS, seed, _HEAD_VIEWS)).view(N_VIEWS, len(images), -1)
         real, test = torch.from_numpy(raw.encode(X)), torch.from_numpy(task.test_features)
         means = torch.stack([real[codes == c].mean(0) for c in range(len(names))])
         points = {"views": views, "means": views.mean(0, keepdim=True), "real": means[None]}

@@ -4,9 +4,9 @@
 
 ``gradient``: our closed form against second-order autodiff. ``step``: seconds of a step. ``memory``: peak above the loaded
 encoder of 100 views of 224 px, each figure in a process of its own. ``published``: the published recipe (arXiv 2511.16674
-and its code) run to its end on DIR/train, evaluated on DIR/val as in ``table.py``: random views of random real images pass
-the encoder in each step, as many as there are of synthetic ones; the head's gradient is differentiated again; timm's network
-as it is, in float32; one level of the pyramid after the other, each with a fresh Adam. DIR is
+and its code, commit 1d84ffd) run to its end on DIR/train, evaluated on DIR/val as in ``table.py``: random views, with noise, of
+random real images pass the encoder in each step, as many as there are of synthetic ones; the head's gradient is differentiated
+again; timm's network as it is, in float32; one level of the pyramid after the other, each with a fresh Adam. DIR is
 ``$SKLEARN_CLPDD_DATA/imagenette`` by default.
 """
 
@@ -26,12 +26,12 @@ import torch.nn.functional as F
 from measure import forget_peak, machine, most, resident, table, warm
 from tqdm import trange
 
-from sklearn_clpdd import DSA, CLPDistiller, FrozenEncoder
+from sklearn_clpdd import CLPDistiller, FrozenEncoder
 from sklearn_clpdd._core.backbones import BACKBONES, Preprocessing, _create
 from sklearn_clpdd._core.objectives import GradientMatching
 from sklearn_clpdd._core.parametrizations import _COLOR
 from sklearn_clpdd._images import as_images
-from sklearn_clpdd.baselines import LGMDistiller
+from sklearn_clpdd.baselines import LGM_PUBLISHED, LGMDistiller
 from sklearn_clpdd.datasets import load_image_folder
 from sklearn_clpdd.evaluation import closed_form_probe_scores, sgd_probe_scores
 
@@ -57,8 +57,8 @@ class PublishedRecipe:
         self.images, self.y, self.views, self.every, self.rate = images, y, views, every, rate
         self.side, self.r = images.shape[-1], torch.arange(n_classes)
         self.pyramid = [self.noise(1)]
-        self.adam, self.n_steps, self.dsa = self.fresh_adam(), 0, DSA()
-        self.cached = self.encode(images[: views * n_classes].float() / 255) if cached else None
+        self.adam, self.n_steps, self.augmentation = self.fresh_adam(), 0, LGM_PUBLISHED["augmentation"]
+        self.cached = self.encode(self.cropped(images[: views * n_classes])) if cached else None
 
     def noise(self, side):
         return torch.randn(len(self.r), 3, side, side, generator=self.random)
@@ -78,8 +78,15 @@ class PublishedRecipe:
         total = sum(F.interpolate(level, self.side, mode="bilinear") for level in self.pyramid)
         return torch.sigmoid(2 * torch.einsum("ij,njhw->nihw", _COLOR, total))
 
+    def cropped(self, images):
+        """Real images, of which the loader takes a random crop of the encoder's size."""
+        size = self.preprocessing.image_size
+        corners = torch.randint(self.side - size + 1, (len(images), 2), generator=self.random).tolist()
+        crops = [image[:, y : y + size, x : x + size] for image, (y, x) in zip(images, corners, strict=True)]
+        return torch.stack(crops).float() / 255
+
     def encode(self, images):
-        views = self.dsa(images, self.dsa.draw(len(images), self.random), self.preprocessing)
+        views = self.augmentation(images, self.augmentation.draw(len(images), self.random), self.preprocessing)
         mean, std = (torch.tensor(values)[:, None, None] for values in (self.preprocessing.mean, self.preprocessing.std))
         return self.module((views - mean) / std)
 
@@ -91,7 +98,7 @@ class PublishedRecipe:
             head.weight.copy_(0.01 * torch.randn(head.weight.shape, generator=self.random))
             head.bias.zero_()
             rows = torch.randint(len(self.images), (self.views * len(self.r),), generator=self.random)
-            R = self.encode(self.images[rows].float() / 255) if self.cached is None else self.cached
+            R = self.encode(self.cropped(self.images[rows])) if self.cached is None else self.cached
         Z = self.encode(self.decode().repeat(self.views, 1, 1, 1))
         loss = autodiff_loss(Z, self.r.repeat(self.views), R, self.y[rows], head)
         self.adam.zero_grad()

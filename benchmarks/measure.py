@@ -11,7 +11,7 @@ import numpy as np
 import timm
 import torch
 
-from sklearn_clpdd import CLPDistiller
+from sklearn_clpdd import CLPDistiller, evaluation
 from sklearn_clpdd.datasets import load_image_folder
 
 RESULTS = Path(__file__).parent / "results"
@@ -92,6 +92,13 @@ def defaults():
     return joblib.hash(sorted(map(repr, CLPDistiller().get_params(deep=False).items())))[:8]
 
 
+def protocol_digest():
+    """Digest of what LGM's protocol is here, without which a record would outlive a change of it."""
+    return joblib.hash(
+        (evaluation._BATCH_SIZE, evaluation._LEARNING_RATE, evaluation._INITIAL_STD, repr(evaluation._HEAD_VIEWS))
+    )[:8]
+
+
 def _records(path):
     return json.loads(path.read_text()) if path.exists() else []
 
@@ -104,13 +111,14 @@ def recorded(path, settings, work, *, distilled=True):
     path : Path
         Of a list of records.
     settings : dict
-        All that the record depends on.
+        All that the record depends on, beside LGM's protocol.
     work : callable
         ``() → dict``
     distilled : bool, default=True
         Whether it depends on the distiller's defaults, too.
     """
-    settings = json.loads(json.dumps(settings | ({"defaults": defaults()} if distilled else {})))
+    settings = {**settings, "protocol": protocol_digest()} | ({"defaults": defaults()} if distilled else {})
+    settings = json.loads(json.dumps(settings))
     for record in _records(path):
         if record["settings"] == settings:
             return record

@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 import joblib
 import numpy as np
-from measure import defaults, forget_peak, machine, most, resident, spell, table, warm
+from measure import defaults, forget_peak, machine, most, protocol_digest, resident, spell, table, warm
 from tqdm import tqdm
 
 from sklearn_clpdd import CLPDistiller, FrozenEncoder
@@ -151,14 +151,14 @@ def settings_of(arguments, run, data):
     """All that the figures of a run depend on."""
     names = ("size", "weights", "images_per_class", "epochs", "heads", "device")
     settings = {name: getattr(arguments, name) for name in names} | run._asdict() | {"defaults": defaults()}
-    settings |= {"images": [len(data.X), len(data.X_test), str(Path(data.X[0]).parent.parent)]}
+    settings |= {"protocol": protocol_digest(), "images": [len(data.X), len(data.X_test), str(Path(data.X[0]).parent.parent)]}
     settings["transfer_to"] = others_of(arguments, run)
     settings |= {name: getattr(value, "__name__", value) for name, value in METHODS[run.method].settings.items()}
     if run.method == "nearest":
         settings["of"] = settings_of(arguments, distilled_of(arguments, run), data)
     if run.method == "lgm-published":
         settings |= {"views": arguments.published_views, "steps": arguments.published_steps}
-    return json.loads(json.dumps(settings))
+    return json.loads(json.dumps(settings, default=repr))
 
 
 def distilled_of(arguments, run):

@@ -10,15 +10,18 @@ from sklearn.base import clone
 from sklearn.utils import check_random_state
 
 from ._base import BaseDistiller, Task
+from ._core.augmentations import LGM_DISTILLATION_VIEWS
 from ._core.objectives import FeatureMatching, GradientMatching
 from ._core.parametrizations import LGMPyramid
 from ._distiller import CLPDistiller
 from ._iterative import IterativeDistiller
 from ._reals import central, nearest
 
-#: Settings of LGM's published code (arXiv 2511.16674) that are not defaults: ``LGMDistiller(encoder, **LGM_PUBLISHED)``, with
-#: ``FrozenEncoder(normalize=False)`` for `encoder`, and the number of views in a step for `real_batch_size`. Other than there, a
-#: real image is always seen whole, not in random views, and Adam does not begin anew when a level of the pyramid joins.
+#: Settings of LGM's released code (arXiv 2511.16674, commit 1d84ffd) that are not defaults:
+#: ``LGMDistiller(encoder, **LGM_PUBLISHED)``, with ``FrozenEncoder(normalize=False)`` for `encoder`, and the number of views in a step for
+#: `real_batch_size`. What remains different: there, real images are seen in random views too (a random crop of 224 of 256 px, then
+#: those of the synthetic images), Adam begins anew when a level of the pyramid joins, all encoders get ImageNet's mean and
+#: standard deviation, and features are computed under mixed precision.
 LGM_PUBLISHED = {
     "learning_rate": 2e-3,
     "warm_up": 0,
@@ -29,6 +32,7 @@ LGM_PUBLISHED = {
     "sampling": "uniform",
     "init": "noise",
     "parametrization": LGMPyramid,
+    "augmentation": LGM_DISTILLATION_VIEWS,
     "progressive": False,
     "validation_fraction": None,
 }

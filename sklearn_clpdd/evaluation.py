@@ -18,16 +18,21 @@ from sklearn.utils.validation import assert_all_finite, check_consistent_length,
 from torch import Tensor
 
 from ._base import BaseDistiller
-from ._core.augmentations import DSA
+from ._core.augmentations import DSA, LGM_PROBE_VIEWS
 from ._core.devices import caller_modes_off
 from ._core.ridge import relative_penalty
 from ._encoder import FrozenEncoder, as_encoder, features_of
 from ._images import Images, as_images
 from ._probe import ClosedFormProbe
 
-# Published settings of the protocol (LGM's code): images of a batch, and Adam's rate for a batch of 256.
+# The probe of LGM's released evaluator (commit 1d84ffd: `src/distillation/eval.py`, `src/models/linear_classifier.py`): images in
+# a batch, Adam's rate for a batch of 256 images, standard deviation of the initial weights, views of the images.
 _BATCH_SIZE = 100
 _LEARNING_RATE = 1e-3
+_INITIAL_STD = 0.01
+_HEAD_VIEWS = LGM_PROBE_VIEWS
+# Random views on which the closed-form probe is trained.
+_CLOSED_FORM_VIEWS = DSA()
 # Bytes of pixels that are kept between the epochs; more are read anew for each batch.
 _IN_MEMORY = 2**30
 # Views of each image on which `probe_scores` trains the closed-form probe.
@@ -235,9 +240,10 @@ def probe_scores(
 def sgd_probe_scores(images, labels, X_test, y_test, *, encoder=None, n_epochs=1000, n_repeats=1, groups=None, random_state=None):
     """Test scores of a linear head trained by SGD on random views of a small image set: LGM's protocol.
 
-    Each epoch sees one random resized crop (0.08 to 1 of the area) with a random flip of each image; the head is trained on the
-    encoder's features, not normalised, by Adam with a rate of ``1e-3 · batch / 256`` and cosine decay. The test set is scored
-    once, with the head of the last epoch.
+    Weights start from a normal distribution of standard deviation 0.01, biases from zero. Each epoch sees one random resized
+    crop (0.08 to 1 of the area) with a random flip of each image, in shuffled batches of up to 100; the head is trained on the
+    encoder's features, not normalised, by Adam with a rate of ``1e-3 · batch / 256`` that falls to zero along a cosine over the
+    epochs. The test set is scored once, with the head of the last epoch.
 
     Parameters
     ----------
@@ -275,10 +281,22 @@ def sgd_probe_scores(images, labels, X_test, y_test, *, encoder=None, n_epochs=1
     --------
     closed_form_probe_scores : The probe in closed form.
 
+    Notes
+    -----
+    This is the evaluator of LGM's released code (commit 1d84ffd: ``src/distillation/eval.py``,
+    ``src/models/linear_classifier.py``, ``src/augmentation/basic_aug.py``), compared line by line. What remains different:
+
+    * Images are normalised as the encoder was trained with; there, by ImageNet's mean and standard deviation for every encoder.
+    * Features and head are computed in float32 (the encoder in its own `dtype`); the released code trains under mixed precision,
+      with a scaled loss, and tests in float32.
+    * Test images are resized and cropped as the encoder does it; there, they are resized to 256 and cropped to 224 px for all
+      encoders, as the four of the paper are here.
+    * On several GPUs the released code divides the rate by their number; here one device computes.
+    * ``"top5"`` is given where there are more than five classes; there, from five on, where it is 1.
+
     References
     ----------
-    *Dataset Distillation for Pre-Trained Self-Supervised Vision Models*, arXiv 2511.16674, evaluation; but for its choice of
-    the best epoch by test accuracy.
+    *Dataset Distillation for Pre-Trained Self-Supervised Vision Models*, arXiv 2511.16674, evaluation.
 
     Examples
     --------
@@ -449,12 +467,12 @@ def _closed_form(Z: np.ndarray, task: _Task, alpha) -> dict[str, np.ndarray]:
     return _collected([task.metrics(np.stack([-scores, scores], 1) if scores.ndim == 1 else scores)])
 
 
-def _features_of_views(task: _Task, n_views: int, random_state) -> np.ndarray:
+def _features_of_views(task: _Task, n_views: int, random_state, views: DSA = _CLOSED_FORM_VIEWS) -> np.ndarray:
     """Features ``(n_views · n_images, d)`` of random views, all images in turn."""
     encoder = task.encoder
     backbone, read = encoder.load(), _reader(task)
     generator = torch.Generator().manual_seed(int(check_random_state(random_state).randint(2**31 - 1)))
-    views, parts = DSA(), []
+    parts = []
     for _ in range(n_views):
         for rows in torch.arange(len(task.source)).split(_BATCH_SIZE):
             draws = views.draw(len(rows), generator)
@@ -508,16 +526,13 @@ def _train_head(task: _Task, read: Callable, n_epochs: int, generator: torch.Gen
     backbone = task.encoder.load()
     classes, codes = np.unique(task.labels, return_inverse=True)
     y, n_classes = torch.from_numpy(codes), len(classes)
-    bound = backbone.n_features**-0.5  # torch's own start of a linear layer
-    head = [
-        (2 * torch.rand(shape, generator=generator, device="cpu") - 1) * bound
-        for shape in ((n_classes, backbone.n_features), (n_classes,))
-    ]
-    weight, bias = (tensor.to(backbone.device).requires_grad_() for tensor in head)
+    drawn = torch.randn(n_classes, backbone.n_features, generator=generator, dtype=torch.float32, device="cpu")
+    weight = (_INITIAL_STD * drawn).to(backbone.device).requires_grad_()
+    bias = torch.zeros(n_classes, dtype=torch.float32, device=backbone.device, requires_grad=True)
     batch_size = min(_BATCH_SIZE, len(y))
     optimizer = torch.optim.Adam([weight, bias], lr=_LEARNING_RATE * batch_size / 256)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_epochs)
-    views = DSA()
+    views = _HEAD_VIEWS
 
     def batches():
         """Rows, the random numbers of their views, and whether an epoch ends with them."""

@@ -91,6 +91,10 @@ def test_lgm_pyramid_adds_up_to_the_noise_of_the_published_code():
         assert pyramid.stage == min(5, 1 + step // 200)
     for level, drawn in zip(pyramid.parameters, start, strict=True):
         torch.testing.assert_close(level.detach(), drawn / 5)
+    total = sum(torch.nn.functional.interpolate(level, (16, 16), mode="bilinear") for level in pyramid.parameters)
+    color = torch.tensor([[0.26, 0.09, 0.02], [0.27, 0.00, -0.05], [0.27, -0.09, 0.03]])
+    color = color / color.norm(dim=0).max()
+    torch.testing.assert_close(pyramid(), torch.sigmoid(2 * torch.einsum("ij,njhw->nihw", color, total)))
     images = torch.rand(2, 3, 16, 16)
     pyramid.set(images)
     torch.testing.assert_close(pyramid(), images.clamp(1 / 512, 1 - 1 / 512), atol=1e-4, rtol=0)

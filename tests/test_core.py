@@ -26,6 +26,7 @@ from sklearn_clpdd._core.objectives import (
 from sklearn_clpdd._core.parametrizations import PARAMETRIZATIONS, Points, Pyramid
 from sklearn_clpdd._core.real_features import RealFeatures, held_out_counts, shuffled
 from sklearn_clpdd._core.ridge import relative_penalty, ridge
+from sklearn_clpdd.baselines import LGM_PUBLISHED
 
 SIZE = 11  # no power of two, and odd
 
@@ -80,7 +81,19 @@ def test_points_are_unbounded_and_exact():
     torch.testing.assert_close(points(), wanted)
 
 
-@pytest.mark.parametrize("bad", [{"scale": (2, 3)}, {"scale": (0, 1)}, {"ratio": (0, 1)}, {"flip": 2}, {"noise": -1}])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"scale": (2, 3)},
+        {"scale": (0, 1)},
+        {"ratio": (0, 1)},
+        {"flip": 2},
+        {"noise": -1},
+        {"noise_mean": float("nan")},
+        {"noise_probability": 1.5},
+        {"outside": "reflect"},
+    ],
+)
 def test_impossible_augmentations(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
         DSA(**bad)
@@ -88,7 +101,8 @@ def test_impossible_augmentations(bad):
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)
 def test_views_of_a_chunk_are_those_of_the_whole(name):
-    augmentation = AUGMENTATIONS[name](noise=0.1) if name == "dsa" else AUGMENTATIONS[name]()
+    noise = {"noise": 0.1, "noise_mean": 0.2, "noise_probability": 0.5, "outside": "zeros"}
+    augmentation = AUGMENTATIONS[name](**noise) if name == "dsa" else AUGMENTATIONS[name]()
     images = torch.rand(6, 3, SIZE, SIZE, generator=generator())
     preprocessing = Preprocessing(image_size=8, crop_pct=8 / SIZE)
     draws = augmentation.draw(6, generator())
@@ -116,6 +130,36 @@ def test_dsa_crops_have_the_area_asked_for_and_stay_inside():
     assert (draws["center"].abs() + draws["scale"].abs()).max() <= 1 + 1e-6
     assert 0.4 < (draws["scale"][:, 0] < 0).double().mean() < 0.6
     assert (draws["scale"][:, 1] > 0).all()
+
+
+def test_published_views_are_those_of_the_released_code():
+    """LGM, commit 1d84ffd, src/augmentation: flip, crop, noise, with these ranges; crops may reach beyond the image."""
+    published, n, side = LGM_PUBLISHED["augmentation"], 4000, 16
+    draws = published.draw(n, generator())
+    width, height = draws["scale"].abs().double().unbind(1)
+    area, ratio = width * height, width / height
+    assert (area.min(), area.max()) == (pytest.approx(0.08, abs=0.01), pytest.approx(1.0, abs=0.01))
+    assert area.mean() == pytest.approx(0.54, abs=0.02)  # uniform
+    assert (ratio.min(), ratio.max()) == (pytest.approx(3 / 4, abs=0.01), pytest.approx(4 / 3, abs=0.01))
+    assert ratio.log().mean() == pytest.approx(0.0, abs=0.02)  # uniform in its logarithm
+    assert 1 < width.max() <= (4 / 3) ** 0.5
+    assert (draws["scale"][:, 0] < 0).double().mean() == pytest.approx(0.5, abs=0.03)
+    corner = (draws["center"][:, 0] + 1 - width) / (2 * (1 - width))  # share of the way that it can go
+    assert (corner.min(), corner.max()) == (pytest.approx(0.0, abs=0.01), pytest.approx(1.0, abs=0.01))
+
+    images = torch.full((1, 3, side, side), 0.5)
+    views = published(images, draws, Preprocessing(image_size=side))
+    affine = torch.cat([torch.diag_embed(draws["scale"]), draws["center"][..., None]], dim=2)
+    grid = F.affine_grid(affine, [n, 3, side, side], align_corners=False)
+    crops = F.grid_sample(images.expand(n, -1, -1, -1), grid, padding_mode="zeros", align_corners=False)
+    assert crops.min() == 0  # black beyond the image
+    noise = views - crops
+    noisy = noise.flatten(1).abs().amax(1) > 0.01
+    assert noisy.double().mean() == pytest.approx(0.5, abs=0.03)
+    assert noise[~noisy].abs().max() < 1e-5
+    assert noise[noisy].mean() == pytest.approx(0.5, abs=0.002)
+    assert noise[noisy].std() == pytest.approx(0.2, abs=0.002)
+    assert DSA(noise=0.1).draw(3, generator()).keys() == DSA().draw(3, generator()).keys()
 
 
 def test_dsa_views_are_affine_crops():

@@ -64,47 +64,67 @@ def test_comparison_is_that_of_the_probes(encoder, colors):
     assert rows == compare_with_real(fitted, X[:40], y[:40], X[40:], y[40:], n_draws=3, random_state=0)
 
 
-def test_sgd_head_learns_and_repeats_itself(encoder, colors):
+def test_sgd_head_learns_and_repeats_itself(module, colors):
     X, y = colors
+    for parameter in (module[4].weight, module[4].bias):
+        parameter.data *= 20  # features that a rate of 1e-3 · 40 / 256 has an effect on
+    encoder = FrozenEncoder(module, image_size=14, crop_pct=14 / 16, device="cpu")
     arguments = {"encoder": encoder, "n_epochs": 400, "n_repeats": 2, "random_state": 0}
     scores = sgd_probe_scores(X[:40], y[:40], X[40:], y[40:], **arguments)["top1"]
     assert scores.shape == (2,)
     np.testing.assert_array_equal(scores, sgd_probe_scores(X[:40], y[:40], X[40:], y[40:], **arguments)["top1"])
     untrained = sgd_probe_scores(X[:40], y[:40], X[40:], y[40:], **{**arguments, "n_epochs": 1})["top1"]
+    assert scores.min() >= 0.8
     assert scores.mean() > untrained.mean()
     with torch.inference_mode():  # whatever mode the caller is in
         np.testing.assert_array_equal(scores, sgd_probe_scores(X[:40], y[:40], X[40:], y[40:], **arguments)["top1"])
 
 
-def test_sgd_head_is_the_same_one_batch_after_the_other_and_from_files_read_anew(encoder, colors, monkeypatch):
-    """Views of several epochs pass the encoder together; that and where the pixels are changes nothing."""
+@pytest.mark.parametrize("batch_size", [4, 100])
+def test_sgd_head_is_that_of_the_released_code(encoder, colors, monkeypatch, batch_size):
+    """Start, rate and schedule, batch by batch in plain torch; where the pixels are read from changes nothing."""
     X, y = colors
-    wanted = _head_of(encoder, X[:3], y[:3], monkeypatch)
+    X, y = X[:9], y[:9]
+    monkeypatch.setattr(evaluation, "_BATCH_SIZE", batch_size)  # with 4, the last batch of an epoch has one image
+    weight, bias = _head_of(encoder, X, y, monkeypatch)
     monkeypatch.setattr(evaluation, "_IN_MEMORY", 0)
-    np.testing.assert_array_equal(_head_of(encoder, X[:3], y[:3], monkeypatch), wanted)
-    alone = torch.nn.Linear(12, len(set(y[:3])))  # the same, written down as the protocol is
+    for same, wanted in zip(_head_of(encoder, X, y, monkeypatch), (weight, bias), strict=True):
+        np.testing.assert_array_equal(same, wanted)
+    head = torch.nn.Linear(12, len(set(y)))
     generator = torch.Generator().manual_seed(int(check_random_state(0).randint(2**31 - 1, size=1)[0]))
     with torch.no_grad():
-        for parameter in (alone.weight, alone.bias):
-            parameter.copy_((2 * torch.rand(parameter.shape, generator=generator) - 1) / 12**0.5)
-    backbone = encoder.load()
-    images = torch.from_numpy(X[:3]).permute(0, 3, 1, 2) / 255
-    r = torch.from_numpy(np.unique(y[:3], return_inverse=True)[1])
-    adam = torch.optim.Adam(alone.parameters(), lr=1e-3 * 3 / 256)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, 50)
+        head.weight.copy_(0.01 * torch.randn(head.weight.shape, generator=generator))
+        head.bias.zero_()
+    images, r = torch.from_numpy(X).permute(0, 3, 1, 2) / 255, torch.from_numpy(np.unique(y, return_inverse=True)[1])
+    adam = torch.optim.Adam(head.parameters(), lr=0.001 * min(batch_size, 9) / 256)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, 50, eta_min=0)
+    backbone, views = encoder.load(), DSA(outside="zeros")
     for _ in range(50):
-        rows = torch.randperm(3, generator=generator)
-        with torch.no_grad():
-            Z = backbone(DSA()(images[rows], DSA().draw(3, generator), backbone.preprocessing))
-        adam.zero_grad()
-        torch.nn.functional.cross_entropy(alone(Z), r[rows]).backward()
-        adam.step()
+        for rows in torch.randperm(9, generator=generator).split(batch_size):
+            with torch.no_grad():
+                Z = backbone(views(images[rows], views.draw(len(rows), generator), backbone.preprocessing))
+            adam.zero_grad()
+            torch.nn.functional.cross_entropy(head(Z), r[rows]).backward()
+            adam.step()
         schedule.step()
-    np.testing.assert_allclose(wanted, alone.weight.detach().numpy(), atol=1e-5)
+    np.testing.assert_allclose(weight, head.weight.detach().numpy(), atol=1e-6)
+    np.testing.assert_allclose(bias, head.bias.detach().numpy(), atol=1e-6)
+
+
+def test_sgd_head_starts_as_the_released_code_does(colors, monkeypatch):
+    """Normal weights of standard deviation 0.01, a zero bias (LGM, commit 1d84ffd, src/models/linear_classifier.py)."""
+    X, y = colors
+    wide = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(8), torch.nn.Flatten(), torch.nn.Linear(192, 4000))
+    monkeypatch.setattr(evaluation, "_LEARNING_RATE", 0.0)
+    weight, bias = _head_of(FrozenEncoder(wide, image_size=16), X[:10], y[:10], monkeypatch)
+    assert not bias.any()
+    assert abs(weight.mean()) < 5e-4
+    assert weight.std() == pytest.approx(0.01, rel=0.03)
+    assert (weight**4).mean() / weight.var() ** 2 == pytest.approx(3, abs=0.3)  # a uniform distribution has 1.8
 
 
 def _head_of(encoder, X, y, monkeypatch):
-    """Weights of the head that is trained."""
+    """Weights and biases of the head that is trained."""
     seen = []
     train = evaluation._train_head
 
@@ -115,7 +135,7 @@ def _head_of(encoder, X, y, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(evaluation, "_train_head", watched)
         sgd_probe_scores(X, y, X, y, encoder=encoder, n_epochs=50, random_state=0)
-    return seen[0][0]
+    return seen[0]
 
 
 def test_closed_form_scores_are_those_of_the_distiller(encoder, colors):

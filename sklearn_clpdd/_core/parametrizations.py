@@ -119,29 +119,37 @@ class Pyramid(Parametrization):
         return max(self.parameters[self.stage - 1].shape[-2:]) / max(self.shape[-2:])
 
     def decode(self, theta):
-        image = theta[0]
-        for level in theta[1 : self.stage]:
-            image = _resize(image, level.shape[-2:]) + level
-        image = _resize(image, self.shape[-2:])
+        image = self._sum(theta[: self.stage])
         return torch.sigmoid((self._color @ image.flatten(2)).view_as(image))
+
+    def _sum(self, levels: list[Tensor]) -> Tensor:
+        """The levels at full size, added up; each is upsampled level by level."""
+        image = levels[0]
+        for level in levels[1:]:
+            image = _resize(image, level.shape[-2:]) + level
+        return _resize(image, self.shape[-2:])
 
     def set(self, samples):
         """Laplacian pyramid of ``samples``; all levels take part from here on."""
         self.stage = len(self.parameters)
         with torch.no_grad():
             target = torch.einsum("ij,njhw->nihw", torch.linalg.inv(self._color), _logit(samples))
-            image = torch.zeros_like(self.parameters[0])
-            for level in self.parameters:
-                shape = level.shape[-2:]
-                image = _resize(image, shape)
-                level.copy_(F.interpolate(target, shape, mode="bilinear", antialias=True) - image)
-                image = image + level
+            self._set_levels(target)
+
+    def _set_levels(self, target: Tensor) -> None:
+        image = torch.zeros_like(self.parameters[0])
+        for level in self.parameters:
+            shape = level.shape[-2:]
+            image = _resize(image, shape)
+            level.copy_(F.interpolate(target, shape, mode="bilinear", antialias=True) - image)
+            image = image + level
 
 
 class LGMPyramid(Pyramid):
-    """The pyramid as LGM's published code has it: a level every 200 of 5,000 steps, much noise, and a steeper sigmoid.
+    """The pyramid as LGM's released code has it: a level every 200 of 5,000 steps, much noise, and a steeper sigmoid.
 
-    When a level joins, with noise as strong as that of the others, all are scaled down to what they add up to.
+    When a level joins, with noise as strong as that of the others, all are scaled down to what they add up to. Each level is
+    upsampled to the full size at once (commit 1d84ffd, ``src/synsets/pyramid.py``).
     """
 
     growth = 200 / 5000
@@ -154,6 +162,15 @@ class LGMPyramid(Pyramid):
         if self.stage > n:
             for i, level in enumerate(self.parameters[: self.stage]):
                 level.mul_((n if i < n else 1) / self.stage)
+
+    def _sum(self, levels):
+        return torch.stack([_resize(level, self.shape[-2:]) for level in levels]).sum(dim=0)
+
+    def _set_levels(self, target):
+        rest = target
+        for level in self.parameters:
+            level.copy_(F.interpolate(rest, level.shape[-2:], mode="bilinear", antialias=True))
+            rest = rest - _resize(level, rest.shape[-2:])
 
 
 def _normal(shape, generator, device, dtype) -> Tensor:
