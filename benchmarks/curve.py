@@ -15,6 +15,7 @@ import numpy as np
 from measure import folder_argument, machine, train_and_test
 
 from sklearn_clpdd import CLPDistiller, FrozenEncoder
+from sklearn_clpdd._probe import relative_probe
 
 SETTINGS = {
     "default": {},
@@ -33,7 +34,10 @@ def curve(encoder, X, y, X_test, y_test, **parameters):
 
     distiller = CLPDistiller(encoder, callback=take_aside, **parameters).fit(X, y)
     test, labels = encoder.encode(X_test), distiller.y_synthetic_
-    points = [(seconds, distiller._fit_probe(encoder.encode(images), labels).score(test, y_test)) for seconds, images in moments]
+    points = []
+    for seconds, images in moments:
+        Z = encoder.encode(images)
+        points.append((seconds, relative_probe(Z, distiller.alpha_).fit(Z, labels).score(test, y_test)))
     return [*points, (distiller.history_[-1]["seconds"], distiller.probe_.score(test, y_test))]
 
 

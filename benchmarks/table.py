@@ -113,6 +113,7 @@ def add_options(parser, *, size=112, output=None):
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--epochs", type=int, default=1000, help="of LGM's protocol")
     parser.add_argument("--heads", type=int, default=1, help="of LGM's protocol, for each seed")
+    parser.add_argument("--transfer-heads", type=int, default=1, help="the same under the other encoders; 0: closed form only")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=[name for name in METHODS if name != "lgm-published"])
     parser.add_argument("--published", action="store_true", help="LGM with its published settings, too: 5,000 steps")
     parser.add_argument("--published-views", type=int, default=LGM_PUBLISHED["n_views"])
@@ -149,7 +150,7 @@ def runs_of(arguments):
 
 def settings_of(arguments, run, data):
     """All that the figures of a run depend on."""
-    names = ("size", "weights", "images_per_class", "epochs", "heads", "device")
+    names = ("size", "weights", "images_per_class", "epochs", "heads", "transfer_heads", "device")
     settings = {name: getattr(arguments, name) for name in names} | run._asdict() | {"defaults": defaults()}
     settings |= {"protocol": protocol_digest(), "images": [len(data.X), len(data.X_test), str(Path(data.X[0]).parent.parent)]}
     settings["transfer_to"] = others_of(arguments, run)
@@ -207,7 +208,7 @@ def evaluate(arguments, run, images, labels, data, encoder):
     scores = {"closed_form": closed_form_probe_scores(images, labels, *test, alpha=alpha, **common)}
     scores["sgd"] = sgd_probe_scores(images, labels, *test, **heads, **common)
     encoders = {name: encoder_of(arguments, name) for name in others_of(arguments, run)}
-    heads["n_repeats"] *= not real
+    heads["n_repeats"] = 0 if real else arguments.transfer_heads
     moved = transfer_scores(images, labels, *test, encoders, alpha=alpha, groups=data.groups, **heads)
     return scores, moved
 
@@ -363,19 +364,13 @@ class Report:
         return table(heads, rows)
 
     def transfer(self):
-        heads = ["", *(f"{title}, {name}" for name in self.arguments.transfer_to for title in PROTOCOLS.values())]
-        return table(
-            heads,
-            [
-                [METHODS[name].title]
-                + [
-                    spell(values(self.last(name), "transfer", other, protocol, "top1"))
-                    for other in self.arguments.transfer_to
-                    for protocol in PROTOCOLS
-                ]
-                for name in self.methods
-            ],
-        )
+        protocols = [protocol for protocol in PROTOCOLS if protocol == "closed_form" or self.arguments.transfer_heads]
+        columns = [(other, protocol) for other in self.arguments.transfer_to for protocol in protocols]
+        rows = [
+            [METHODS[name].title, *(spell(values(self.last(name), "transfer", *column, "top1")) for column in columns)]
+            for name in self.methods
+        ]
+        return table(["", *(f"{PROTOCOLS[protocol]}, {other}" for other, protocol in columns)], rows)
 
     def plot(self, axes):
         """Accuracy against seconds: a curve for each method with budgets, a line for each without."""

@@ -1,11 +1,13 @@
 """BaseDistiller: validates for every distiller, and makes it a classifier and a transformer."""
 
 import os
+import warnings
 from abc import abstractmethod
 from contextlib import nullcontext
-from functools import wraps
+from dataclasses import dataclass, field
+from functools import cached_property, wraps
 from numbers import Integral, Real
-from typing import Any, NamedTuple
+from typing import Any
 
 import joblib
 import numpy as np
@@ -29,19 +31,25 @@ from ._images import as_images
 from ._modules import HoldsModule
 from ._output import Transformer
 from ._pictures import html_strip
-from ._probe import ClosedFormProbe
-from ._spaces import ImageSpace, PointSpace, Space
+from ._probe import ClosedFormProbe, solved_probe
+from ._spaces import ImageSpace, PointSpace, Space, standardized
 
 # Real samples on which the probe's temperature is calibrated, at most.
 _CALIBRATION_ROWS = 20_000
 
 
-class Task(NamedTuple):
+# Fitted attributes without an underscore at their end.
+_PRIVATE = ("_center", "_scale", "_encoder_entries")
+
+
+@dataclass(frozen=True)
+class Task:
     """What a distiller is fitted to."""
 
     X: Any
     y: np.ndarray
     space: Space
+    inputs: dict[str, Any]  # what scikit-learn keeps of a feature matrix, such as the number of features
     classes: np.ndarray
     codes: np.ndarray  # class indices of the real samples
     groups: np.ndarray | None  # indices of the groups within the classes, which are to be balanced
@@ -57,11 +65,48 @@ class Task(NamedTuple):
         """Positions of the samples of each class."""
         return [np.flatnonzero(self.codes == c) for c in range(len(self.classes))]
 
+    @cached_property
+    def digest(self) -> str:
+        """Digest of the real samples and their labels."""
+        return joblib.hash((self.space.fingerprint(), self.y))
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a distiller has found, from which all fitted attributes are made.
+
+    Parameters
+    ----------
+    samples : Tensor of shape (m, ...)
+        Synthetic samples, in the form that they have in the space.
+    codes : ndarray of shape (m,), int64
+        Their class indices.
+    real : RealSet
+        The real samples.
+    targets : Tensor of shape (m, C), or None
+        What the probe is fitted to; None for one-hot labels.
+    attributes : dict
+        Fitted attributes of the method's own.
+    warning : str or None
+        What is to be said of how it ended.
+    error : BaseException or None
+        What has ended the search before its end; `fit` raises it when everything is assigned.
+    """
+
+    samples: Tensor
+    codes: np.ndarray
+    real: RealSet
+    targets: Tensor | None = None
+    attributes: dict[str, Any] = field(default_factory=dict)
+    warning: str | None = None
+    error: BaseException | None = None
+
 
 class BaseDistiller(HoldsModule, Transformer, ClassifierMixin, BaseEstimator):
     """Validate the data, have `_find` find synthetic samples, and fit the probe that they induce.
 
     A subclass has the parameters that concern data, encoder and probe, as :class:`CLPDistiller` has them, and fills `_find`.
+    A fit changes the estimator once, at its end: all fitted attributes are of one result, or still of the last one.
     """
 
     _module_parameter = "encoder"
@@ -96,7 +141,7 @@ class BaseDistiller(HoldsModule, Transformer, ClassifierMixin, BaseEstimator):
             Itself.
         """
         self._validate_params()
-        space, y = self._enter(X, y)
+        space, y, inputs = self._enter(X, y)
         classes, codes = np.unique(y, return_inverse=True)
         groups = None if groups is None else _within(codes, groups)
         if len(classes) < 2:
@@ -104,37 +149,50 @@ class BaseDistiller(HoldsModule, Transformer, ClassifierMixin, BaseEstimator):
         counts = np.bincount(codes)
         budget = self._budget(classes, counts)
         self._check(classes, counts, budget)
+        task = Task(X, y, space, inputs, classes, codes, groups, budget)
         with caller_modes_off(space.device), kept_heap() if space.device.type == "cpu" else nullcontext():
-            self._find(Task(X, y, space, classes, codes, groups, budget))
+            result = self._find(task)
+            try:
+                fitted = self._fitted(task, result)
+            except KeyboardInterrupt:  # the images are worth the second that this takes
+                fitted = self._fitted(task, result)
+            except Exception:
+                if result.error is not None:
+                    raise result.error from None
+                raise
+        self.__dict__ = self._unfitted() | fitted
+        if result.warning is not None:
+            warnings.warn(result.warning, stacklevel=3 if hasattr(type(self).fit, "__wrapped__") else 2)
+        if result.error is not None:
+            raise result.error
+        self._has_fitted(task)
         return self
 
+    def _unfitted(self) -> dict[str, Any]:
+        """All that is no fitted attribute."""
+        return {name: value for name, value in vars(self).items() if not name.endswith("_") and name not in _PRIVATE}
+
     @abstractmethod
-    def _find(self, task: Task) -> None:
-        """Find synthetic samples for the real ones; set what `_fitted` gives."""
+    def _find(self, task: Task) -> Result:
+        """Find synthetic samples for the real ones. The estimator is read only, and fitted to something else, if at all."""
+
+    def _has_fitted(self, task: Task) -> None:
+        """Tell whoever is to be told."""
 
     def _encode(self, task: Task, order: np.ndarray, n_held_out: int = 0) -> RealSet:
-        """Features of the real samples in some order; from here on, and until `_fitted`, this is not fitted."""
-        space = task.space
-        data_digest = joblib.hash((space.fingerprint(), task.y))
-        real = RealSet(space.real_features(order), task.codes[order], order, n_held_out)
-        self.__dict__.pop("probe_", None)
-        self.classes_ = task.classes
-        self.class_count_ = np.bincount(task.codes)
-        self.data_digest_ = data_digest
-        self._encoder_entries = [encoder.provenance() for encoder in space.encoders]
-        self.encoder_ = None
-        if space.encoders:
-            self.encoder_ = space.encoders if isinstance(self.encoder, list | tuple) else space.encoders[0]
-        self._center, self._scale = space.center, space.scale
-        self.alpha_ = float(self.alpha)
-        return real
+        """Features of the real samples in some order."""
+        task.digest  # noqa: B018 (of the data as they are before the long work)
+        return RealSet(task.space.real_features(order), task.codes[order], order, n_held_out)
 
-    def _enter(self, X, y) -> tuple[Space, np.ndarray]:
+    def _enter(self, X, y) -> tuple[Space, np.ndarray, dict[str, Any]]:
         """The data behind one interface; all that can be said against it without long work is said here."""
         if self.encoder is None:
-            X, y = validate_data(self, X, y, dtype=[np.float64, np.float32])
+            other = object.__new__(type(self))  # which scikit-learn may write to
+            other.__dict__.update(before := self._unfitted())
+            X, y = validate_data(other, X, y, dtype=[np.float64, np.float32])
             check_classification_targets(y)
-            return PointSpace(X, resolve_device(self.device)), y
+            inputs = {name: value for name, value in vars(other).items() if name not in before}
+            return PointSpace(X, resolve_device(self.device)), y, inputs
         encoders = self._make_encoders()
         if len({repr(encoder.image_shape) for encoder in encoders}) > 1:
             raise ValueError(f"encoders have to agree on image_shape; got {[encoder.image_shape for encoder in encoders]}")
@@ -143,7 +201,7 @@ class BaseDistiller(HoldsModule, Transformer, ClassifierMixin, BaseEstimator):
         assert_all_finite(y, input_name="y")
         check_consistent_length(images, y)
         check_classification_targets(y)
-        return ImageSpace(images, encoders, self.image_size), y
+        return ImageSpace(images, encoders, self.image_size), y, {}
 
     def _make_encoders(self) -> list[FrozenEncoder]:
         several = isinstance(self.encoder, list | tuple)
@@ -192,39 +250,32 @@ class BaseDistiller(HoldsModule, Transformer, ClassifierMixin, BaseEstimator):
                 "Give a smaller images_per_class or n_synthetic"
             )
 
-    def _fitted(self, space: Space, samples: Tensor, y: np.ndarray, real: RealSet, targets: Tensor | None = None) -> dict:
-        """Fitted attributes from synthetic samples, their class indices, and their targets where these are not one-hot."""
-        X_synthetic = space.to_user(samples.detach())
-        labels = self.classes_[y]
-        Z = space.features(X_synthetic)
-        probe = self._fit_probe(Z, labels)
-        one_hot = F.one_hot(torch.from_numpy(y), len(self.classes_))
-        Y = one_hot if targets is None else targets.detach().cpu()
-        W = inner_weights(torch.from_numpy(Z), Y, self.alpha_)
-        if not torch.equal(Y, one_hot.to(Y)):  # the probe's own targets are -1 and 1
-            signed = inner_weights(torch.from_numpy(Z), 2 * Y - 1, self.alpha_)
-            probe.coef_ = (signed if len(self.classes_) > 2 else (signed[:, 1:] - signed[:, :1]) / 2).T.contiguous().numpy()
-        some = np.unique(np.linspace(0, len(real.R) - 1, _CALIBRATION_ROWS).astype(int))
-        scores = torch.from_numpy(probe.decision_function(real.R[some].astype(Z.dtype)))
-        if scores.ndim == 1:
-            scores = torch.stack([-scores, scores], 1)
-        probe.temperature_ = temperature_of(scores, torch.from_numpy(real.codes[some]))
-        probe.set_params(temperature=probe.temperature_)
-        # From the space's units to the user's.
-        probe.coef_ = probe.coef_ / self._scale
-        probe.intercept_ = probe.intercept_ - probe.coef_ @ np.broadcast_to(self._center, Z.shape[1:])
+    def _fitted(self, task: Task, result: Result) -> dict[str, Any]:
+        """All fitted attributes."""
+        space, alpha = task.space, float(self.alpha)
+        X_synthetic = space.to_user(result.samples.detach())
+        Z = torch.from_numpy(space.features(X_synthetic))
+        one_hot = F.one_hot(torch.from_numpy(result.codes), len(task.classes))
+        Y = one_hot if result.targets is None else result.targets.detach().cpu()
+        W = inner_weights(Z, Y, alpha)
+        encoders = space.encoders if isinstance(self.encoder, list | tuple) else next(iter(space.encoders), None)
         return {
+            **task.inputs,
             "X_synthetic_": X_synthetic,
-            "y_synthetic_": labels,
+            "y_synthetic_": task.classes[result.codes],
             "targets_": Y.to(W).numpy(),
             "anchors_": anchors(W).T.contiguous().numpy(),
-            "probe_": probe,
+            "probe_": _induced_probe(task, result.real, Z, Y, alpha),
+            "encoder_": encoders,
+            "classes_": task.classes,
+            "class_count_": np.bincount(task.codes),
+            "data_digest_": task.digest,
+            "alpha_": alpha,
+            "_center": space.center,
+            "_scale": space.scale,
+            "_encoder_entries": space.provenance(),
+            **result.attributes,
         }
-
-    def _fit_probe(self, Z: np.ndarray, labels: np.ndarray) -> ClosedFormProbe:
-        """The inner problem once more: no intercept, λ relative to the norms of ``Z``, which is in the space's units."""
-        penalty = relative_penalty(torch.from_numpy(Z).double(), self.alpha_).item()
-        return ClosedFormProbe(penalty, fit_intercept=False, temperature=1.0, device="cpu").fit(Z, labels)
 
     def _synthetic(self) -> np.ndarray:
         check_is_fitted(self)
@@ -267,7 +318,7 @@ class BaseDistiller(HoldsModule, Transformer, ClassifierMixin, BaseEstimator):
             Without ``X``: `X_synthetic_`.
         """
         self._check_output()
-        return (self.features(X) - self._center) / self._scale @ self.anchors_.T
+        return standardized(self.features(X), self._center, self._scale) @ self.anchors_.T
 
     def decision_function(self, X):
         """Scores of the classes, by the probe that was fitted on the synthetic set.
@@ -340,6 +391,30 @@ class BaseDistiller(HoldsModule, Transformer, ClassifierMixin, BaseEstimator):
         tags.input_tags.three_d_array = tags.input_tags.string = self.encoder is not None
         tags.transformer_tags.preserves_dtype = ["float64", "float32"] if self.encoder is None else ["float32"]
         return tags
+
+
+def _induced_probe(task: Task, real: RealSet, Z: Tensor, Y: Tensor, alpha: float) -> ClosedFormProbe:
+    """The inner problem's probe of synthetic features, calibrated on real ones, for features in the user's units.
+
+    Targets of a probe are -1 and 1 where ``Y`` has 0 and 1. There is no intercept but for that of the user's units.
+    """
+    weights = inner_weights(Z, 2 * Y - 1, alpha)
+    if len(task.classes) == 2:  # one score, of the second class
+        weights = (weights[:, 1:] - weights[:, :1]) / 2
+    some = np.unique(np.linspace(0, len(real.R) - 1, _CALIBRATION_ROWS).astype(int))
+    scores = torch.from_numpy(real.R[some]).to(Z) @ weights
+    if len(task.classes) == 2:
+        scores = torch.cat([-scores, scores], dim=1)
+    coefficients = weights.T.double().numpy() / task.space.scale
+    intercept = 0.0 - coefficients @ np.broadcast_to(task.space.center, Z.shape[1:])
+    dtype = Z.numpy().dtype
+    return solved_probe(
+        task.classes,
+        coefficients.astype(dtype),
+        intercept.astype(dtype),
+        alpha=(relative_penalty(Z.double(), alpha) * float(task.space.scale) ** 2).item(),
+        temperature=temperature_of(scores, torch.from_numpy(real.codes[some])),
+    )
 
 
 def apportioned(total: int, counts: np.ndarray) -> np.ndarray:

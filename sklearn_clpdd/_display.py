@@ -390,7 +390,7 @@ class Snapshots:
     Parameters
     ----------
     every : int, default=20
-        Steps between two snapshots.
+        Steps between two snapshots. On a GPU, where a callback sees the images of every tenth step only, it is those that follow.
     max_images : int, default=20
         Images that are kept, at most: evenly spaced ones of all.
 
@@ -399,7 +399,7 @@ class Snapshots:
     steps_ : list of int
         Steps of the snapshots.
     frames_ : list of ndarray of shape (n_images, height, width, 3), uint8
-        The images after these steps.
+        The images that these steps have started from.
 
     Examples
     --------
@@ -425,7 +425,10 @@ class Snapshots:
         step = record["step"]
         if step == 0:  # another run
             self.steps_, self.frames_ = [], []
-        if step % self.every == 0 or step == distiller.max_iter - 1:
+        if step != distiller.n_iter_ - 1:
+            return  # on a GPU records come in tens, and the images are those of the last of them
+        last = self.steps_[-1] if self.steps_ else -1
+        if step // self.every > last // self.every or step == distiller.max_iter - 1:
             images = distiller.transform()
             if images.ndim != 4:
                 raise ValueError("snapshots are of images, and the distiller has points of feature space (encoder=None)")

@@ -8,7 +8,7 @@ import torch
 from sklearn.utils._param_validation import Interval, StrOptions
 
 from ._core.objectives import OBJECTIVES, WithNeighbors, spread_of_proximities, spread_of_scores
-from ._iterative import IterativeDistiller
+from ._iterative import IterativeDistiller, Temperatures
 
 # Real samples by which the temperatures are chosen, at most; and the least that is chosen.
 _SPREAD_ROWS = 20_000
@@ -110,8 +110,9 @@ class CLPDistiller(IterativeDistiller):
     device : str or torch.device, default="auto"
         Where to compute, for an encoder given by name or as a module; a `FrozenEncoder` brings its own.
     callback : callable, default=None
-        Called as ``callback(distiller, record)`` with each record of `history_`; ``distiller.transform()`` gives the images of
-        the moment. ``StopIteration`` ends the run. On a GPU records come in tens. scikit-learn's own callbacks are taken by
+        Called as ``callback(distiller, record)`` with each record of `history_` and a copy of the distiller, which itself is
+        fitted at the end only: the copy's ``transform()`` gives the images of the moment, `n_iter_` and `history_` how far it
+        is. ``StopIteration`` ends the run. On a GPU records come in tens. scikit-learn's own callbacks are taken by
         `set_callbacks` where scikit-learn has them (1.9).
     random_state : int, RandomState instance or None, default=None
         Seed of the start, the views, the batches and what is held out.
@@ -147,12 +148,18 @@ class CLPDistiller(IterativeDistiller):
         real features and class means, about their mean over the classes. ``None`` for an objective without neighbours.
     history_ : list of dict
         One record per step: ``step``, ``loss`` before it, ``seconds`` in the loop; every 20th, and the last, also ``val_loss``
-        and ``val_accuracy`` on the held-out real features. ``pandas.DataFrame(history_)`` is a table.
+        and ``val_accuracy`` on the held-out real features, as the loss of the images before the step. Those of the last record
+        are of the images after it, unless the images before it were scored, too, and did better.
+        ``pandas.DataFrame(history_)`` is a table.
     n_iter_ : int
         Steps done.
     best_iter_ : int or None
-        Step, and position in `history_`, whose images are kept: those with the least loss on the held-out real features. ``None``
-        where none are held out, and the last images are kept.
+        Step, and position in `history_`, of the record that has the score of the images that are kept: those with the least loss
+        on the held-out real features. ``None`` where none are held out, and the last images are kept.
+    val_loss_, val_accuracy_ : float or None
+        That score: loss of the images that are kept, and accuracy of their probe, on the held-out real features. The accuracy is
+        the mean over all of them; where the loss balances classes or groups (see `sampling`), each class has the same weight in
+        it, and each group in its class.
     n_views_ : int
         Random views of each synthetic image per step.
     encoder_batch_size_ : int
@@ -179,6 +186,7 @@ class CLPDistiller(IterativeDistiller):
     -----
     Nothing that was computed is lost. Ctrl-C leaves a fitted estimator; so does an error in the middle of the steps, which is
     raised all the same: with the best images so far, by the loss on held-out features, or the last ones whose loss was finite.
+    An error before the first step leaves the estimator as it was. All fitted attributes are of one fit, always.
 
     See Also
     --------
@@ -283,9 +291,8 @@ class CLPDistiller(IterativeDistiller):
     def _learns_targets(self):
         return self.learn_labels
 
-    def _encode(self, task, order, n_held_out=0):
-        real = super()._encode(task, order, n_held_out)
-        rows = np.unique(np.linspace(0, len(order) - n_held_out - 1, _SPREAD_ROWS).astype(int))
+    def _temperatures(self, task, real):
+        rows = np.unique(np.linspace(0, len(real.R) - real.n_held_out - 1, _SPREAD_ROWS).astype(int))
 
         def mean_over_encoders(spread, *parameters):
             R, r = torch.from_numpy(real.R[rows]).float(), torch.from_numpy(real.codes[rows])
@@ -294,22 +301,24 @@ class CLPDistiller(IterativeDistiller):
 
         if self.temperature == "auto":
             # The more images a class has, the finer its boundary can be, and the nearer to it are the scores that matter.
-            apart = mean_over_encoders(spread_of_scores, self.alpha_) / math.sqrt(task.budget.mean())
-            self.temperature_ = max(apart, _LEAST_TEMPERATURE)
+            apart = mean_over_encoders(spread_of_scores, float(self.alpha)) / math.sqrt(task.budget.mean())
+            of_scores = max(apart, _LEAST_TEMPERATURE)
         else:
-            self.temperature_ = float(self.temperature)
-        self.neighbor_temperature_: float | None = None
+            of_scores = float(self.temperature)
         objective = OBJECTIVES[self.objective] if isinstance(self.objective, str) else self.objective
-        if getattr(objective, "with_neighbors", False):  # of squared distances
-            self.neighbor_temperature_ = max(mean_over_encoders(spread_of_proximities), _LEAST_TEMPERATURE**2)
-        return real
+        if not getattr(objective, "with_neighbors", False):
+            return Temperatures(of_scores)
+        return Temperatures(of_scores, max(mean_over_encoders(spread_of_proximities), _LEAST_TEMPERATURE**2))
 
-    def _objective(self, random):
+    def _temperature_attributes(self, temperatures):
+        return {"temperature_": temperatures.of_scores, "neighbor_temperature_": temperatures.of_distances}
+
+    def _objective(self, random, temperatures):
         if isinstance(self.objective, str):
-            return OBJECTIVES[self.objective](self.alpha_, self.temperature_)
+            return OBJECTIVES[self.objective](float(self.alpha), temperatures.of_scores)
         return self.objective
 
-    def _whole_objective(self, objective, classes):
-        if self.neighbor_temperature_ is None:
+    def _whole_objective(self, objective, classes, temperatures):
+        if temperatures.of_distances is None:
             return objective
-        return WithNeighbors(objective, classes, self.neighbor_temperature_)
+        return WithNeighbors(objective, classes, temperatures.of_distances)

@@ -34,6 +34,8 @@ from ._store import FeatureStore, feature_store
 
 # Images whose features are written to the cache together.
 _BLOCK = 1024
+# Versions of what computes the features.
+VERSIONS = {package: version(package) for package in ("sklearn-clpdd", "torch", "timm")}
 
 
 class FrozenEncoder(HoldsModule, Transformer, BaseEstimator):
@@ -207,19 +209,23 @@ class FrozenEncoder(HoldsModule, Transformer, BaseEstimator):
         ndarray of shape (n_samples, n_features), float32
             Features.
         """
+        return self.encode_by(self.load(), X)
+
+    def encode_by(self, backbone: Backbone, X) -> np.ndarray:
+        """`encode` by the network that `load` gave: `load` looks at all weights of a module, each time."""
         images = as_images(X, self.image_shape)
-        features = np.empty((len(images), self.load().n_features), dtype=np.float32)
-        for rows, Z in self.blocks(images):
+        features = np.empty((len(images), backbone.n_features), dtype=np.float32)
+        for rows, Z in self.blocks(images, backbone):
             features[rows] = Z
         return features
 
-    def blocks(self, images: Images) -> Iterator[tuple[slice, np.ndarray]]:
+    def blocks(self, images: Images, backbone: Backbone) -> Iterator[tuple[slice, np.ndarray]]:
         """Rows and features of one block of images after the other; with `memory`, those of each image are kept.
 
         An encoding that is interrupted thereby goes on where it was. All images that are not in the cache are looked at before
         the first is encoded.
         """
-        backbone, store = self.load(), self._store()
+        store = self._store(backbone)
         with tqdm(total=len(images), desc="encoding", unit="img", disable=not self.verbose) as bar:
             if store is not None:
                 yield from self._kept_blocks(images, backbone, store, bar)
@@ -245,14 +251,14 @@ class FrozenEncoder(HoldsModule, Transformer, BaseEstimator):
                 store.write(keys[missing], Z[~known])
             yield slice(rows.start, rows.stop), Z
 
-    def _store(self) -> FeatureStore | None:
+    def _store(self, backbone: Backbone) -> FeatureStore | None:
         """Where features are kept, if they are."""
         memory = check_memory(os.fspath(self.memory) if isinstance(self.memory, os.PathLike) else self.memory)
         if memory.location is None:
             return None
         if memory.backend != "local":
             raise ValueError(f"memory= keeps features in files; got a joblib.Memory with backend={memory.backend!r}")
-        return feature_store(Path(memory.store_backend.location, "sklearn_clpdd", self.identity()).absolute())
+        return feature_store(Path(memory.store_backend.location, "sklearn_clpdd", self._identity(backbone)).absolute())
 
     def _encode(self, images: Images, indices, backbone: Backbone, bar: tqdm) -> np.ndarray:
         """Features ``(len(indices), d)`` float32 of the images there."""
@@ -292,11 +298,17 @@ class FrozenEncoder(HoldsModule, Transformer, BaseEstimator):
 
     def identity(self) -> str:
         """Digest of all that the features of an image depend on, beside the image."""
-        return joblib.hash((_identity(self.load()), self.normalize, self.dtype))
+        return self._identity(self.load())
 
-    def provenance(self) -> dict[str, Any]:
+    def _identity(self, backbone: Backbone) -> str:
+        return joblib.hash((self.network_identity(backbone), VERSIONS))
+
+    def network_identity(self, backbone: Backbone) -> str:
+        """The same, but for the versions of the packages that compute them."""
+        return joblib.hash((_digest_of(backbone), self.normalize, self.dtype))
+
+    def provenance(self, backbone: Backbone) -> dict[str, Any]:
         """What the features are of: model, digest of its weights, and preprocessing, of values that JSON has."""
-        backbone = self.load()
         seen = backbone.preprocessing
         return {
             "model": self.model if isinstance(self.model, str) else type(self.model).__name__,
@@ -347,9 +359,10 @@ def as_encoder(given, **parameters) -> FrozenEncoder:
     raise TypeError(f"an encoder is a FrozenEncoder, the name of a timm model, or a torch module; got {given!r}")
 
 
-def joint_features(encoders: list[FrozenEncoder], X) -> np.ndarray:
+def joint_features(encoders: list[FrozenEncoder], X, backbones: list[Backbone] | None = None) -> np.ndarray:
     """Features ``(n, Σd)`` of images under several encoders, side by side, over the square root of their number."""
-    parts = [encoder.encode(X) for encoder in encoders]
+    backbones = [encoder.load() for encoder in encoders] if backbones is None else backbones
+    parts = [encoder.encode_by(backbone, X) for encoder, backbone in zip(encoders, backbones, strict=True)]
     return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1) / np.float32(math.sqrt(len(parts)))
 
 
@@ -375,8 +388,8 @@ class _ByContent(NumpyHasher):
         super().save(obj)
 
 
-def _identity(backbone: Backbone) -> str:
-    """Digest of the network, its weights, its preprocessing, and the versions of what computes the features."""
+def _digest_of(backbone: Backbone) -> str:
+    """Digest of the network, its weights, and its preprocessing."""
     if backbone.digest is None:
         try:
             network = _ByContent("md5").hash(backbone.module)
@@ -384,5 +397,5 @@ def _identity(backbone: Backbone) -> str:
             raise ValueError(
                 f"memory= and checkpoint= need a module that can be pickled, to tell it from others: {error}"
             ) from error
-        backbone.digest = joblib.hash((network, backbone.preprocessing, *map(version, ("sklearn-clpdd", "torch", "timm"))))
+        backbone.digest = joblib.hash((network, backbone.preprocessing))
     return backbone.digest

@@ -3,12 +3,13 @@
 import os
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from itertools import islice
 from numbers import Integral, Real
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import joblib
 import numpy as np
@@ -17,14 +18,14 @@ from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from torch import Tensor
 
-from ._base import BaseDistiller, Task
+from ._base import BaseDistiller, Result, Task
 from ._core.augmentations import AUGMENTATIONS, Augmentation
 from ._core.loop import OuterLoss, State, distill, whole_features
 from ._core.objectives import MeanOverEncoders, inner_weights
 from ._core.parametrizations import PARAMETRIZATIONS, Parametrization
 from ._core.real_features import RealFeatures, RealSet, held_out_counts, shuffled
 from ._reals import central
-from ._run import Checkpoint, Run
+from ._run import Checkpoint, Limits, Outcome, Run, spelled
 from ._spaces import Space
 
 try:  # since scikit-learn 1.9, experimental
@@ -45,8 +46,17 @@ _VIEWS, _MOST_VIEWS = 20, 8
 _MOST_DRAWN = 10_000
 # How many times as large as the smallest class the largest one is, at the least, for classes to be balanced.
 _UNEQUAL = 2
+# Parameters that a run and its continuation need not share.
+_FREE = {"encoder", "memory", "device", "verbose", "callback", "checkpoint", "checkpoint_every", "random_state"}
 # Noise on real samples that are started from once more, as a share of the standard deviation of their values.
 _DITHER = 0.1
+
+
+class Temperatures(NamedTuple):
+    """Of the outer loss; None where it has none."""
+
+    of_scores: float | None = None  # τ
+    of_distances: float | None = None  # τ'
 
 
 class IterativeDistiller(CallbackSupportMixin, BaseDistiller):
@@ -146,12 +156,20 @@ class IterativeDistiller(CallbackSupportMixin, BaseDistiller):
         self.verbose = verbose
 
     @abstractmethod
-    def _objective(self, random: torch.Generator) -> OuterLoss:
+    def _objective(self, random: torch.Generator, temperatures: Temperatures) -> OuterLoss:
         """Outer loss of the run; ``random`` gives the random numbers that it may draw in each step."""
 
-    def _whole_objective(self, objective: OuterLoss, classes: Tensor) -> OuterLoss:
+    def _whole_objective(self, objective: OuterLoss, classes: Tensor, temperatures: Temperatures) -> OuterLoss:
         """The same for whole samples, whose class indices these are, as a probe is going to see them."""
         return objective
+
+    def _temperatures(self, task: Task, real: RealSet) -> Temperatures:
+        """Temperatures of the outer loss, for these data."""
+        return Temperatures()
+
+    def _temperature_attributes(self, temperatures: Temperatures) -> dict[str, Any]:
+        """Fitted attributes that say them."""
+        return {}
 
     def _learns_targets(self) -> bool:
         """Whether the targets of the inner problem are learned with the samples."""
@@ -171,34 +189,49 @@ class IterativeDistiller(CallbackSupportMixin, BaseDistiller):
         n_all = len(y) * (n_views + (whole_weight > 0))
         given = None if self.encoder_batch_size == "auto" else self.encoder_batch_size
         passes = space.passes(n_all, given)
-        checkpoint = None
-        if self.checkpoint is not None:
-            digests = {"y": joblib.hash(np.ascontiguousarray(task.y)), "groups": joblib.hash(task.groups)}
-            checkpoint = Checkpoint(self, space.identity() | digests)
+        checkpoint = self._checkpoint_of(task)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         if checkpoint and checkpoint.info:
             seed = checkpoint.info["seed"]
         rng = np.random.RandomState(seed)
         if hasattr(self, "_init_callback_context"):
             self._init_callback_context(max_subtasks=self.max_iter).call_on_fit_task_begin(estimator=self, X=task.X, y=task.y)
-        real = self._real_set(task, held_out, rng)
-        if start is None:
-            self.history_, self.n_iter_ = [], 0
-        self.n_views_, self.encoder_batch_size_ = n_views, passes.chunk_size
 
+        real = self._real_set(task, held_out, rng)
+        temperatures = self._temperatures(task, real)
         state = self._state(task, real, rng, start)
-        outer = partial(self._outer, space, torch.from_numpy(y).to(space.device))
+        outer = partial(self._outer, space, torch.from_numpy(y).to(space.device), temperatures)
+        history = [] if start is None else [dict(record) for record in self.history_]
+        attributes = self._temperature_attributes(temperatures) | {
+            "n_views_": n_views,
+            "encoder_batch_size_": passes.chunk_size,
+        }
+
+        def result_of(outcome: Outcome) -> Result:
+            """What has come of the run, by the θ that the state holds."""
+            with torch.no_grad():
+                samples = state.parametrization().detach()
+            of_run = {"history_": outcome.history, "n_iter_": len(outcome.history), "best_iter_": outcome.best_iter}
+            loss, accuracy = (None, None) if outcome.best is None else outcome.best
+            of_run |= {"val_loss_": loss, "val_accuracy_": accuracy}
+            n = outcome.interrupted_after
+            warning = None if n is None else f"interrupted after {n} of {self.max_iter} steps; the images so far are kept"
+            return Result(samples, y, real, state.targets, attributes | of_run, warning, outcome.error)
+
+        moment = _Moment(self, task, state, history, result_of, attributes)
         # Images are chosen by what they are learned by.
         outer_of_held_out = partial(outer, whole=whole_weight > 0 or not augmentation.is_random)
         following = Run(
-            self,
             state,
+            Limits(self.max_iter, self.time_budget, self.n_iter_no_change, self.tol),
+            history,
             score=self._held_out_score(space, real, state, passes.chunk_size, outer_of_held_out),
+            tell=moment.tell,
             checkpoint=checkpoint,
             seed=seed,
             views_per_step=n_all,
-            data={"X": task.X, "y": task.y},
-            attributes=lambda: self._fitted(space, state.parametrization(), y, real, state.targets),
+            strengths=self._strengths(),
+            verbose=bool(self.verbose),
         )
         steps = distill(
             state,
@@ -216,9 +249,30 @@ class IterativeDistiller(CallbackSupportMixin, BaseDistiller):
             progress=following.progress,
             passes=passes,
         )
-        self._learn(following, steps, space, state, y, real)
+        outcome = following.follow(steps)
+        if outcome.error is not None and not outcome.n_new:
+            raise outcome.error  # there is nothing to keep
+        return result_of(outcome)
+
+    def _has_fitted(self, task):
         if hasattr(self, "_callback_fit_ctx"):
             self._callback_fit_ctx.call_on_fit_task_end(estimator=self, X=task.X, y=task.y)
+
+    def _checkpoint_of(self, task: Task) -> Checkpoint | None:
+        """The file of the run, if it has one."""
+        if self.checkpoint is None:
+            return None
+        parameters = {"method": type(self), **self.get_params(deep=False)}
+        free = _FREE - {"random_state"} if isinstance(self.random_state, Real) else _FREE
+        parameters = {name: spelled(value) for name, value in parameters.items() if name not in free}
+        digests = {"y": joblib.hash(np.ascontiguousarray(task.y)), "groups": joblib.hash(task.groups)}
+        data = task.space.identity() | digests
+        return Checkpoint(Path(self.checkpoint), self.checkpoint_every, parameters, data, task.space.versions())
+
+    def _strengths(self) -> str:
+        """Parameters that bear on whether losses stay finite, in words."""
+        given = {name: getattr(self, name, None) for name in ("alpha", "temperature", "learning_rate")}
+        return ", ".join(f"{name}={value}" for name, value in given.items() if value is not None)
 
     def _real_set(self, task: Task, held_out: tuple[np.ndarray, float | None], rng: np.random.RandomState) -> RealSet:
         """Features of the real samples in random order, those held out last, and what the draws are balanced over."""
@@ -236,42 +290,15 @@ class IterativeDistiller(CallbackSupportMixin, BaseDistiller):
         targets = torch.tensor(known, dtype=dtype, device=task.space.device, requires_grad=self._learns_targets())
         return State(parametrization, targets, random)
 
-    def _outer(self, space: Space, classes: Tensor, random: torch.Generator, *, whole: bool) -> OuterLoss:
+    def _outer(
+        self, space: Space, classes: Tensor, temperatures: Temperatures, random: torch.Generator, *, whole: bool
+    ) -> OuterLoss:
         """The objective, of random views or of whole samples, for the features of all encoders."""
-        objective = self._objective(random)
+        objective = self._objective(random, temperatures)
         if whole:
-            objective = self._whole_objective(objective, classes)
+            objective = self._whole_objective(objective, classes, temperatures)
         # No copy of the real features where there is one encoder.
         return objective if len(space.widths) == 1 else MeanOverEncoders(objective, space.widths)
-
-    def _learn(
-        self,
-        following: Run,
-        steps: Iterator[Tensor],
-        space: Space,
-        state: State,
-        y: np.ndarray,
-        real: RealSet,
-    ) -> None:
-        """Make the steps and become fitted, whatever ends them."""
-        parametrization, targets = state.parametrization, state.targets
-        self._present = lambda: space.to_user(parametrization().detach())
-        try:
-            following.follow(steps)
-        except BaseException:
-            if self.n_iter_:  # nothing computed so far is lost
-                with suppress(Exception):
-                    self.__dict__.update(self._fitted(space, parametrization(), y, real, targets))
-            raise
-        finally:
-            del self._present
-        with torch.no_grad():
-            samples = parametrization()
-        try:
-            fitted = self._fitted(space, samples, y, real, targets)
-        except KeyboardInterrupt:  # the images are worth the second that this takes
-            fitted = self._fitted(space, samples, y, real, targets)
-        self.__dict__.update(fitted)
 
     def _warm_start_from(self, labels: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
         """Synthetic samples of the last fit, where they are to be gone on with."""
@@ -287,8 +314,6 @@ class IterativeDistiller(CallbackSupportMixin, BaseDistiller):
 
     def _check(self, classes, counts, budget):
         self._parametrization_type()
-        if self.init == "real":
-            self._check_enough(classes, counts, budget, "init='real'")
 
     def _start(
         self, task: Task, real: RealSet, noise: torch.Generator, rng: np.random.RandomState, start: np.ndarray | None
@@ -310,12 +335,10 @@ class IterativeDistiller(CallbackSupportMixin, BaseDistiller):
         return parametrization
 
     def _representatives(self, real: RealSet, c: int, n: int, rng: np.random.RandomState) -> np.ndarray:
-        """Rows of ``n`` real samples of a class: random ones, or the nearest to the means of clusters of those not held out."""
-        rows = np.flatnonzero(real.codes == c)  # in random order, those held out last
-        if self.init == "centroid":
-            rows = rows[rows < len(real.R) - real.n_held_out]
-            if n < len(rows):
-                rows = rows[central(real.R[rows], n, rng)]
+        """Rows of ``n`` real samples of a class that are not held out: random ones, or the nearest to the means of clusters."""
+        rows = np.flatnonzero(real.codes[: len(real.R) - real.n_held_out] == c)  # in random order
+        if self.init == "centroid" and n < len(rows):
+            rows = rows[central(real.R[rows], n, rng)]
         return np.resize(rows, n)
 
     def _held_out_score(
@@ -324,18 +347,23 @@ class IterativeDistiller(CallbackSupportMixin, BaseDistiller):
         """What gives loss and accuracy of the present samples on the held-out features, where there are some."""
         if not real.n_held_out:
             return None
-        parametrization, Y = state.parametrization, state.targets
+        parametrization, Y, alpha = state.parametrization, state.targets, float(self.alpha)
         dtype = Y.dtype
-        # Balanced draws: so many that few samples are left out, where these are not many.
-        n_drawn = real.n_held_out if real.strata is None else max(real.n_held_out, min(4 * real.n_held_out, _MOST_DRAWN))
+        held_out, codes, strata = real.held_out
+        # The loss is that of balanced draws: so many that few samples are left out, where these are not many.
+        n_drawn = real.n_held_out if strata is None else max(real.n_held_out, min(4 * real.n_held_out, _MOST_DRAWN))
         R, r = _sampled(real.held_out, n_drawn, space.device, dtype).sample(torch.Generator().manual_seed(0))
+        # The accuracy is that of all of them.
+        every = torch.from_numpy(np.array(held_out)).to(space.device, dtype)
+        classes = torch.from_numpy(codes).to(space.device)
+        weights = torch.from_numpy(_equal_weights(codes, strata)).to(space.device, dtype)
 
         @torch.no_grad()
         def score() -> Tensor:
             Z = whole_features(parametrization, len(Y), space.encode, space.preprocessing, chunk_size)
-            predicted = (R @ inner_weights(Z, Y, self.alpha_)).argmax(dim=1)
+            right = (every @ inner_weights(Z, Y, alpha)).argmax(dim=1) == classes
             objective = outer(torch.Generator().manual_seed(0))  # the same at each score
-            return torch.stack([objective(Z, Y, R, r), (predicted == r).to(dtype).mean()])
+            return torch.stack([objective(Z, Y, R, r), weights @ right.to(dtype)])
 
         return score
 
@@ -348,6 +376,12 @@ class IterativeDistiller(CallbackSupportMixin, BaseDistiller):
         counts = np.bincount(within)
         n = held_out_counts(counts, self.validation_fraction)
         enough = n.any() if task.groups is None else n.all()
+        if self.init == "real":
+            of_class = np.bincount(task.codes)
+            first = np.unique(within, return_index=True)[1]  # a sample of each group
+            held = np.bincount(task.codes[first], weights=n, minlength=len(of_class)).astype(int) if enough else 0
+            what = "init='real', which leaves held-out samples aside,"
+            self._check_enough(task.classes, of_class - held, task.budget, what)
         if self.n_iter_no_change is not None and not enough:
             of = f"classes of at most {counts.max()}" if task.groups is None else f"groups, the smallest one of {counts.min()}"
             raise ValueError(
@@ -378,12 +412,62 @@ class IterativeDistiller(CallbackSupportMixin, BaseDistiller):
         return self.parametrization
 
     def _synthetic(self):
-        # While a callback is at work: the samples of the moment.
-        return self._present() if "_present" in self.__dict__ else super()._synthetic()
+        # In a copy that a callback gets: the samples of the moment.
+        return self._present() if "_present" in vars(self) else super()._synthetic()
 
     def __getstate__(self):
-        # `_present` is there during `fit` only.
         return {name: value for name, value in super().__getstate__().items() if name != "_present"}
+
+
+class _Moment:
+    """A run's distiller as it is at the moment, for callbacks: a copy, for the distiller itself is changed by its `fit` only."""
+
+    def __init__(
+        self,
+        distiller: IterativeDistiller,
+        task: Task,
+        state: State,
+        history: list[dict[str, float]],
+        result_of: Callable[[Outcome], Result],
+        attributes: dict[str, Any],
+    ):
+        self._distiller, self._task, self._history, self._result_of = distiller, task, history, result_of
+        self._copy: Any = object.__new__(type(distiller))
+        self._copy.__dict__.update(distiller._unfitted(), classes_=task.classes, history_=history, **attributes)
+
+        def present() -> np.ndarray:
+            with torch.no_grad():
+                return task.space.to_user(state.parametrization().detach())
+
+        self._copy._present = present
+
+    def tell(self, records: list[dict[str, float]]) -> None:
+        """Tell the callbacks of records; one of scikit-learn's ends the run by what it returns."""
+        distiller = self._distiller
+        self._copy.n_iter_ = len(self._history)
+        for record in records:
+            if distiller.callback is not None:
+                distiller.callback(self._copy, dict(record))
+            if getattr(distiller, "_skl_callbacks", None):
+                step = distiller._callback_fit_ctx.subcontext(task_name="step")
+                hooks = {"X": self._task.X, "y": self._task.y, "reconstruction_attributes": self._fitted}
+                # These know the estimator by its identity, and get a fitted copy of their own.
+                step.call_on_fit_task_begin(estimator=distiller, **hooks)
+                if step.call_on_fit_task_end(estimator=distiller, **hooks):
+                    raise StopIteration
+
+    def _fitted(self) -> dict[str, Any]:
+        now = Outcome(self._history, len(self._history), None, None, None, None)
+        return self._distiller._fitted(self._task, self._result_of(now))
+
+
+def _equal_weights(codes: np.ndarray, strata: np.ndarray | None) -> np.ndarray:
+    """Weights of samples, with sum 1: all the same or, with strata, equal for classes, and for the strata of a class."""
+    if strata is None:
+        return np.full(len(codes), 1 / len(codes))
+    pairs, which, counts = np.unique(np.stack([codes, strata]), axis=1, return_inverse=True, return_counts=True)
+    of_class = np.bincount(pairs[0])[codes]  # strata of the sample's class
+    return 1 / (len(np.unique(codes)) * of_class * counts[which.reshape(-1)])
 
 
 def _sampled(part: tuple, batch_size: int, device: torch.device, dtype: torch.dtype) -> RealFeatures:

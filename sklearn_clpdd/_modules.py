@@ -12,7 +12,7 @@ import joblib
 import numpy as np
 from torch import Tensor, nn
 
-from ._core.backbones import tensor_digest, tensor_sums
+from ._core.backbones import module_digest, tensor_digest
 
 # Networks that a process keeps of those that were sent to it.
 _KEPT = 4
@@ -134,7 +134,7 @@ def _digest(module: nn.Module) -> str:
 
 
 def _state(module: nn.Module) -> tuple:
-    return repr(module), tensor_sums(module)
+    return repr(module), module_digest(module)
 
 
 _kept: OrderedDict[str, tuple[nn.Module, tuple]] = OrderedDict()

@@ -1,10 +1,11 @@
 """ClosedFormProbe: ridge classification of features, linear or by kernels, with everything chosen by leave-one-out."""
 
+import copy
 import warnings
 from collections.abc import Sequence
 from contextlib import contextmanager
 from numbers import Real
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -26,7 +27,8 @@ from ._core.calibration import best_temperatures, choose_penalty
 from ._core.devices import available_memory, resolve_device
 from ._core.kernels import KERNELS, kernel_matrix, variance_gamma
 from ._core.leave_one_out import FeatureSpace, LinearSampleSpace, SampleSpace
-from ._core.ridge import SOLVERS, in_double
+from ._core.moments import Moments
+from ._core.ridge import SOLVERS, in_double, relative_penalty
 from ._core.rows import CHUNK, Rows, shared, without_copies
 from ._core.stream import Stream
 
@@ -165,9 +167,6 @@ class ClosedFormProbe(ClassifierMixin, BaseEstimator):
     (0.99, 0.98)
     """
 
-    # What `fit` leaves for `partial_fit` to go on from: a stream, or features, class indices and weights.
-    _of_fit: Stream | tuple[np.ndarray, np.ndarray, np.ndarray]
-
     _parameter_constraints = {
         "alpha": [StrOptions({"loo"}), Interval(Real, 0, None, closed="left"), "array-like"],
         "kernel": [StrOptions({*_LINEAR, *KERNELS}), callable],
@@ -240,21 +239,14 @@ class ClosedFormProbe(ClassifierMixin, BaseEstimator):
                 )
             weight = self._weights(sample_weight, X, y, classes, codes)
             rows = self._rows(X, codes, weight)
-            in_features = self.kernel in _LINEAR and (
-                self.solver == "primal" or (self.solver == "auto" and len(rows) >= X.shape[1])
-            )
-            if not in_features:
-                self._check_memory(len(rows), rows.device)
-            self._forget()
-            self.classes_ = classes
-            if in_features:
-                stream = self._stream_of(rows, (X, codes, weight))
-                self._solve_in_feature_space(stream, rows)
-                self._of_fit = stream
+            if self.kernel in _LINEAR and (self.solver == "primal" or (self.solver == "auto" and len(rows) >= X.shape[1])):
+                moments = Moments(len(classes), X.shape[1], rows.device).add(rows)
+                solution = self._solve_in_feature_space(moments, rows, self._dtype_for(X))
             else:
-                self._solve_in_sample_space(rows)
-                if self.kernel in _LINEAR:
-                    self._of_fit = X.copy(), codes, weight
+                self._check_memory(len(rows), rows.device)
+                solution = self._solve_in_sample_space(rows, len(classes))
+            self._forget()
+            self.__dict__.update(solution, classes_=classes)
         return self
 
     @available_if(_is_linear)
@@ -262,10 +254,10 @@ class ClosedFormProbe(ClassifierMixin, BaseEstimator):
         """Take a batch of samples in: after the last one the coefficients are those of one `fit` on all of them at that `alpha`.
 
         Keeps weighted Gram matrix, means and counts in float64, about the size of ``n_features · (n_features + n_classes)``
-        numbers however many samples there are; the system is solved when a result is asked for. `alpha` and the temperature,
-        where they are ``"loo"``, are chosen by the leave-one-out predictions of a uniform sample of up to 2048 rows: what `fit`
-        would choose, where there are no more rows than that and no copies among them. A probe that was fitted by `fit` can go
-        on, but not once it was pickled: it leaves behind what that takes.
+        numbers however many samples there are. The system is solved when a result is asked for, by the parameters that were set
+        when the last batch came. `alpha` and the temperature, where they are ``"loo"``, are chosen by the leave-one-out
+        predictions of a uniform sample of up to 2048 rows: what `fit` would choose, where there are no more rows than that and
+        no copies among them. A probe that was fitted by `fit` has none of these sums: it begins anew, with a warning.
 
         Parameters
         ----------
@@ -286,8 +278,12 @@ class ClosedFormProbe(ClassifierMixin, BaseEstimator):
         Raises
         ------
         ValueError
-            If a label is not in `classes`, the probe was fitted by `fit` and pickled, or ``class_weight="balanced"``, which needs
-            all labels.
+            If a label is not in `classes`, or ``class_weight="balanced"``, which needs all labels.
+
+        Warns
+        -----
+        UserWarning
+            If the probe was fitted by `fit`, whose samples are forgotten.
         """
         self._check_params()
         if self.class_weight == "balanced":
@@ -295,8 +291,14 @@ class ClosedFormProbe(ClassifierMixin, BaseEstimator):
                 "class_weight='balanced' needs the labels of all batches; give a dict of class weights, for instance "
                 "compute_class_weight('balanced', classes=classes, y=all_labels) by class"
             )
-        self._go_on()
+        after_fit = hasattr(self, "classes_") and "_stream" not in vars(self)
+        if after_fit:
+            classes = self.classes_ if classes is None else classes
+        elif hasattr(self, "classes_"):
+            self._check_stream()
         with self._all_or_nothing():
+            if after_fit:
+                self._forget()
             first = _check_partial_fit_first_call(self, classes)
             if len(self.classes_) < 2:
                 raise ValueError(f"a classifier needs at least two classes; classes are {self.classes_.tolist()}")
@@ -308,35 +310,26 @@ class ClosedFormProbe(ClassifierMixin, BaseEstimator):
             weight = self._weights(sample_weight, X, y, self.classes_, codes)
             rows = self._rows(X, codes, weight, keep_copies=True)
         if first:
-            self._stream = self._stream_of(rows, (X, codes, weight))
-        else:
-            self._stream.add(rows, (X, codes, weight), self._dtype_for(X))
+            self._stream = Stream(len(self.classes_), X.shape[1], _RESERVOIR, self.kernel, rows.device)
+        self._stream.add(rows, (X, codes, weight), self._dtype_for(X))
+        self._stream_parameters = copy.deepcopy(self.get_params(deep=False))
         self._forget_solution()
+        if after_fit:
+            warnings.warn(
+                "the samples that `fit` has seen are forgotten: it keeps no sums that others could be added to, so `partial_fit` "
+                "begins anew. Use `partial_fit` from the first batch on",
+                stacklevel=2,
+            )
         return self
 
-    def _stream_of(self, rows: Rows, batch: tuple[np.ndarray, np.ndarray, np.ndarray]) -> Stream:
-        X = batch[0]
-        stream = Stream(len(self.classes_), X.shape[1], _RESERVOIR, self.kernel, rows.device)
-        stream.add(rows, batch, self._dtype_for(X))
-        return stream
-
-    def _go_on(self):
-        """Make what `fit` has left the beginning of a stream."""
-        left = self.__dict__.pop("_of_fit", None)
-        if isinstance(left, Stream):
-            self._stream = left
-        elif left is not None:
-            self._stream = self._stream_of(self._rows(*left, keep_copies=True), left)
-        if hasattr(self, "classes_") and "_stream" not in self.__dict__:
+    def _check_stream(self):
+        """Raise where there are no sums that samples could be added to."""
+        if "_stream" not in vars(self):
             raise ValueError(
-                "the `fit` of this probe has left nothing that more samples could be added to: it was pickled or copied since, "
-                "or had another kernel; fit it by `partial_fit` from the first batch on"
+                "a probe that was fitted by `fit` keeps no sums that could be added to others'; use `partial_fit` for both"
             )
-        if "_stream" in self.__dict__ and self._stream.kernel != self.kernel:
+        if self._stream.kernel != self.kernel:
             raise ValueError(f"the samples so far were taken in for kernel={self._stream.kernel!r}; it is {self.kernel!r} now")
-
-    def __getstate__(self):
-        return {name: value for name, value in super().__getstate__().items() if name != "_of_fit"}
 
     @available_if(_is_linear)
     def merge(self, other):
@@ -345,8 +338,8 @@ class ClosedFormProbe(ClassifierMixin, BaseEstimator):
         Parameters
         ----------
         other : ClosedFormProbe
-            Fitted with the same classes, by `partial_fit` if it was pickled since. It stays as it is. The whole is solved with
-            this probe's parameters, not with the other's.
+            Fitted by `partial_fit`, as this one, with the same classes. It stays as it is. The whole is solved with this
+            probe's parameters, not with the other's.
 
         Returns
         -------
@@ -355,19 +348,22 @@ class ClosedFormProbe(ClassifierMixin, BaseEstimator):
 
         Raises
         ------
+        NotFittedError
+            If one of them has seen nothing.
         ValueError
-            If one of them was fitted by `fit` and pickled, or classes, numbers of features or kernels differ.
+            If one of them was fitted by `fit`, or classes, numbers of features or kernels differ.
         """
         for probe in (self, other):
-            check_is_fitted(probe)
+            check_is_fitted(probe, "classes_")
         for name in ("n_features_in_", "kernel", "class_weight"):
             if getattr(self, name) != getattr(other, name):
                 raise ValueError(f"the probes differ in {name}: {getattr(self, name)!r} and {getattr(other, name)!r}")
         for probe in (self, other):
-            probe._go_on()
+            probe._check_stream()
         if not np.array_equal(self.classes_, other.classes_):
             raise ValueError(f"the probes have different classes: {self.classes_.tolist()} and {other.classes_.tolist()}")
         self._stream.merge(other._stream)
+        self._stream_parameters = copy.deepcopy(self.get_params(deep=False))
         self._forget_solution()
         return self
 
@@ -384,6 +380,8 @@ class ClosedFormProbe(ClassifierMixin, BaseEstimator):
         ndarray of shape (n_samples,) or (n_samples, n_classes)
             Predicted class indicators, about −1 to 1; for two classes those of ``classes_[1]``.
         """
+        if self._is_unsolved():
+            self._solve_stream()  # or an error that says why that cannot be
         check_is_fitted(self)
         X = self._check(X)
         in_features = self.kernel in _LINEAR
@@ -396,9 +394,10 @@ class ClosedFormProbe(ClassifierMixin, BaseEstimator):
             rows = Rows.plain(X, device, unit=self.kernel == "cosine")
             scores = np.empty((len(X), weights.shape[1]), dtype)
             W, b = (shared(array).to(device, _torch_dtype(dtype)) for array in (weights, self.intercept_))
+            kernel_parameters = self._kernel_parameters(getattr(self, "gamma_", None))
             known = None if in_features else shared(self.X_fit_).to(device, _torch_dtype(dtype))
             for positions, chunk in rows.chunks(_torch_dtype(dtype), width=len(W)):
-                Z = chunk if known is None else kernel_matrix(self.kernel, chunk, known, **self._kernel_parameters())
+                Z = chunk if known is None else kernel_matrix(self.kernel, chunk, known, **kernel_parameters)
                 scores[positions] = torch.addmm(b, Z, W).cpu().numpy()
         return scores.ravel() if len(self.classes_) == 2 else scores
 
@@ -437,19 +436,32 @@ class ClosedFormProbe(ClassifierMixin, BaseEstimator):
         positive = expit(2 * scores / self.temperature_)
         return np.stack([1 - positive, positive], axis=1)
 
+    def __sklearn_is_fitted__(self):
+        return hasattr(self, "intercept_")
+
     def __getattr__(self, name):
         # Reached only by names that are not there: after `partial_fit`, what is solved for when it is first asked.
-        if name in _SOLVED and "_stream" in self.__dict__ and "temperature_" not in self.__dict__:
-            stream = self._stream
-            rows = self._rows(*stream.reservoir.rows)
-            stream.moments.to(rows.device)
-            with self._all_or_nothing():
-                self._solve_in_feature_space(stream, rows)
-            if name in self.__dict__:
-                return self.__dict__[name]
+        if name in _SOLVED and self._is_unsolved():
+            try:
+                self._solve_stream()
+            except (ValueError, RuntimeError) as error:  # whoever asks whether there is such an attribute gets an answer
+                raise AttributeError(f"there is no {name} for the samples so far: {error}") from error
+            if name in vars(self):
+                return vars(self)[name]
         if name in ("partial_fit", "merge"):
             _is_linear(self)  # says why
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def _is_unsolved(self) -> bool:
+        return "_stream" in vars(self) and "intercept_" not in vars(self)
+
+    def _solve_stream(self):
+        """Solve for what `partial_fit` has taken in, by the parameters of then."""
+        then = object.__new__(type(self))
+        then.__dict__.update(self._stream_parameters)
+        stream = self._stream
+        rows = then._rows(*stream.reservoir.rows)
+        self.__dict__.update(then._solve_in_feature_space(stream.moments.to(rows.device), rows, stream.dtype))
 
     # What comes before the solving.
 
@@ -524,7 +536,7 @@ class ClosedFormProbe(ClassifierMixin, BaseEstimator):
     def _forget(self):
         """Drop what an earlier fit, of either kind, has left."""
         self._forget_solution()
-        for name in ("classes_", "_stream", "_of_fit"):
+        for name in ("classes_", "_stream", "_stream_parameters"):
             self.__dict__.pop(name, None)
 
     def _forget_solution(self):
@@ -534,12 +546,11 @@ class ClosedFormProbe(ClassifierMixin, BaseEstimator):
     @contextmanager
     def _all_or_nothing(self):
         """Leave the probe as it was if the block fails, or is ended by Ctrl-C."""
-        before = dict(self.__dict__)
+        before = dict(vars(self))
         try:
             yield
         except BaseException:
-            self.__dict__.clear()
-            self.__dict__.update(before)
+            self.__dict__ = before
             raise
 
     # The solving.
@@ -552,50 +563,54 @@ class ClosedFormProbe(ClassifierMixin, BaseEstimator):
             return (scale * _CANDIDATES).tolist()
         return np.asarray(self.alpha, dtype=float).tolist()
 
-    def _solve_in_feature_space(self, stream: Stream, rows: Rows):
-        self._keep(FeatureSpace(stream.moments, rows, self._penalties, self.fit_intercept, stream.dtype), stream.dtype)
+    def _solve_in_feature_space(self, moments: Moments, rows: Rows, dtype: torch.dtype) -> dict[str, Any]:
+        """Fitted attributes for all samples, of which ``rows`` are all or some."""
+        return self._solve(FeatureSpace(moments, rows, self._penalties, self.fit_intercept, dtype), dtype)
 
-    def _solve_in_sample_space(self, rows: Rows):
-        dtype, n_classes = self._dtype_for(rows.X), len(self.classes_)
+    def _solve_in_sample_space(self, rows: Rows, n_classes: int) -> dict[str, Any]:
+        dtype = self._dtype_for(rows.X)
         if self.kernel in _LINEAR:
-            self._keep(LinearSampleSpace(rows, n_classes, self._penalties, self.fit_intercept, dtype), dtype)
-            return
-        Z = rows.whole(rows.weight.dtype)
+            return self._solve(LinearSampleSpace(rows, n_classes, self._penalties, self.fit_intercept, dtype), dtype)
+        Z, kernel = rows.whole(rows.weight.dtype), {}
         if isinstance(self.kernel, str):
-            self.gamma_ = variance_gamma(Z, rows.weight) if self.gamma is None else self.gamma
-        K = kernel_matrix(self.kernel, Z, Z, **self._kernel_parameters())
-        self.X_fit_ = rows.X.copy() if rows.index is None else rows.X[rows.index]
-        self._keep(SampleSpace(K, rows.codes, rows.weight, n_classes, self._penalties, self.fit_intercept), dtype)
+            kernel["gamma_"] = variance_gamma(Z, rows.weight) if self.gamma is None else self.gamma
+        K = kernel_matrix(self.kernel, Z, Z, **self._kernel_parameters(**kernel))
+        kept = rows.X.copy() if rows.index is None else rows.X[rows.index]
+        space = SampleSpace(K, rows.codes, rows.weight, n_classes, self._penalties, self.fit_intercept)
+        return self._solve(space, dtype) | {"X_fit_": kept} | kernel
 
-    def _keep(self, space: FeatureSpace | SampleSpace, dtype: torch.dtype):
-        """Choose a penalty; coefficients and intercepts for it as arrays, for two classes those of the second one."""
-        coefficients = space.coefficients(self._choose(space))
+    def _solve(self, space: FeatureSpace | SampleSpace, dtype: torch.dtype) -> dict[str, Any]:
+        """Fitted attributes for the penalty to take: coefficients and intercepts, for two classes those of the second one."""
+        chosen, solution = self._choose(space)
+        coefficients = space.coefficients(chosen)
         intercept = space.intercept(coefficients)
         if not coefficients.isfinite().all():
             self._raise_singular()
-        wanted = slice(1 if len(self.classes_) == 2 else 0, None)
-        weights, self.intercept_ = (values[..., wanted].to(dtype).cpu().numpy() for values in (coefficients, intercept))
+        wanted = slice(1 if space.n_classes == 2 else 0, None)
+        weights, solution["intercept_"] = (values[..., wanted].to(dtype).cpu().numpy() for values in (coefficients, intercept))
         if self.kernel in _LINEAR:
-            self.coef_ = np.ascontiguousarray(weights.T)
+            solution["coef_"] = np.ascontiguousarray(weights.T)
         else:
-            self.dual_coef_ = weights
+            solution["dual_coef_"] = weights
+        return solution
 
-    def _choose(self, space) -> int:
-        """Index of the penalty to take; sets all that leave-one-out has to say."""
+    def _choose(self, space) -> tuple[int, dict[str, Any]]:
+        """Index of the penalty to take, and all that leave-one-out has to say."""
         temperature = None if self.temperature == "loo" else float(self.temperature)
         chosen = 0
+        said: dict[str, Any] = {}
         if self._leaves_one_out:
-            self.alphas_ = np.asarray(space.penalties)
+            said["alphas_"] = np.asarray(space.penalties)
             # The refit without a sample that is alone in its class has never seen the class.
             alone = space.class_rows[space.codes] == 1
             weight = in_double(torch.where(alone, 0, space.weight))
             if alone.all():
-                self.loo_scores_ = np.full(len(self.alphas_), np.nan)
-                chosen = len(self.alphas_) // 3
+                said["loo_scores_"] = np.full(len(space.penalties), np.nan)
+                chosen = len(space.penalties) // 3
                 temperature = temperature or _DEFAULT_TEMPERATURE
                 warnings.warn(
                     "no class has two samples: leave-one-out can choose neither alpha nor the temperature, and alpha="
-                    f"{self.alphas_[chosen]:g}, temperature={temperature:g} are taken by rule. Give both as numbers",
+                    f"{space.penalties[chosen]:g}, temperature={temperature:g} are taken by rule. Give both as numbers",
                     stacklevel=5,
                 )
             else:
@@ -604,12 +619,11 @@ class ClosedFormProbe(ClassifierMixin, BaseEstimator):
                 if best is None:
                     self._raise_singular()
                 chosen = best
-                self.loo_scores_ = scores.cpu().numpy()
+                said["loo_scores_"] = scores.cpu().numpy()
                 temperature = temperature or best_temperatures(space, weight, [chosen])[0]
-            self.loo_score_ = float(self.loo_scores_[chosen])
+            said["loo_score_"] = float(said["loo_scores_"][chosen])
         assert temperature is not None  # "loo" is one of the two things that ask for leave-one-out
-        self.alpha_, self.temperature_ = float(space.penalties[chosen]), temperature
-        return chosen
+        return chosen, said | {"alpha_": float(space.penalties[chosen]), "temperature_": temperature}
 
     def _raise_singular(self) -> NoReturn:
         raise ValueError(
@@ -617,8 +631,34 @@ class ClosedFormProbe(ClassifierMixin, BaseEstimator):
             "apart; give a larger alpha, or scale the features"
         )
 
-    def _kernel_parameters(self):
-        return {"gamma": self.gamma_, "degree": self.degree, "coef0": self.coef0} if isinstance(self.kernel, str) else {}
+    def _kernel_parameters(self, gamma_=None):
+        return {"gamma": gamma_, "degree": self.degree, "coef0": self.coef0} if isinstance(self.kernel, str) else {}
+
+
+def solved_probe(
+    classes: np.ndarray, coefficients: np.ndarray, intercept: np.ndarray, *, alpha: float, temperature: float
+) -> ClosedFormProbe:
+    """A fitted linear probe from a solution that was computed elsewhere.
+
+    Parameters
+    ----------
+    classes : ndarray of shape (n_classes,)
+    coefficients : ndarray of shape (1, n_features) or (n_classes, n_features)
+        One row for two classes.
+    intercept : ndarray of shape (1,) or (n_classes,)
+    alpha, temperature : float
+        Ridge strength of the solution, and the temperature of its probabilities.
+    """
+    probe = ClosedFormProbe(alpha, fit_intercept=False, temperature=temperature, device="cpu")
+    solution = {"coef_": coefficients, "intercept_": intercept, "alpha_": float(alpha), "temperature_": float(temperature)}
+    probe.__dict__.update(solution, classes_=classes, n_features_in_=coefficients.shape[1])
+    return probe
+
+
+def relative_probe(Z: np.ndarray, alpha: float) -> ClosedFormProbe:
+    """The probe of the inner problem, not fitted: no intercept, its ridge strength relative to the mean squared norm of ``Z``."""
+    penalty = relative_penalty(torch.from_numpy(Z).double(), alpha).item()
+    return ClosedFormProbe(penalty, fit_intercept=False, temperature=1.0, device="cpu")
 
 
 def _from_tensor(array):

@@ -18,8 +18,7 @@ _PACKAGES = ("sklearn-clpdd", "torch", "timm", "scikit-learn", "numpy")
 
 def held_out_accuracy(distiller: BaseDistiller) -> float | None:
     """Accuracy of the kept images on held-out real features, where some were held out."""
-    best = getattr(distiller, "best_iter_", None)
-    return None if best is None else distiller.history_[best]["val_accuracy"]
+    return getattr(distiller, "val_accuracy_", None)
 
 
 def in_words(distiller: BaseDistiller) -> str:

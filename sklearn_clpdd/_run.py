@@ -2,15 +2,17 @@
 
 import math
 import re
+import sys
+import sysconfig
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from importlib.util import find_spec
+from dataclasses import dataclass
 from numbers import Integral, Real
 from pathlib import Path
 from types import CodeType, FunctionType, MethodType, ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import joblib
 import numpy as np
@@ -25,10 +27,45 @@ from ._core.loop import State
 _SCORE_EVERY = 20
 # Steps between two looks at the losses, each of which waits for a GPU; a divisor of the above.
 _LOOK_EVERY, _LOOK_EVERY_CPU = 10, 1
-# Frames between the user and `Run.follow`: `fit`, `_find`, `_learn`, and since scikit-learn 1.9 a wrapper of `fit`.
-_USER = 6 if find_spec("sklearn.callback") else 5
-# Parameters that a run and its continuation need not share.
-_FREE = {"encoder", "memory", "device", "verbose", "callback", "checkpoint", "checkpoint_every", "random_state"}
+# Of the information in a checkpoint; another one is refused.
+_CHECKPOINT_FORMAT = 2
+
+
+class Limits(NamedTuple):
+    """When a run ends: parameters of :class:`CLPDistiller`."""
+
+    max_iter: int
+    time_budget: float | None
+    n_iter_no_change: int | None
+    tol: float
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run has come to; its `State` holds the θ to keep.
+
+    Parameters
+    ----------
+    history : list of dict
+        Records of the steps, those of earlier fits that it went on from included.
+    n_new : int
+        How many of them are its own, those before an interruption included.
+    best_iter : int or None
+        Step of the record with the score of the θ to keep; None where nothing was scored.
+    best : tuple of 2 floats, or None
+        That score: loss and accuracy on held-out features.
+    interrupted_after : int or None
+        Steps after which Ctrl-C has ended it.
+    error : BaseException or None
+        What has ended it, after which the θ to keep is the best so far.
+    """
+
+    history: list[dict[str, float]]
+    n_new: int
+    best_iter: int | None
+    best: tuple[float, float] | None
+    interrupted_after: int | None
+    error: BaseException | None
 
 
 class Checkpoint:
@@ -36,9 +73,15 @@ class Checkpoint:
 
     Parameters
     ----------
-    distiller : BaseDistiller
+    path : Path
+    every : float or int
+        Between two writings: seconds if it is a float, steps if it is an integer.
+    parameters : dict of str to str
+        Parameters that a run and its continuation have to share, spelled.
     data : dict of str to str
         Digests of what it is fitted to.
+    versions : dict of str to str
+        Versions of the packages that compute the features.
 
     Attributes
     ----------
@@ -53,33 +96,41 @@ class Checkpoint:
         If its folder is not there.
     """
 
-    def __init__(self, distiller, data: dict[str, str]):
-        self.path = Path(distiller.checkpoint)
-        if self.path.is_dir() or not self.path.parent.is_dir():
-            raise FileNotFoundError(f"checkpoint={str(self.path)!r} has to be a file in a folder that is there")
-        parameters = {"method": type(distiller), **distiller.get_params(deep=False)}
-        seed = {"random_state": spelled(parameters["random_state"])} if isinstance(parameters["random_state"], Real) else {}
-        self._parameters = {name: spelled(value) for name, value in parameters.items() if name not in _FREE} | seed
-        self._data = data
+    def __init__(self, path: Path, every: float, parameters: dict[str, str], data: dict[str, str], versions: dict[str, str]):
+        self.path, self.every = path, every
+        if path.is_dir() or not path.parent.is_dir():
+            raise FileNotFoundError(f"checkpoint={str(path)!r} has to be a file in a folder that is there")
+        self._of_run: dict[str, Any] = {
+            "parameters": parameters,
+            "data": data,
+            "versions": versions,
+            "format": _CHECKPOINT_FORMAT,
+        }
         self.tensors: dict[str, Tensor] = {}
         self.info: dict[str, Any] = {}
-        if self.path.exists():
-            self.tensors, self.info = read_checkpoint(self.path)
-            differ = [f"{name} differ" for name in _differing(self.info["data"], data)]
-            was = self.info["parameters"]
-            differ += [
-                f"{name} was {was.get(name)} and is {self._parameters.get(name)}" for name in _differing(was, self._parameters)
-            ]
+        if path.exists():
+            self.tensors, self.info = read_checkpoint(path)
+            differ = self._differences(self.info)
             if differ:
                 raise ValueError(
-                    f"checkpoint={str(self.path)!r} is that of another run: {'; '.join(differ)}. "
+                    f"checkpoint={str(path)!r} is that of another run: {'; '.join(differ)}. "
                     "Go on with what it was started with, give another path, or delete the file"
                 )
+
+    def _differences(self, info: dict[str, Any]) -> list[str]:
+        """In what a file's run is another one, in words."""
+        if info.get("format") != _CHECKPOINT_FORMAT:
+            return [f"its format is {info.get('format', 1)}, and this version of the library writes {_CHECKPOINT_FORMAT}"]
+        differ = [f"{name} differ" for name in _differing(info["data"], self._of_run["data"])]
+        for kind in ("versions", "parameters"):
+            was, now = info[kind], self._of_run[kind]
+            differ += [f"{name} was {was.get(name)} and is {now.get(name)}" for name in _differing(was, now)]
+        return differ
 
     def write(self, tensors: dict[str, Tensor], info: dict) -> None:
         """Replace the file; a failure is a warning, for the run is worth more."""
         try:
-            write_checkpoint(self.path, tensors, {**info, "data": self._data, "parameters": self._parameters})
+            write_checkpoint(self.path, tensors, info | self._of_run)
         except OSError as error:
             warnings.warn(f"the checkpoint could not be written, the run goes on: {error}", RuntimeWarning, stacklevel=2)
 
@@ -89,50 +140,55 @@ class Run:
 
     Parameters
     ----------
-    distiller : BaseDistiller
-        Brings the parameters; its `history_` and `n_iter_` are kept up to date.
     state : State
-        What the steps change. At the end it holds θ to keep: the best on the held-out features, where there are some.
+        What the steps change. At the end it holds the θ to keep: the best on the held-out features, where there are some.
+    limits : Limits
+    history : list of dict
+        Records of fits that this one goes on from; those of its steps are added.
     score : callable or None
         ``() → (2,)`` tensor: loss and accuracy of the present state on held-out features.
+    tell : callable
+        Called with the records of the steps since its last call; a ``StopIteration`` ends the run.
     checkpoint : Checkpoint or None
     seed : int
         Of the run, for whoever goes on with it.
     views_per_step : int
         For the progress bar.
-    data : dict
-        ``X`` and ``y`` of `fit`, for scikit-learn's callbacks.
-    attributes : callable
-        ``() → dict``: the fitted attributes of the present state, for those of them that ask.
+    strengths : str
+        Parameters that bear on whether losses stay finite, in words.
+    verbose : bool
+        Whether to show a progress bar.
     """
 
     def __init__(
         self,
-        distiller,
         state: State,
+        limits: Limits,
+        history: list[dict[str, float]],
         *,
         score: Callable[[], Tensor] | None,
+        tell: Callable[[list[dict[str, float]]], None],
         checkpoint: Checkpoint | None,
         seed: int,
         views_per_step: int,
-        data: dict[str, Any],
-        attributes: Callable[[], dict],
+        strengths: str,
+        verbose: bool,
     ):
-        self._distiller, self._state, self._score = distiller, state, score
-        self._checkpoint, self._seed = checkpoint, seed
-        self._views_per_step = views_per_step
-        self._hooks = {**data, "reconstruction_attributes": attributes}
+        self._state, self._limits, self.history = state, limits, history
+        self._score, self._tell, self._checkpoint, self._seed = score, tell, checkpoint, seed
+        self._views_per_step, self._strengths, self._verbose = views_per_step, strengths, verbose
         self._theta = state.parameters
         # The best θ on the held-out features; without such, the last one whose loss was finite.
         self._good = [theta.detach().clone() for theta in self._theta]
         self._good_stage = state.parametrization.stage
-        self._best, self._improved = float("inf"), 0
+        self._best, self._best_accuracy, self._improved = float("inf"), float("nan"), 0
+        self._best_iter: int | None = None
         self._finished = False
         self._pending: list[tuple[Tensor, float]] = []
         self._look_every = _LOOK_EVERY_CPU if self._theta[0].device.type == "cpu" else _LOOK_EVERY
         self._seconds_before = 0.0
-        self._earlier = distiller.history_[-1]["seconds"] if distiller.history_ else 0.0  # of fits that this one goes on from
-        distiller.best_iter_ = None
+        self._n_before = len(history)
+        self._earlier = history[-1]["seconds"] if history else 0.0
         if checkpoint is not None and checkpoint.info:
             self._resume(checkpoint.tensors, checkpoint.info)
             checkpoint.tensors = {}
@@ -148,22 +204,18 @@ class Run:
         """Share of the run that is done, by steps or by time, whichever is more."""
         if self._finished:
             return 1.0
-        by_steps = self._state.step / self._distiller.max_iter
-        budget = self._distiller.time_budget
+        by_steps = self._state.step / self._limits.max_iter
+        budget = self._limits.time_budget
         return by_steps if budget is None else max(by_steps, self.seconds / budget)
 
-    def follow(self, steps: Iterator[Tensor]) -> None:
-        """Make the steps; write `history_` and checkpoints.
+    def follow(self, steps: Iterator[Tensor]) -> Outcome:
+        """Make the steps; write `history` and checkpoints.
 
-        Ctrl-C ends them with a warning, a callback's ``StopIteration`` without one. An error leaves the best θ behind, too.
-
-        Raises
-        ------
-        FloatingPointError
-            When a loss is not finite.
+        Ctrl-C and an error end them, and are noted in the outcome; so does a ``StopIteration`` of whoever is told of them.
         """
-        done, total = self._state.step, self._distiller.max_iter
-        with tqdm(initial=done, total=total, desc="distilling", unit="step", disable=not self._distiller.verbose) as bar:
+        interrupted, error = None, None
+        done, total = self._state.step, self._limits.max_iter
+        with tqdm(initial=done, total=total, desc="distilling", unit="step", disable=not self._verbose) as bar:
             try:
                 try:
                     for loss in steps:
@@ -178,54 +230,55 @@ class Run:
                 except StopIteration:
                     pass
                 except KeyboardInterrupt:
-                    warnings.warn(
-                        f"interrupted after {self._state.step} of {total} steps; the images so far are kept",
-                        stacklevel=_USER,
-                    )
+                    interrupted = self._state.step
                 self._end(bar)
-            except BaseException:
+            except BaseException as caught:
                 self._restore()
-                raise
+                error = caught
+        best = None if self._best_iter is None else (self._best, self._best_accuracy)
+        n_new = len(self.history) - self._n_before
+        return Outcome(self.history, n_new, self._best_iter, best, interrupted, error)
 
     def _look(self, bar: tqdm) -> None:
         """Take the pending losses off the device; score the present state where it is time to."""
         if not self._pending:
             return
-        distiller, records = self._distiller, []
+        records: list[dict[str, float]] = []
         losses = torch.stack([loss for loss, _ in self._pending]).tolist()  # an interrupt while this waits loses none
         pending, self._pending = self._pending, []
         for loss, (_, seconds) in zip(losses, pending, strict=True):
             if not math.isfinite(loss):
-                strengths = {name: vars(distiller).get(name) for name in ("alpha", "temperature", "learning_rate")}
-                seen = ", ".join(f"{name}={value}" for name, value in strengths.items() if value is not None)
                 raise FloatingPointError(
-                    f"the loss of step {distiller.n_iter_} is {loss} ({seen}); the last good images are kept. "
+                    f"the loss of step {len(self.history)} is {loss} ({self._strengths}); the last good images are kept. "
                     "A larger alpha or temperature, or a smaller learning_rate, may help"
                 )
-            records.append({"step": distiller.n_iter_, "loss": loss, "seconds": self._earlier + seconds})
-            distiller.history_.append(records[-1])
-            distiller.n_iter_ += 1
+            records.append({"step": len(self.history), "loss": loss, "seconds": self._earlier + seconds})
+            self.history.append(records[-1])
         if self._score is None:
             self._keep()
         elif self._state.step % _SCORE_EVERY == 0:
             self._score_into(records[-1])
-            patience = distiller.n_iter_no_change
+            patience = self._limits.n_iter_no_change
             if patience is not None and self._state.step - self._improved >= patience:
                 self._finished = True
         self._show(bar, records)
-        for record in records:
-            self._tell(record)
+        self._tell(records)
 
-    def _score_into(self, record: dict) -> None:
+    def _score_into(self, record: dict[str, float]) -> None:
+        """Score the present state; its score is that of a record, unless the record has a better one already.
+
+        The last step has two states, that before it, which was scored if it was time to, and that after it.
+        """
         assert self._score is not None
         loss, accuracy = self._score().tolist()
-        record |= {"val_loss": loss, "val_accuracy": accuracy}
+        if not loss >= record.get("val_loss", math.inf):
+            record |= {"val_loss": loss, "val_accuracy": accuracy}
         if math.isnan(loss):
             raise FloatingPointError(
                 f"the loss of held-out samples at step {record['step']} is nan; the last good images are kept. "
                 "A larger alpha or temperature may help, or an objective that takes any number of views"
             )
-        if loss < self._best - self._distiller.tol:
+        if loss < self._best - self._limits.tol:
             self._improved = self._state.step
         if loss < self._best:
             try:
@@ -234,33 +287,21 @@ class Run:
                 self._keep()  # half a copy would be of neither
                 raise
             finally:
-                self._best = loss
-                self._distiller.best_iter_ = record["step"]
+                self._best, self._best_accuracy, self._best_iter = loss, accuracy, int(record["step"])
 
-    def _show(self, bar: tqdm, records: list[dict]) -> None:
+    def _show(self, bar: tqdm, records: list[dict[str, float]]) -> None:
         if bar.disable:
             return
         made = self._state.step - self._first_step + 1
-        scored = [record for record in self._distiller.history_[-_SCORE_EVERY:] if "val_accuracy" in record]
+        scored = [record for record in self.history[-_SCORE_EVERY:] if "val_accuracy" in record]
         shown = {"loss": f"{records[-1]['loss']:.3f}"}
         if scored:
             shown["held out"] = f"{scored[-1]['val_accuracy']:.3f}"
         shown["img/s"] = f"{made * self._views_per_step / (self.seconds - self._seconds_before):.0f}"
-        if self._distiller.time_budget is not None:  # for the time left
-            bar.total = min(self._distiller.max_iter, round((self._state.step + 1) / max(self.progress(), 1e-9)))
+        if self._limits.time_budget is not None:  # for the time left
+            bar.total = min(self._limits.max_iter, round((self._state.step + 1) / max(self.progress(), 1e-9)))
         bar.set_postfix(shown, refresh=False)
         bar.update(len(records))
-
-    def _tell(self, record: dict) -> None:
-        """Tell the callbacks; one of scikit-learn's ends the run by what it returns."""
-        distiller = self._distiller
-        if distiller.callback is not None:
-            distiller.callback(distiller, dict(record))
-        if getattr(distiller, "_skl_callbacks", None):
-            step = distiller._callback_fit_ctx.subcontext(task_name="step")
-            step.call_on_fit_task_begin(estimator=distiller, **self._hooks)
-            if step.call_on_fit_task_end(estimator=distiller, **self._hooks):
-                raise StopIteration
 
     def _end(self, bar: tqdm) -> None:
         """Score the last state; leave the one to keep."""
@@ -273,8 +314,8 @@ class Run:
         # Whoever goes on from here must not see the score of a moment at which an uninterrupted run has none.
         if not self._finished:
             self._write()
-        if self._score is not None and self._distiller.history_:
-            self._score_into(self._distiller.history_[-1])
+        if self._score is not None and self.history:
+            self._score_into(self.history[-1])
         if self._finished:
             self._write()
         if self._score is not None:
@@ -294,7 +335,7 @@ class Run:
     def _write_if_due(self) -> None:
         if self._checkpoint is None:
             return
-        every = self._distiller.checkpoint_every
+        every = self._checkpoint.every
         since = self._state.step - self._written_step if isinstance(every, Integral) else time.perf_counter() - self._written
         if since >= every:
             self._write()
@@ -311,9 +352,13 @@ class Run:
             "seed": self._seed,
             "seconds": self.seconds,
             "finished": self._finished,
+            "best": self._best,
+            "best_accuracy": self._best_accuracy,
+            "best_iter": self._best_iter,
+            "best_stage": self._good_stage,
+            "improved": self._improved,
+            "history": self.history if self._finished else self.history[: self._state.step],
         }
-        history = self._distiller.history_ if self._finished else self._distiller.history_[: self._state.step]
-        info |= {"best": self._best, "best_stage": self._good_stage, "improved": self._improved, "history": history}
         self._checkpoint.write(tensors, info)
         self._written, self._written_step = time.perf_counter(), self._state.step
 
@@ -322,12 +367,11 @@ class Run:
         for i, (copy, theta) in enumerate(zip(self._good, self._theta, strict=True)):
             copy.copy_(tensors.get(f"good.{i}", theta.detach()))
         self._good_stage = info["best_stage"]
-        self._best, self._improved, self._finished = info["best"], info["improved"], info["finished"]
+        self._best, self._best_accuracy, self._best_iter = info["best"], info["best_accuracy"], info["best_iter"]
+        self._improved, self._finished = info["improved"], info["finished"]
         self._seconds_before = info["seconds"]
-        self._distiller.history_, self._earlier = info["history"], 0.0
-        self._distiller.n_iter_ = len(info["history"])
-        scored = [record for record in info["history"] if "val_loss" in record]
-        self._distiller.best_iter_ = min(scored, key=lambda record: record["val_loss"])["step"] if scored else None
+        self.history[:] = info["history"]
+        self._earlier, self._n_before = 0.0, 0
 
 
 def spelled(value: Any) -> str:
@@ -342,31 +386,68 @@ def spelled(value: Any) -> str:
     if words == repr(value):
         return words
     try:
-        return f"{words} {joblib.hash(_content(value))}"
+        return f"{words} {joblib.hash(_content(value, frozenset()))}"
     except Exception:  # whatever pickling a user's object raises
         return words
 
 
-def _content(value: Any) -> Any:
-    """What tells two functions, or two objects without a `repr` of their own, apart: the same in another process."""
+def _content(value: Any, within: frozenset[int]) -> Any:
+    """What tells two functions, or two objects without a `repr` of their own, apart: the same in another process.
+
+    Of a function its code, what it encloses, its defaults, and the global names that it reads, as far as these are of the user's
+    own code. ``within`` has the addresses of what it is part of, for functions that name themselves.
+    """
     if isinstance(value, MethodType):
-        return _content(value.__func__), _content(value.__self__)
+        return _content(value.__func__, within), _content(value.__self__, within)
     if isinstance(value, FunctionType):
+        if id(value) in within:
+            return value.__qualname__
+        within |= {id(value)}
         enclosed = [cell.cell_contents for cell in value.__closure__ or ()]
-        return [_content(part) for part in (value.__code__, enclosed, value.__defaults__, value.__kwdefaults__)]
+        parts = [_content(part, within) for part in (value.__code__, enclosed, value.__defaults__, value.__kwdefaults__)]
+        if _is_installed(value):
+            return value.__module__, value.__qualname__, parts
+        names = sorted(_names_of(value.__code__) & value.__globals__.keys())
+        return [*parts, {name: _content(value.__globals__[name], within) for name in names}]
     if isinstance(value, CodeType):
-        return value.co_code, value.co_names, _content(value.co_consts)
+        return value.co_code, value.co_names, _content(value.co_consts, within)
     if isinstance(value, Tensor):
         return value.detach().cpu().numpy()
     if isinstance(value, dict):
-        return {name: _content(own) for name, own in value.items()}
+        return {name: _content(own, within) for name, own in value.items()}
     if isinstance(value, list | tuple):
-        return [_content(own) for own in value]
+        return [_content(own, within) for own in value]
     if isinstance(value, str | bytes | Real | np.ndarray | None):
         return value
+    if id(value) in within:
+        return type(value).__qualname__
+    within |= {id(value)}
     kind = value if isinstance(value, type | ModuleType) else type(value)
+    if isinstance(value, ModuleType) or _is_installed(kind):
+        code: dict[str, Any] = {}
+    else:  # a class of the user's own
+        code = {name: _content(own, within) for name, own in vars(kind).items() if isinstance(own, FunctionType)}
     own = {} if value is kind else getattr(value, "__dict__", {})
-    return kind.__name__, _content(own)  # of an iterator, say, no more than that it is one
+    return kind.__name__, _content(own, within), code  # of an iterator, say, no more than that it is one
+
+
+def _names_of(code: CodeType) -> set[str]:
+    """Names that a function, and those that are defined in it, may look up among the globals."""
+    inner = (_names_of(constant) for constant in code.co_consts if isinstance(constant, CodeType))
+    return set(code.co_names).union(*inner)
+
+
+def _is_installed(defined: Any) -> bool:
+    """Whether a function or a class is of an installed package, or of Python itself: its version tells what it does."""
+    module = sys.modules.get(getattr(defined, "__module__", None) or "")
+    file = getattr(module, "__file__", None)
+    if module is None or getattr(module, "__name__", "") == "__main__":
+        return False
+    if file is None:
+        return True  # built in
+    here = Path(file).resolve()
+    places = (sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
+    return any(here.is_relative_to(Path(place).resolve()) for place in places) or here.is_relative_to(Path(__file__).parent)
 
 
 def _differing(was: dict[str, str], now: dict[str, str]) -> list[str]:

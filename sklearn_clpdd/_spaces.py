@@ -8,7 +8,7 @@ import os
 import tempfile
 from collections.abc import Callable
 from itertools import accumulate
-from typing import Protocol
+from typing import Any, Protocol
 
 import joblib
 import numpy as np
@@ -20,11 +20,13 @@ from torch import Tensor
 from ._core.devices import graph_memory
 from ._core.loop import Passes
 from ._core.parametrizations import Parametrization, Points
-from ._encoder import FrozenEncoder, features_of, joint_features
+from ._encoder import VERSIONS, FrozenEncoder, features_of, joint_features
 from ._images import Images
 
 # Bytes of real features in float32 above which they live on disk.
 _IN_MEMORY = 2**30
+# Numbers of a matrix that are converted to float64 together.
+_CHUNK = 2**20
 # Images of so much detail at most pass the encoder at half the size.
 _COARSE = 1 / 4
 
@@ -60,6 +62,12 @@ class Space(Protocol):
 
     def identity(self) -> dict[str, str]:
         """Digests of the real samples and of what gives their features."""
+
+    def versions(self) -> dict[str, str]:
+        """Versions of the packages that compute the features."""
+
+    def provenance(self) -> list[dict[str, Any]]:
+        """What gives the features, one entry for each encoder, of values that JSON has."""
 
     def fingerprint(self) -> str:
         """Digest of the real samples, the same wherever a copy of them is."""
@@ -104,7 +112,7 @@ class ImageSpace:
     def __init__(self, images: Images, encoders: list[FrozenEncoder], side: int | None):
         self._images = images
         self.encoders = encoders
-        self._backbones = [encoder.load() for encoder in encoders]
+        self._backbones = [encoder.load() for encoder in encoders]  # once: each looks at all weights
         self.widths = [backbone.n_features for backbone in self._backbones]
         self.device, *others = dict.fromkeys(backbone.device for backbone in self._backbones)
         if others:
@@ -125,9 +133,9 @@ class ImageSpace:
         position = np.empty(n, dtype=np.int64)
         position[order] = np.arange(n)
         R = _on_disk(n, d, half=normalized) if 4 * n * d > _IN_MEMORY else np.empty((n, d), dtype=np.float32)
-        for encoder, columns in zip(self.encoders, _blocks(self.widths), strict=True):
+        for encoder, backbone, columns in zip(self.encoders, self._backbones, _blocks(self.widths), strict=True):
             bad: list[int] = []
-            for rows, Z in encoder.blocks(self._images):
+            for rows, Z in encoder.blocks(self._images, backbone):
                 bad += (rows.start + np.flatnonzero(~np.isfinite(Z).all(axis=1))).tolist()
                 R[position[rows], columns] = Z / np.float32(math.sqrt(len(self.widths)))
             if bad:
@@ -136,13 +144,20 @@ class ImageSpace:
 
     def features(self, samples):
         # Not to be cached: no other run has these.
-        return joint_features([clone(encoder).set_params(memory=None, verbose=0) for encoder in self.encoders], samples)
+        encoders = [clone(encoder).set_params(memory=None, verbose=0) for encoder in self.encoders]
+        return joint_features(encoders, samples, self._backbones)
 
     def identity(self):
         return {
             "images": joblib.hash(self._images.keys()),
-            "encoder": " ".join(encoder.identity() for encoder in self.encoders),
+            "encoder": " ".join(map(FrozenEncoder.network_identity, self.encoders, self._backbones)),
         }
+
+    def versions(self):
+        return VERSIONS
+
+    def provenance(self):
+        return list(map(FrozenEncoder.provenance, self.encoders, self._backbones))
 
     def fingerprint(self):
         return joblib.hash(self._images.portable_keys())
@@ -207,18 +222,28 @@ class PointSpace:
         self.widths = [X.shape[1]]
         self.device = device
         self.sample_shape = X.shape[1:]
-        self.center = X.mean(axis=0)
-        norm = np.sqrt(np.square(X - self.center).sum(axis=1).mean())
-        self.scale = X.dtype.type(norm if norm > 0 else 1)
+        # In float64, also of float32: the mean of a million rows is of no use in less.
+        self.center = X.mean(axis=0, dtype=np.float64)
+        squares = np.empty(len(X))
+        for rows in _row_chunks(X):
+            squares[rows] = np.square(X[rows] - self.center).sum(axis=1)
+        norm = np.sqrt(squares.mean())
+        self.scale = np.float64(norm if norm > 0 else 1)
 
     def real_features(self, order):
         return self.features(self._X[order])
 
     def features(self, samples):
-        return (samples - self.center) / self.scale
+        return standardized(samples, self.center, self.scale)
 
     def identity(self):
         return {"X": self.fingerprint()}
+
+    def versions(self):
+        return {}
+
+    def provenance(self):
+        return []
 
     def fingerprint(self):
         return joblib.hash(np.ascontiguousarray(self._X))
@@ -243,10 +268,26 @@ class PointSpace:
         return views
 
     def to_user(self, samples):
-        return samples.cpu().numpy() * self.scale + self.center
+        return (samples.cpu().numpy() * self.scale + self.center).astype(self._X.dtype, copy=False)
 
     def from_user(self, samples):
         return torch.from_numpy(self.features(samples)).to(self.device)
+
+
+def standardized(samples: np.ndarray, center: np.ndarray | np.generic, scale: np.generic) -> np.ndarray:
+    """Features about a centre and over a scale, computed in the precision of these, and in that of the features after it."""
+    if not np.any(center) and scale == 1:  # an encoder's
+        return samples
+    result = np.empty_like(samples)
+    for rows in _row_chunks(samples):
+        result[rows] = (samples[rows] - center) / scale
+    return result
+
+
+def _row_chunks(X: np.ndarray) -> list[slice]:
+    """Rows in chunks, so that what is computed of them in float64 does not take the memory of all."""
+    step = max(1, _CHUNK // X.shape[1])
+    return [slice(start, start + step) for start in range(0, len(X), step)]
 
 
 def _on_disk(n: int, d: int, *, half: bool) -> np.memmap:

@@ -4,12 +4,13 @@ import re
 from abc import abstractmethod
 from collections.abc import Callable
 from inspect import cleandoc, signature
+from typing import Any
 
 import numpy as np
 from sklearn.base import clone
 from sklearn.utils import check_random_state
 
-from ._base import BaseDistiller, Task
+from ._base import BaseDistiller, Result, Task
 from ._core.augmentations import LGM_DISTILLATION_VIEWS
 from ._core.objectives import FeatureMatching, GradientMatching
 from ._core.parametrizations import LGMPyramid
@@ -18,10 +19,10 @@ from ._iterative import IterativeDistiller
 from ._reals import central, nearest
 
 #: Settings of LGM's released code (arXiv 2511.16674, commit 1d84ffd) that are not defaults:
-#: ``LGMDistiller(encoder, **LGM_PUBLISHED)``, with ``FrozenEncoder(normalize=False)`` for `encoder`, and the number of views in a step for
-#: `real_batch_size`. What remains different: there, real images are seen in random views too (a random crop of 224 of 256 px, then
-#: those of the synthetic images), Adam begins anew when a level of the pyramid joins, all encoders get ImageNet's mean and
-#: standard deviation, and features are computed under mixed precision.
+#: ``LGMDistiller(encoder, **LGM_PUBLISHED)``, with ``FrozenEncoder(normalize=False)`` for `encoder`, and the number of views in a
+#: step for `real_batch_size`. What remains different: there, real images are seen in random views too (a random crop of 224 of
+#: 256 px, then those of the synthetic images), Adam begins anew when a level of the pyramid joins, all encoders get ImageNet's
+#: mean and standard deviation, and features are computed under mixed precision.
 LGM_PUBLISHED = {
     "learning_rate": 2e-3,
     "warm_up": 0,
@@ -56,7 +57,8 @@ def _documented(cls: type) -> type:
         if title == "Attributes":
             fitted = ["X_synthetic_", "y_synthetic_", "targets_", "probe_", "anchors_", "encoder_", "classes_"]
             fitted += ["class_count_", "data_digest_", "alpha_"]
-            run = ["history_", "n_iter_", "best_iter_", "n_views_", "encoder_batch_size_"] if iterative else []
+            run = ["history_", "n_iter_", "best_iter_", "val_loss_", "val_accuracy_"] if iterative else []
+            run += ["n_views_", "encoder_batch_size_"] if iterative else []
             names = [*(name for name in own if name not in fitted), *fitted, *run, "n_features_in_"]
         sections[i] = "\n".join([title, "-" * len(title), *(entries[name] for name in names)])
     cls.__doc__ = "\n\n".join(sections)
@@ -103,14 +105,13 @@ class RealSubset(BaseDistiller):
         order = np.random.RandomState(0).permutation(len(task.codes))
         place = np.argsort(order)
         real = self._encode(task, order)
-        chosen = self._choose(task, lambda rows: real.R[place[rows]])
-        y = np.repeat(np.arange(len(chosen)), [len(rows) for rows in chosen])
-        self.indices_ = np.concatenate(chosen)
-        self.__dict__.update(self._fitted(task.space, task.space.read(self.indices_), y, real))
+        chosen, attributes = self._choose(task, lambda rows: real.R[place[rows]])
+        y, indices = np.repeat(np.arange(len(chosen)), [len(rows) for rows in chosen]), np.concatenate(chosen)
+        return Result(task.space.read(indices), y, real, attributes=attributes | {"indices_": indices})
 
     @abstractmethod
-    def _choose(self, task: Task, features: Callable[[np.ndarray], np.ndarray]) -> list[np.ndarray]:
-        """Positions of the samples chosen in each class; ``features`` gives those of some positions."""
+    def _choose(self, task: Task, features: Callable[[np.ndarray], np.ndarray]) -> tuple[list[np.ndarray], dict[str, Any]]:
+        """Positions of the samples chosen in each class; ``features`` gives those of some positions. Further attributes."""
 
 
 @_documented
@@ -157,7 +158,7 @@ class RandomSubset(RealSubset):
 
     def _choose(self, task, features):
         rng = check_random_state(self.random_state)
-        return [rng.choice(members, n, replace=False) for members, n in zip(task.members, task.budget, strict=True)]
+        return [rng.choice(members, n, replace=False) for members, n in zip(task.members, task.budget, strict=True)], {}
 
 
 @_documented
@@ -204,7 +205,7 @@ class ClassCentroids(RealSubset):
 
     def _choose(self, task, features):
         rng = check_random_state(self.random_state)
-        return [own[central(features(own), n, rng)] for own, n in zip(task.members, task.budget, strict=True)]
+        return [own[central(features(own), n, rng)] for own, n in zip(task.members, task.budget, strict=True)], {}
 
 
 @_documented
@@ -289,15 +290,13 @@ class NearestReals(RealSubset):
                 "give the data that it was distilled from"
             )
 
-    def _find(self, task):
-        given = self._given
-        self.distiller_ = given if given.__sklearn_is_fitted__() else clone(given).fit(task.X, task.y, task.groups)
-        super()._find(task)
-
     def _choose(self, task, features):
-        y = np.searchsorted(task.classes, self.distiller_.y_synthetic_)
-        Z = task.space.features(self.distiller_.X_synthetic_)
-        return [members[nearest(Z[y == c], features(members))] for c, members in enumerate(task.members)]
+        given = self._given
+        distiller = given if given.__sklearn_is_fitted__() else clone(given).fit(task.X, task.y, task.groups)
+        y = np.searchsorted(task.classes, distiller.y_synthetic_)
+        Z = task.space.features(distiller.X_synthetic_)
+        chosen = [members[nearest(Z[y == c], features(members))] for c, members in enumerate(task.members)]
+        return chosen, {"distiller_": distiller}
 
 
 @_documented
@@ -342,7 +341,7 @@ class LGMDistiller(IterativeDistiller):
     (3, 4)
     """
 
-    def _objective(self, random):
+    def _objective(self, random, temperatures):
         return GradientMatching(random)
 
 
@@ -385,5 +384,5 @@ class DMDistiller(IterativeDistiller):
     (3, 4)
     """
 
-    def _objective(self, random):
+    def _objective(self, random, temperatures):
         return FeatureMatching()

@@ -6,6 +6,9 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_digits
 
+# Formats that Pillow has a name for, and that are no pictures, or need another program to become one.
+_NO_PICTURES = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "PDF", "WMF"}
+
 
 def load_image_folder(root):
     """List the image files of a folder that has one folder per class.
@@ -15,7 +18,7 @@ def load_image_folder(root):
     Parameters
     ----------
     root : str or path
-        ``root/<class name>/…/<image file>``; files that Pillow has no name for are passed over.
+        ``root/<class name>/…/<image file>``; files whose names are not those of pictures that Pillow can read are passed over.
 
     Returns
     -------
@@ -47,7 +50,8 @@ def load_image_folder(root):
     root = Path(root)
     if not root.is_dir():
         raise NotADirectoryError(f"{root} is no folder; give one that holds a folder of images per class")
-    known = set(Image.registered_extensions())
+    extensions = Image.registered_extensions()
+    known = {suffix for suffix, kind in extensions.items() if kind in Image.OPEN and kind not in _NO_PICTURES}
     files: dict[str, list[str]] = {}
     for folder in sorted(child for child in root.iterdir() if child.is_dir() and not child.name.startswith(".")):
         inside = (path for path in folder.rglob("*") if path.suffix.lower() in known and path.is_file())

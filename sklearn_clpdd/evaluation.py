@@ -20,10 +20,10 @@ from torch import Tensor
 from ._base import BaseDistiller
 from ._core.augmentations import DSA, LGM_PROBE_VIEWS
 from ._core.devices import caller_modes_off
-from ._core.ridge import relative_penalty
 from ._encoder import FrozenEncoder, as_encoder, features_of
 from ._images import Images, as_images
-from ._probe import ClosedFormProbe
+from ._probe import ClosedFormProbe, relative_probe
+from ._spaces import standardized
 
 # The probe of LGM's released evaluator (commit 1d84ffd: `src/distillation/eval.py`, `src/models/linear_classifier.py`): images in
 # a batch, Adam's rate for a batch of 256 images, standard deviation of the initial weights, views of the images.
@@ -90,7 +90,7 @@ def compare_with_real(distiller: BaseDistiller, X, y, X_test, y_test, *, n_draws
 
 def compared(distiller: BaseDistiller, Z, y, Z_test, y_test, n_draws: int, rng) -> dict[str, tuple[int, float]]:
     """`compare_with_real` for features."""
-    features, test_features = ((own - distiller._center) / distiller._scale for own in (Z, Z_test))
+    features, test_features = (standardized(own, distiller._center, distiller._scale) for own in (Z, Z_test))
     full = ClosedFormProbe().fit(features, y)
     draws = []
     for _ in range(n_draws):
@@ -98,7 +98,8 @@ def compared(distiller: BaseDistiller, Z, y, Z_test, y_test, n_draws: int, rng) 
         wanted = (np.sum(distiller.y_synthetic_ == label) for label in distiller.classes_)
         chosen = [rng.choice(own, min(n, len(own)), replace=False) for own, n in zip(members, wanted, strict=True)]
         rows = np.concatenate(chosen)
-        draws.append(distiller._fit_probe(features[rows], y[rows]).score(test_features, y_test))
+        probe = relative_probe(features[rows], distiller.alpha_).fit(features[rows], y[rows])
+        draws.append(probe.score(test_features, y_test))
     return {
         "all real": (len(y), full.score(test_features, y_test)),
         "random real": (len(rows), float(np.mean(draws))),
@@ -457,11 +458,7 @@ def _check_sets(images, labels, X_test, y_test, groups):
 
 def _closed_form(Z: np.ndarray, task: _Task, alpha) -> dict[str, np.ndarray]:
     """Scores of the probe of features ``Z``: of the images, or of some views of each, all images in turn."""
-    if alpha == "loo":
-        probe = ClosedFormProbe()
-    else:
-        penalty = relative_penalty(torch.from_numpy(Z).double(), alpha).item()
-        probe = ClosedFormProbe(penalty, fit_intercept=False, temperature=1.0)
+    probe = ClosedFormProbe() if alpha == "loo" else relative_probe(Z, alpha)
     n_views = len(Z) // len(task.labels)
     scores = probe.fit(Z, np.tile(task.labels, n_views)).decision_function(task.test_features)
     return _collected([task.metrics(np.stack([-scores, scores], 1) if scores.ndim == 1 else scores)])

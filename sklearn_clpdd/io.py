@@ -7,6 +7,7 @@ import re
 import shutil
 import unicodedata
 import uuid
+import warnings
 from collections.abc import Mapping
 from hashlib import sha256
 from numbers import Real
@@ -24,7 +25,7 @@ from ._provenance import held_out_accuracy, in_words, manifest_of
 
 _FORMAT = "sklearn-clpdd distilled set"
 _VERSION = 1
-_MANIFEST = "manifest.json"
+_MANIFEST, _CARD = "manifest.json", "README.md"
 # Images on the card, at most.
 _ON_CARD = 50
 # Bytes of a class in the name of its folder, at most; what no name may hold everywhere; names that mean something else.
@@ -52,7 +53,8 @@ def save_distilled(distiller, directory, X_test=None, y_test=None, *, accuracies
     accuracies : dict of str to float in [0, 1], default=None
         Other accuracies to note, by the protocol that they were measured with.
     overwrite : bool, default=False
-        Whether a distilled set that is there is replaced. One with anything else beside it, or something else, is never touched.
+        Whether a distilled set that is there is replaced. Only files that its manifest lists, as they were written, are: a
+        folder that holds any other file, folder or link, or a file that was changed since, is refused and left as it is.
 
     Returns
     -------
@@ -62,7 +64,7 @@ def save_distilled(distiller, directory, X_test=None, y_test=None, *, accuracies
     Raises
     ------
     FileExistsError
-        If something is there, and it is not to be replaced.
+        If something is there, and it is not to be replaced: what it is, and which files are none of the set's.
     NotFittedError, ValueError, TypeError
         If the distiller is not fitted, or was fitted to features; an accuracy out of its range.
     OSError
@@ -100,18 +102,43 @@ def save_distilled(distiller, directory, X_test=None, y_test=None, *, accuracies
             path = partial / entry["file"]
             path.parent.mkdir(exist_ok=True)
             path.write_bytes(content)
+        card = _card(distiller, directory.name, manifest).encode("utf-8")
+        (partial / _CARD).write_bytes(card)
+        manifest["card"] = {"file": _CARD, "sha256": sha256(card).hexdigest()}
+        manifest["sha256"] = _digest(manifest)
         (partial / _MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        (partial / "README.md").write_text(_card(distiller, directory.name, manifest), encoding="utf-8")
         if directory.exists():
             os.rename(directory, old)
+            _check_target(old, overwrite, directory)  # somebody may have put something there in the meantime
         os.rename(partial, directory)
-        shutil.rmtree(old, ignore_errors=True)
     except BaseException:
         if old.exists() and not directory.exists():
             os.rename(old, directory)
         shutil.rmtree(partial, ignore_errors=True)
         raise
+    _remove_set(old)
     return directory
+
+
+def _remove_set(directory: Path) -> None:
+    """Remove the files of a distilled set, and its folders as far as nothing else is in them."""
+    if not directory.exists():
+        return
+    try:
+        files = _listed(directory) or {}
+        for name in files:
+            (directory / name).unlink(missing_ok=True)
+        folders = {(directory / name).parent for name in files if "/" in name}
+        for folder in [*filter(Path.exists, folders), directory]:
+            folder.rmdir()
+    except OSError as error:
+        warnings.warn(f"the new set is in its place; the one before could not be removed from {directory}: {error}", stacklevel=3)
+
+
+def _digest(manifest: dict[str, Any]) -> str:
+    """Of all that a manifest says, but for this."""
+    said = {name: value for name, value in manifest.items() if name != "sha256"}
+    return sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
 def load_distilled(directory):
@@ -173,7 +200,7 @@ def _checked(directory: Path, entries: list[tuple[str, str, int]]) -> list[bytes
     faults, contents = [], []
     for name, digest, _ in entries:
         file = directory / name
-        if not re.fullmatch(r"[^/\\]+/\d+\.png", name) or name.startswith("..") or ":" in name:
+        if not _is_image_name(name):
             faults.append(f"{name}: no name of an image of a class")
         elif not file.is_file():
             faults.append(f"{name}: missing")
@@ -195,29 +222,62 @@ def _checked(directory: Path, entries: list[tuple[str, str, int]]) -> list[bytes
     return contents
 
 
-def _check_target(directory: Path, overwrite: bool) -> None:
-    if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
+def _is_image_name(name: str) -> bool:
+    """Whether it is that of an image of a class, in the folder of the set."""
+    return bool(re.fullmatch(r"[^/\\]+/\d+\.png", name)) and not name.startswith("..") and ":" not in name
+
+
+def _check_target(directory: Path, overwrite: bool, name: Path | None = None) -> None:
+    """Raise unless there is nothing at a place, or a distilled set, whole and alone, that is to be replaced."""
+    if not os.path.lexists(directory) or (directory.is_dir() and not any(directory.iterdir())):
         return
-    own = _own_entries(directory)
-    if own is None:
+    faults = _faults(directory)
+    if faults is None:
         what = "is there, and no distilled set"
-    elif more := sorted({path.name for path in directory.iterdir()} - own):
-        what = f"is there, and holds what no distilled set has: {', '.join(more[:10])}"
-    elif overwrite:
-        return
-    else:
+    elif not overwrite:
         what = "is there; overwrite=True replaces it"
-    raise FileExistsError(f"{directory} {what}. Give a folder that is not there yet")
+    elif faults:
+        more = f" … and {len(faults) - 10} more" if len(faults) > 10 else ""
+        what = f"is there, and holds what is not as save_distilled wrote it: {', '.join(faults[:10])}{more}"
+    else:
+        return
+    raise FileExistsError(f"{name or directory} {what}. Give a folder that is not there yet")
 
 
-def _own_entries(directory: Path) -> set[str] | None:
-    """What a distilled set has in its folder; None where there is none."""
+def _faults(directory: Path) -> list[str] | None:
+    """What in the folder of a distilled set is none of it, or was changed; None where there is no such set."""
+    listed = None if directory.is_symlink() else _listed(directory)
+    if listed is None:
+        return None
+    faults, folders = [], {str(Path(name).parent) for name in listed}
+    for path in sorted(directory.rglob("*")):
+        name = path.relative_to(directory).as_posix()
+        if path.is_symlink():
+            faults.append(f"{name} (a link)")
+        elif path.is_dir():
+            faults += [] if name in folders else [f"{name} (a folder)"]
+        elif name not in listed:
+            faults.append(name)
+        elif name != _MANIFEST and sha256(path.read_bytes()).hexdigest() != listed[name]:
+            faults.append(f"{name} (changed)")
+    manifest = json.loads((directory / _MANIFEST).read_text(encoding="utf-8"))
+    if listed[_MANIFEST] != _digest(manifest):
+        faults.append(f"{_MANIFEST} (changed)")
+    return faults
+
+
+def _listed(directory: Path) -> dict[str, str] | None:
+    """Files of a distilled set and their digests, by its manifest; None where there is none."""
     try:
         manifest = json.loads((directory / _MANIFEST).read_text(encoding="utf-8"))
         if manifest["format"] != _FORMAT:
             return None
-        return {_MANIFEST, "README.md", *(entry["folder"] for entry in manifest["classes"])}
-    except (OSError, ValueError, KeyError, TypeError):
+        files = {entry["file"]: entry["sha256"] for entry in manifest["images"]}
+        card, digest = manifest.get("card", {}).get("sha256", ""), manifest.get("sha256", "")
+        if not all(map(_is_image_name, files)):
+            return None
+        return files | {_CARD: card, _MANIFEST: digest}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 

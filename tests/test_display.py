@@ -14,6 +14,8 @@ from sklearn.exceptions import NotFittedError
 from sklearn.pipeline import make_pipeline
 
 from sklearn_clpdd import CLPDistiller, FeatureMapDisplay, FrozenEncoder, HistoryDisplay, Snapshots, SyntheticImagesDisplay
+from sklearn_clpdd import _run as run_module
+from sklearn_clpdd._pictures import to_8_bit
 from sklearn_clpdd.baselines import ClassCentroids
 
 
@@ -93,7 +95,7 @@ def test_history_over_several_fits(module, colors):
     assert seconds == sorted(seconds)
     assert len(distiller.history_) == 42 > distiller.best_iter_ >= 21
     title = SyntheticImagesDisplay.from_estimator(distiller).figure_.get_suptitle()
-    assert f"held-out accuracy {distiller.history_[distiller.best_iter_]['val_accuracy']:.3f}" in title
+    assert f"held-out accuracy {distiller.val_accuracy_:.3f}" in title
     assert HistoryDisplay.from_estimator(distiller).axes_[1].lines[1].get_xdata()[0] == distiller.best_iter_
 
 
@@ -133,6 +135,24 @@ def test_snapshots_become_an_animation(fitted, tmp_path):
         assert (animation.n_frames, animation.size, animation.info["loop"]) == (4, (3 * 16 + 4, 16 + 14), 0)
         animation.seek(3)
         assert animation.info["duration"] == 2000
+
+
+def test_snapshots_are_of_the_steps_that_they_name(module, colors, monkeypatch):
+    """On a GPU records come in tens, and the images are those of the tenth."""
+    monkeypatch.setattr(run_module, "_LOOK_EVERY_CPU", run_module._LOOK_EVERY)
+    images = {}
+    encoder = FrozenEncoder(module, image_size=16, device="cpu")
+    parameters = {"max_iter": 25, "random_state": 0, "validation_fraction": None}
+
+    def watch(moment, record):
+        images[moment.n_iter_ - 1] = to_8_bit(moment.transform())
+
+    CLPDistiller(encoder, callback=watch, **parameters).fit(*colors)
+    snapshots = Snapshots(every=5)
+    CLPDistiller(encoder, callback=snapshots, **parameters).fit(*colors)
+    assert snapshots.steps_ == sorted(images) == [0, 10, 20, 24]
+    for step, frame in zip(snapshots.steps_, snapshots.frames_, strict=True):
+        np.testing.assert_array_equal(frame, images[step])
 
 
 def test_snapshots_begin_anew_with_a_run(module, colors):

@@ -4,6 +4,7 @@ import pickle
 
 import joblib
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given
@@ -572,13 +573,126 @@ def test_interrupt_keeps_the_images_so_far(encoder, colors):
     assert fitted.n_iter_ == 7
 
 
-def test_other_errors_leave_it_unfitted(encoder, colors):
+def _state(estimator):
+    """All that is no parameter; by content."""
+    return {name: joblib.hash(value) for name, value in vars(estimator).items() if name not in estimator.get_params(deep=False)}
+
+
+@pytest.mark.parametrize("where", ["real features", "first step", "fitted attributes"])
+@pytest.mark.parametrize("error", [TypeError, KeyboardInterrupt])
+def test_a_fit_that_fails_leaves_the_last_one_whole(encoder, colors, monkeypatch, where, error):
     X, y = colors
-    broken = distiller(encoder, max_iter=2).fit(X, y).set_params(objective=lambda Z: Z.sum())
+    fitted = distiller(encoder, max_iter=2, objective="cross_entropy").fit(X, y)
+    before, predicted = _state(fitted), fitted.predict(X)
+
+    def fail(*args, **kwargs):
+        raise error
+
+    place = {
+        "real features": "sklearn_clpdd._spaces.ImageSpace.real_features",
+        "first step": "sklearn_clpdd._core.objectives.CrossEntropy.columns",
+        "fitted attributes": "sklearn_clpdd._base.solved_probe",
+    }[where]
+    with monkeypatch.context() as patch:
+        patch.setattr(place, fail)
+        fitted.set_params(images_per_class=2, image_size=20)
+        if (where, error) == ("first step", KeyboardInterrupt):  # there are images to start with
+            fitted.set_params(validation_fraction=None)
+            with pytest.warns(UserWarning, match="interrupted after 0"):
+                fitted.fit(X, y == "red")
+            assert fitted.classes_.tolist() == [False, True]
+            assert fitted.X_synthetic_.shape == (4, 20, 20, 3)
+            return
+        with pytest.raises(error):
+            fitted.fit(X, y == "red")
+    assert _state(fitted) == before
+    np.testing.assert_array_equal(fitted.predict(X), predicted)
+    unfitted = distiller(encoder, objective=lambda Z: Z.sum())
     with pytest.raises(TypeError):
-        broken.fit(X, y)
+        unfitted.fit(X, y)
+    assert not _state(unfitted)
     with pytest.raises(NotFittedError):
-        broken.predict(X)
+        unfitted.predict(X)
+
+
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+def test_a_fit_that_fails_in_the_middle_is_of_one_piece(encoder, colors, error):
+    """Everything is of the new fit, which was another one in classes, shape and kind of data."""
+    X, y = colors
+    fitted = distiller(None, max_iter=2).fit(X.reshape(60, -1)[:, ::50] / 255, y)
+
+    def stop(moment, record):
+        if record["step"] == 3:
+            assert fitted.X_synthetic_.shape[1] == fitted.n_features_in_ == 16  # still
+            raise error
+
+    fitted.set_params(encoder=encoder, images_per_class=2, max_iter=10, callback=stop)
+    with pytest.raises(OSError) if error is OSError else pytest.warns(UserWarning, match="interrupted after 3"):  # noqa: PT011
+        fitted.fit(X, y == "red")
+    assert fitted.classes_.tolist() == fitted.probe_.classes_.tolist() == [False, True]
+    assert fitted.y_synthetic_.tolist() == [False, False, True, True]
+    assert fitted.X_synthetic_.shape == (4, 16, 16, 3)
+    assert (fitted.n_iter_, len(fitted.history_)) == (4, 4)
+    assert not hasattr(fitted, "n_features_in_")
+    assert fitted.class_count_.tolist() == [50, 10]
+    np.testing.assert_array_equal(fitted.predict(X), fitted.classes_[(fitted.decision_function(X) > 0).astype(int)])
+
+
+def test_features_that_come_after_images_and_images_that_come_after_features(encoder, colors):
+    X, y = colors
+    fitted = distiller(None, max_iter=1).fit(pd.DataFrame(X.reshape(60, -1)[:, ::50] / 255).add_prefix("x"), y)
+    assert (fitted.n_features_in_, len(fitted.feature_names_in_)) == (16, 16)
+    fitted.set_params(encoder=encoder).fit(X, y)
+    assert not {"n_features_in_", "feature_names_in_"} & vars(fitted).keys()
+    fitted.set_params(encoder=None).fit(np.eye(6)[np.arange(60) % 6], y)
+    assert fitted.n_features_in_ == 6
+
+
+def test_the_probe_keeps_nothing_that_is_in_other_units(encoder, colors):
+    """What is added to it is all that it knows then, and it says so."""
+    X, y = colors
+    for fitted, data in ((distiller(None), X.reshape(60, -1)[:, ::50] / 255), (distiller(encoder), X)):
+        fitted.fit(data, y)
+        solution = {"coef_", "intercept_", "alpha_", "temperature_", "classes_", "n_features_in_"}
+        assert set(vars(fitted.probe_)) - set(fitted.probe_.get_params()) == solution
+        with pytest.warns(UserWarning, match="are forgotten"):
+            fitted.probe_.partial_fit(fitted.features(data), y)
+        wanted = clone(fitted.probe_).fit(fitted.features(data), y)
+        np.testing.assert_allclose(fitted.probe_.coef_, wanted.coef_, rtol=1e-3, atol=1e-4 * np.abs(wanted.coef_).max())
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_many_rows_far_from_zero_have_the_scale_that_they_have(dtype):
+    """The mean of a million numbers is of no use in float32: they had a scale of 17.9 here."""
+    X = np.random.default_rng(0).standard_normal((1_000_000, 4)).astype(dtype) + dtype(1000)
+    space = spaces_module.PointSpace(X, torch.device("cpu"))
+    assert space.scale == pytest.approx(2.0, rel=1e-2)
+    np.testing.assert_allclose(space.center, X.mean(axis=0, dtype=np.longdouble), rtol=1e-9)
+    R = space.real_features(np.arange(len(X)))
+    assert R.dtype == dtype
+    np.testing.assert_allclose(R.mean(axis=0, dtype=float), 0, atol=1e-4)
+    assert np.square(R, dtype=float).sum(axis=1).mean() == pytest.approx(1.0, rel=1e-4)
+
+
+def test_real_images_that_are_held_out_are_not_started_from(encoder, colors):
+    """Of classes of ten, of which two are held out, eight are left."""
+    X, y = colors
+    rows = np.concatenate([np.flatnonzero(y == label)[:10] for label in np.unique(y)])
+    X, y, seen = X[rows], y[rows], []
+
+    def objective(Z, Y, R, r):
+        seen.append((Z.requires_grad, R.numpy().copy()))
+        return OBJECTIVES["cross_entropy"](0.01, 0.1)(Z, Y, R, r)
+
+    parameters = {"init": "real", "validation_fraction": 0.2, "max_iter": 1, "learning_rate": 1e-9, "objective": objective}
+    fitted = distiller(encoder, images_per_class=8, **parameters).fit(X, y)
+    held_out = next(R for learns, R in seen if not learns)
+    assert len(held_out) == 6
+    start = encoder.transform(fitted.X_synthetic_)
+    assert cdist(start, held_out).min() > 1e-3
+    assert cdist(start, encoder.transform(X)).min(axis=1).max() < 1e-3
+    with pytest.raises(ValueError, match=r"leaves held-out samples aside.*'blue' \(8 of 9\)"):
+        distiller(encoder, images_per_class=9, **parameters).fit(X, y)
 
 
 def test_refused_input_leaves_the_last_fit_as_it_was():
@@ -626,7 +740,7 @@ def nothing_is_encoded(monkeypatch):
         ({}, lambda X, y: (X, np.linspace(0, 1, 60)), "[Uu]nknown label type: continuous"),
         ({}, lambda X, y: (X, np.where(y == "red", np.nan, 1.0)), "NaN"),
         ({}, lambda X, y: (X[0], y), r"one image\? Give X\[None\]"),
-        ({"init": "real", "images_per_class": 15}, lambda X, y: (X, y), r"'red' \(10 of 15\)"),
+        ({"init": "real", "images_per_class": 15}, lambda X, y: (X, y), r"'red' \(9 of 15\)"),
         ({"objective": "hinge"}, lambda X, y: (X, y), "cross_entropy.*mse|mse.*cross_entropy"),
         ({"augmentation": "mixup"}, lambda X, y: (X, y), "dsa"),
         ({"parametrization": "fourier"}, lambda X, y: (X, y), "pixels.*pyramid|pyramid.*pixels"),

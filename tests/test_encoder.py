@@ -2,6 +2,8 @@
 
 import copy
 import pickle
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 
 import joblib
 import numpy as np
@@ -16,7 +18,8 @@ from timm.layers import Conv2dSame
 from torch import nn
 
 from sklearn_clpdd import ClosedFormProbe, CLPDistiller, FrozenEncoder
-from sklearn_clpdd._core.backbones import BACKBONES, Backbone, _load_named, _load_network
+from sklearn_clpdd._core import backbones
+from sklearn_clpdd._core.backbones import BACKBONES, Backbone
 from sklearn_clpdd._core.folding import SameConv2d, fold_batch_norms, fold_paddings, folded
 
 
@@ -32,8 +35,7 @@ class Power(nn.Module):
 
 
 def forget_networks():
-    _load_named.cache_clear()
-    _load_network.cache_clear()
+    backbones._named.clear()
 
 
 def images(n=3, size=32):
@@ -251,6 +253,82 @@ def test_crop_and_normalisation_need_no_other_network():
     assert (one.load().preprocessing.crop_pct, other.load().preprocessing.crop_pct) == (0.875, 1.0)
     assert one.identity() != other.identity()
     assert not np.allclose(one.transform(images()), other.transform(images()), atol=1e-3)
+
+
+@pytest.fixture
+def finished(monkeypatch):
+    """Networks that were made ready, and the modules that were looked at whole."""
+    made = {"networks": [], "looks": []}
+    finish, digest = backbones._finish, backbones.module_digest
+
+    def counted(module, preprocessing, device):
+        made["networks"].append(preprocessing.image_size)
+        return finish(module, preprocessing, device)
+
+    def looked(module):
+        made["looks"].append(module)
+        return digest(module)
+
+    monkeypatch.setattr(backbones, "_finish", counted)
+    monkeypatch.setattr(backbones, "module_digest", looked)
+    return made
+
+
+def test_one_module_under_two_encoders_is_made_ready_twice_and_no_more(module, colors, finished):
+    small, large = (FrozenEncoder(module, image_size=size, device="cpu") for size in (16, 20))
+    for _ in range(3):
+        small.transform(images())
+        large.transform(images())
+    assert finished["networks"] == [16, 20]
+    for crop in (0.8, 0.9):
+        clone(small).set_params(crop_pct=crop).transform(images())
+    assert finished["networks"] == [16, 20]  # another crop needs no other network
+    CLPDistiller([small, large], max_iter=1).fit(*colors).predict(colors[0])
+    assert finished["networks"] == [16, 20]
+    module[3].weight.data[:2] = module[3].weight.data[:2].flip(0)  # the sums stay the same
+    changed = FrozenEncoder(module, image_size=16, normalize=False, device="cpu").transform(images())
+    assert finished["networks"] == [16, 20, 16]
+    same = FrozenEncoder(copy.deepcopy(module), image_size=16, normalize=False, device="cpu").transform(images())
+    np.testing.assert_array_equal(changed, same)
+
+
+@pytest.mark.parametrize("memory", [False, True])
+def test_a_call_looks_at_the_weights_once(module, colors, tmp_path, finished, memory):
+    encoder = FrozenEncoder(module, image_size=16, device="cpu", memory=tmp_path if memory else None)
+    encoder.load()
+    for call in (lambda: encoder.transform(images()), encoder.identity, encoder.fit, encoder.load):
+        before = len(finished["looks"])
+        call()
+        # The copy that is made ready is looked at by itself, once: its digest is that of the weights in a manifest.
+        assert len(finished["looks"]) == before + 1
+    before = len(finished["looks"])
+    CLPDistiller(encoder, max_iter=2).fit(*colors)
+    assert len(finished["looks"]) == before + 1
+
+
+def test_networks_may_be_loaded_from_any_thread():
+    """Their untrained weights, and the caller's random numbers, are what they are with one."""
+    wanted = {}
+    for name in ("vit_tiny_patch16_224", "resnet18"):
+        forget_networks()
+        wanted[name] = FrozenEncoder(name, weights=None, image_size=32).transform(images())
+    for _ in range(3):
+        forget_networks()
+        torch.manual_seed(7)
+        barrier = Barrier(4)
+
+        def load(name, barrier=barrier):
+            barrier.wait()
+            return name, FrozenEncoder(name, weights=None, image_size=32).load(), torch.default_generator.get_state()
+
+        with ThreadPoolExecutor(4) as pool:
+            loaded = list(pool.map(load, [*wanted, *wanted]))
+        assert loaded[0][1] is loaded[2][1]
+        assert loaded[1][1] is loaded[3][1]
+        assert torch.rand(()) == torch.rand((), generator=torch.Generator().manual_seed(7))
+        for name, features in wanted.items():
+            np.testing.assert_array_equal(FrozenEncoder(name, weights=None, image_size=32).transform(images()), features)
+    forget_networks()
 
 
 def test_untrained_weights_are_always_the_same():

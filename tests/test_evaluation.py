@@ -55,6 +55,20 @@ def test_image_folder_errors(tmp_path):
         load_image_folder(tmp_path)
 
 
+def test_only_pictures_are_listed(tmp_path):
+    """Pillow has names for files that it cannot read, too."""
+    for label in ("cat", "dog"):
+        (tmp_path / label).mkdir()
+        for suffix in ("png", "jpg", "JPEG", "webp", "tif"):
+            Image.new("RGB", (4, 4)).save(tmp_path / label / f"0.{suffix}", format="png")
+        for suffix in ("pdf", "h5", "hdf", "grib", "bufr", "mpg", "wmf", "eps", "txt", "npy"):
+            (tmp_path / label / f"1.{suffix}").write_bytes(b"something else")
+    paths, labels = load_image_folder(tmp_path)
+    assert labels.tolist() == ["cat"] * 5 + ["dog"] * 5
+    assert not [path for path in paths if "/1." in path]
+    FrozenEncoder(weights=None, image_size=32).transform(paths)
+
+
 def test_comparison_is_that_of_the_probes(encoder, colors):
     X, y = colors
     fitted = CLPDistiller(encoder, max_iter=30, random_state=0).fit(X[:40], y[:40])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from PIL import Image, UnidentifiedImageError
 from sklearn.exceptions import NotFittedError
 
 from sklearn_clpdd import CLPDistiller, FrozenEncoder, load_distilled, save_distilled
+from sklearn_clpdd import io as io_module
 from sklearn_clpdd.baselines import NearestReals
 from sklearn_clpdd.datasets import load_image_folder
 from sklearn_clpdd.io import class_folders
@@ -72,7 +74,7 @@ def test_accuracies_with_their_protocols(fitted, colors, tmp_path):
     folder = save_distilled(fitted, tmp_path / "set", X[:30], y[:30], accuracies={"LGM's protocol": 0.5})
     own, held_out, other = load_distilled(folder)[2]["accuracies"]
     assert own == {"protocol": "closed-form probe, test samples", "accuracy": fitted.score(X[:30], y[:30]), "n_samples": 30}
-    assert held_out["accuracy"] == fitted.history_[-1]["val_accuracy"]
+    assert held_out["accuracy"] == fitted.val_accuracy_
     assert other == {"protocol": "LGM's protocol", "accuracy": 0.5}
     card = (folder / "README.md").read_text()
     assert "| LGM's protocol | 0.500 |" in card
@@ -257,15 +259,15 @@ def test_no_folder(tmp_path):
 def test_what_is_there_is_not_touched(fitted, saved, tmp_path):
     with pytest.raises(FileExistsError, match="overwrite=True"):
         save_distilled(fitted, saved)
-    (saved / "blue" / "old.png").touch()
     save_distilled(fitted, saved, overwrite=True)
     (saved / ".git").mkdir()
     (saved / ".git" / "HEAD").write_text("ref")
     load_distilled(saved)  # a clone is a distilled set
-    with pytest.raises(FileExistsError, match=r"holds what no distilled set has: \.git"):
+    with pytest.raises(FileExistsError, match=r"not as save_distilled wrote it: \.git \(a folder\), \.git/HEAD"):
         save_distilled(fitted, saved, overwrite=True)
     shutil.rmtree(saved / ".git")
-    load_distilled(saved)  # the old file is gone
+    save_distilled(fitted, saved, overwrite=True)
+    load_distilled(saved)
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "thesis.txt").write_text("all I have")
@@ -276,6 +278,93 @@ def test_what_is_there_is_not_touched(fitted, saved, tmp_path):
         save_distilled(fitted, tmp_path / "file", overwrite=True)
     assert (mine / "thesis.txt").read_text() == "all I have"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "mine", "set"]
+
+
+def _mine(folder):
+    (folder / "blue" / "mine.png").write_bytes(b"all I have")
+    return "blue/mine.png"
+
+
+def _hidden(folder):
+    (folder / "blue" / ".DS_Store").write_bytes(b"all I have")
+    return r"blue/\.DS_Store"
+
+
+def _deep(folder):
+    (folder / "blue" / "deep").mkdir()
+    return r"blue/deep \(a folder\)"
+
+
+def _link(folder):
+    (folder / "red" / "link").symlink_to(folder.parent)
+    return r"red/link \(a link\)"
+
+
+def _image(folder):
+    next(folder.glob("green/*.png")).write_bytes(b"all I have")
+    return r"green/\d+\.png \(changed\)"
+
+
+def _card(folder):
+    path = folder / "README.md"
+    path.write_text(path.read_text() + "My notes.")
+    return r"README\.md \(changed\)"
+
+
+def _manifest(folder):
+    path = folder / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "notes": "mine"}))
+    return r"manifest\.json \(changed\)"
+
+
+def _listed_outside(folder):
+    """A manifest that claims a file outside."""
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["images"].append({"file": "../mine.txt", "class": 0, "sha256": sha256(b"all I have").hexdigest()})
+    path.write_text(json.dumps(manifest))
+    (folder.parent / "mine.txt").write_bytes(b"all I have")
+    return "no distilled set"
+
+
+@pytest.mark.parametrize("change", [_mine, _hidden, _deep, _link, _image, _card, _manifest, _listed_outside])
+@pytest.mark.parametrize("when", ["before", "while it is saved"])
+def test_no_file_of_the_users_is_replaced(fitted, saved, change, when, monkeypatch):
+    """Only what the manifest lists, with the digests that it lists."""
+    words, make_card = [], io_module._card
+
+    def meanwhile(*args):
+        words.append(change(saved))
+        return make_card(*args)
+
+    if when == "before":
+        words.append(change(saved))
+    else:
+        monkeypatch.setattr(io_module, "_card", meanwhile)
+
+    def files():
+        return {path: path.read_bytes() for path in saved.parent.rglob("*") if path.is_file()}
+
+    before = files()
+    with pytest.raises(FileExistsError) as caught:
+        save_distilled(fitted, saved, overwrite=True)
+    assert re.search(words[0], str(caught.value))
+    assert str(saved) in str(caught.value)
+    if when == "before":
+        assert files() == before
+    after = files()
+    assert before.keys() <= after.keys()
+    if change in (_mine, _hidden, _image, _listed_outside):
+        assert b"all I have" in after.values()
+    assert {path.name for path in saved.parent.iterdir()} <= {"set", "mine.txt"}
+
+
+def test_a_set_of_which_images_are_gone_may_be_replaced(fitted, saved):
+    next(saved.glob("red/*.png")).unlink()
+    shutil.rmtree(saved / "blue")
+    save_distilled(fitted, saved, overwrite=True)
+    load_distilled(saved)
+    assert [path.name for path in saved.parent.iterdir()] == ["set"]
 
 
 def test_an_error_leaves_nothing_half_written(fitted, saved, tmp_path, monkeypatch):

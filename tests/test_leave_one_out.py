@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from sklearn.linear_model import RidgeClassifierCV
+from sklearn.linear_model import RidgeClassifier, RidgeClassifierCV
 from sklearn.metrics import log_loss
 
 from sklearn_clpdd import ClosedFormProbe
@@ -163,3 +163,14 @@ def test_a_lone_sample_enters_no_score():
         others = np.arange(30) != i
         hits.append(ClosedFormProbe(1.0).fit(X[others], y[others]).predict(X[i : i + 1])[0] == y[i])
     assert probe.loo_scores_[0] == np.mean(hits)
+
+
+@pytest.mark.parametrize("solver", ["primal", "dual"])
+def test_an_offset_of_single_precision_features_is_centred_in_double(solver):
+    """The mean of many rows in float32 was off by what the features differ in."""
+    rng = np.random.default_rng(0)
+    y = np.arange(3000) % 3
+    X = (rng.standard_normal((3000, 5)) + 2 * np.eye(3, 5)[y] + 4096).astype(np.float32)
+    probe = ClosedFormProbe(1.0, solver=solver, temperature=1.0).fit(X, y)
+    exact = RidgeClassifier(1.0, solver="cholesky").fit(X.astype(np.float64) - 4096, y)
+    np.testing.assert_allclose(probe.coef_, exact.coef_, rtol=1e-3, atol=1e-5)

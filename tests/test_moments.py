@@ -2,11 +2,14 @@
 
 import pickle
 import tracemalloc
+import warnings
 from functools import reduce
 
 import numpy as np
 import pytest
 from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+from sklearn.utils.validation import check_is_fitted
 
 from sklearn_clpdd import ClosedFormProbe
 from sklearn_clpdd._core import reservoir
@@ -171,8 +174,6 @@ def test_first_call_that_fails_leaves_nothing(data):
 
 def test_what_cannot_be_done_in_batches_is_told(data):
     X, y, _ = data
-    with pytest.raises(ValueError, match="pickled or copied since, or had another kernel"):
-        pickle.loads(pickle.dumps(ClosedFormProbe().fit(X, y))).partial_fit(X, y)
     with pytest.raises(ValueError, match=r"balanced.*dict"):
         ClosedFormProbe(class_weight="balanced").partial_fit(X, y, classes=CLASSES)
     assert not hasattr(ClosedFormProbe(kernel="rbf"), "partial_fit")
@@ -187,6 +188,8 @@ def test_what_cannot_be_done_in_batches_is_told(data):
         one.merge(ClosedFormProbe().partial_fit(X[:, :5], y, classes=CLASSES))
     with pytest.raises(ValueError, match="different classes"):
         one.merge(ClosedFormProbe().partial_fit(X, y, classes=[*CLASSES, "e"]))
+    with pytest.raises(NotFittedError):
+        one.merge(ClosedFormProbe())
 
 
 def test_fit_begins_anew(data):
@@ -195,27 +198,48 @@ def test_fit_begins_anew(data):
     _assert_same(probe, clone(probe).fit(X, y))
 
 
-@pytest.mark.parametrize("parameters", PARAMETERS)
-@pytest.mark.parametrize("n", [12, 150])  # fewer and more samples than features
-def test_after_fit_comes_more(data, parameters, n):
-    X, y, weight = data
-    rows = np.argsort(np.arange(300) % 75, kind="stable")  # all classes at the beginning
-    X, y, weight = X[rows], y[rows], weight[rows]
-    probe = ClosedFormProbe(**parameters).fit(X[:n], y[:n], weight[:n])
-    probe.partial_fit(X[n:200], y[n:200], sample_weight=weight[n:200])
-    probe.merge(ClosedFormProbe(**parameters).fit(X[200:], y[200:], weight[200:]))
-    _assert_same(probe, ClosedFormProbe(**parameters).fit(X, y, weight))
-    merged = ClosedFormProbe(**parameters).fit(X[:n], y[:n], weight[:n])
-    merged.merge(ClosedFormProbe(**parameters).fit(X[n:], y[n:], weight[n:]))
-    _assert_same(merged, ClosedFormProbe(**parameters).fit(X, y, weight))
-
-
-def test_what_fit_keeps_for_more_is_not_pickled(data):
+@pytest.mark.parametrize("n", [12, 300])  # fewer and more samples than features
+def test_after_fit_partial_fit_begins_anew_and_says_so(data, n):
+    """`fit` keeps no sums and no rows: nothing that is gone when it is pickled."""
     X, y, _ = data
-    probe = ClosedFormProbe().fit(np.tile(X, 8), y)
-    loaded = pickle.dumps(probe)
-    assert len(loaded) < 3 * probe.coef_.nbytes
-    np.testing.assert_array_equal(pickle.loads(loaded).predict_proba(np.tile(X, 8)), probe.predict_proba(np.tile(X, 8)))
+    rows = np.argsort(np.arange(300) % 75, kind="stable")[:n]
+    probe = ClosedFormProbe(1.0).fit(X[rows], y[rows])
+    pickled = pickle.dumps(probe)
+    assert len(pickled) < 2 * probe.coef_.nbytes + 3000
+    for other in (ClosedFormProbe().partial_fit(X, y, classes=CLASSES), ClosedFormProbe().fit(X, y)):
+        for one, two in ((probe, other), (other, probe)):
+            with pytest.raises(ValueError, match="fitted by `fit` keeps no sums"):
+                one.merge(two)
+    with pytest.raises(ValueError, match="not among the classes"):
+        probe.partial_fit(X, np.full(len(y), "e"))
+    assert pickle.dumps(probe) == pickled
+    wanted = ClosedFormProbe(1.0).partial_fit(X, y, classes=CLASSES)
+    for fitted in (probe, pickle.loads(pickled)):
+        with pytest.warns(UserWarning, match="samples that `fit` has seen are forgotten"):
+            fitted.partial_fit(X, y)
+        _assert_same(fitted, wanted)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        probe.partial_fit(X, y).merge(wanted)
+
+
+def test_results_are_those_of_the_parameters_with_which_the_samples_came(data):
+    """Whether or not somebody has looked in between."""
+    X, y, _ = data
+    wanted = ClosedFormProbe(0.5, temperature=0.3).fit(X, y)
+    for look in (False, True):
+        probe = ClosedFormProbe(0.5, temperature=0.3).partial_fit(X, y, classes=CLASSES)
+        if look:
+            assert hasattr(probe, "coef_")
+        probe.set_params(alpha=100.0, temperature=5.0, fit_intercept=False, dtype="float32")
+        _assert_same(probe, wanted)
+        np.testing.assert_allclose(probe.predict_proba(X), wanted.predict_proba(X), rtol=1e-6)
+        probe.partial_fit(X[:1], y[:1])  # now they count
+        assert probe.alpha_ == 100.0
+    changed = np.array([0.5, 2.0])
+    probe = ClosedFormProbe(changed).partial_fit(X, y, classes=CLASSES)
+    changed *= 100
+    assert probe.alphas_.tolist() == [0.5, 2.0]
 
 
 def test_shards_keep_other_positions():
@@ -241,5 +265,14 @@ def test_a_system_that_cannot_be_solved_is_told_each_time(data):
     X[:, 1] = X[:, 0]
     probe = ClosedFormProbe(0).partial_fit(X, y, classes=CLASSES)
     for _ in range(2):
+        assert not hasattr(probe, "coef_")
+        with pytest.raises(AttributeError, match=r"no coef_ for the samples so far: .*singular"):
+            probe.coef_  # noqa: B018
+        with pytest.raises(NotFittedError):
+            check_is_fitted(probe)
         with pytest.raises(ValueError, match="singular"):
             probe.predict(X)
+    rng = np.random.default_rng(0)
+    probe.partial_fit(rng.standard_normal(X.shape), y)
+    check_is_fitted(probe)
+    assert hasattr(probe, "coef_")

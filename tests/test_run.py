@@ -2,6 +2,7 @@
 
 import itertools
 import pickle
+import re
 import shutil
 import time
 from contextlib import nullcontext
@@ -17,10 +18,11 @@ from sklearn.datasets import load_digits
 from sklearn.exceptions import NotFittedError
 from sklearn.utils.fixes import parse_version
 
-from sklearn_clpdd import DSA, CLPDistiller, FrozenEncoder
+from sklearn_clpdd import DSA, CLPDistiller, FrozenEncoder, SyntheticImagesDisplay, load_distilled, save_distilled
 from sklearn_clpdd import _run as run_module
 from sklearn_clpdd._core.checkpoints import read_checkpoint
 from sklearn_clpdd._core.objectives import CrossEntropy
+from sklearn_clpdd._iterative import _equal_weights
 
 
 @pytest.fixture
@@ -199,6 +201,41 @@ def test_objectives_are_told_apart(digits, tmp_path):
                 clone(run).set_params(objective=other).fit(*digits)
 
 
+def own_loss(Z):
+    return POWER * Z.square().sum()
+
+
+POWER = 1.0
+
+
+class OwnLoss:
+    """An object, whose class names a global."""
+
+    def __call__(self, Z, Y, R, r):
+        return own_loss(Z)
+
+
+@pytest.mark.parametrize("kind", ["function", "object"])
+def test_objectives_are_told_apart_by_the_globals_that_they_read(digits, tmp_path, monkeypatch, kind):
+    """Directly, or in a function that they call."""
+    objective = OwnLoss() if kind == "object" else lambda Z, Y, R, r: own_loss(Z)
+    run = distiller(None, objective=objective, max_iter=2, checkpoint=tmp_path / "run").fit(*digits)
+    assert clone(run).fit(*digits).n_iter_ == 2
+    monkeypatch.setitem(globals(), "POWER", 2.0)
+    with pytest.raises(ValueError, match="objective was"):
+        clone(run).fit(*digits)
+
+
+def test_another_version_of_a_package_is_named(encoder, colors, tmp_path):
+    run = distiller(encoder, max_iter=2, checkpoint=tmp_path / "run").fit(*colors)
+    tensors, info = read_checkpoint(tmp_path / "run")
+    now = info["versions"]["torch"]
+    run_module.write_checkpoint(tmp_path / "run", tensors, {**info, "versions": {**info["versions"], "torch": "2.0.1"}})
+    with pytest.raises(ValueError, match=rf"another run: torch was 2\.0\.1 and is {re.escape(now)}\. Go on") as caught:
+        clone(run).fit(*colors)
+    assert "differ" not in str(caught.value)
+
+
 def test_what_does_not_matter_may_differ(digits, tmp_path):
     X, y = digits
     run = distiller(None, checkpoint=tmp_path / "run", alpha=1).fit(X, y)
@@ -345,11 +382,82 @@ def test_history_is_a_table_with_scores_on_held_out_features(encoder, colors):
     assert table.columns.tolist() == ["step", "loss", "seconds", "val_loss", "val_accuracy"]
     assert table.step[table.val_loss.notna()].tolist() == [0, 20, 40, 44]
     assert table.seconds.is_monotonic_increasing
-    # Accuracies are shares of 9 + 6 + 3 samples.
-    shares = table.val_accuracy.dropna() * 18
-    np.testing.assert_allclose(shares, shares.round(), atol=1e-5)
     alone = pd.DataFrame(distiller(encoder, validation_fraction=None).fit(X, y).history_)
     assert alone.columns.tolist() == ["step", "loss", "seconds"]
+
+
+@pytest.mark.parametrize("kind", ["images", "features"])
+def test_held_out_accuracy_is_that_of_all_of_them(encoder, colors, kind):
+    """Unequal classes, balanced in the loss: the mean of shares of 9, 6 and 3 held-out samples."""
+    X, y = colors
+    y = np.where(np.random.default_rng(1).random(60) < 0.5, np.random.default_rng(2).permutation(y), y)  # hard to tell
+    rows = np.concatenate([np.flatnonzero(y == label)[:n] for label, n in (("blue", 20), ("green", 14), ("red", 7))])
+    X, y = X[rows], y[rows]
+    if kind == "features":
+        X, encoder = X.reshape(len(X), -1)[:, ::50] / 255, None
+    fitted = distiller(encoder, validation_fraction=0.45, max_iter=3).fit(X, y)
+    assert [int(0.45 * n) for n in (20, 14, 7)] == [9, 6, 3]
+    accuracies = [record["val_accuracy"] for record in fitted.history_ if "val_accuracy" in record]
+    shares = {(a / 9 + b / 6 + c / 3) / 3 for a in range(10) for b in range(7) for c in range(4)}
+    for accuracy in accuracies:
+        assert 0 < accuracy < 1
+        assert min(abs(accuracy - share) for share in shares) < 1e-6
+
+
+def test_held_out_accuracy_weighs_groups_of_a_class_alike():
+    codes, groups = np.array([0, 0, 0, 0, 1, 1]), np.array([0, 0, 0, 1, 2, 2])
+    np.testing.assert_allclose(_equal_weights(codes, groups), [1 / 12] * 3 + [1 / 4] + [1 / 4] * 2)
+    np.testing.assert_allclose(_equal_weights(codes, codes), [1 / 8] * 4 + [1 / 4] * 2)
+    np.testing.assert_allclose(_equal_weights(codes, None), 1 / 6)
+
+
+class HeldOut:
+    """An objective whose losses of held-out samples are given; the others are real ones."""
+
+    def __init__(self, losses):
+        self.losses = iter(losses)
+
+    def __call__(self, Z, Y, R, r):
+        return CrossEntropy(1.0, 0.1)(Z, Y, R, r) if Z.requires_grad else torch.tensor(next(self.losses)).to(Z)
+
+
+@pytest.mark.parametrize(
+    ("max_iter", "losses", "kept", "last"),
+    [
+        (41, [3.0, 2.0, 1.0, 5.0], 40, 1.0),  # at the steps 0, 20 and 40, and after that one: the images before it are kept
+        (41, [3.0, 2.0, 1.0, 0.5], 40, 0.5),
+        (41, [3.0, 1.0, 2.0, 5.0], 20, 2.0),
+        (45, [3.0, 2.0, 1.0, 5.0], 40, 5.0),
+        (45, [3.0, 2.0, 1.0, 0.5], 44, 0.5),
+    ],
+)
+def test_the_score_of_what_is_kept_is_kept(encoder, colors, tmp_path, max_iter, losses, kept, last):
+    seen, X, y = [], colors[0], colors[1]
+
+    def watch(moment, record):
+        seen.append(moment.transform().copy())
+
+    run = distiller(encoder, max_iter=max_iter, objective=HeldOut(losses), callback=watch, whole_weight=0.0).fit(X, y)
+    assert run.best_iter_ == kept
+    assert (run.val_loss_, run.history_[kept]["val_loss"]) == (min(losses), min(losses))
+    assert run.val_accuracy_ == run.history_[kept]["val_accuracy"]
+    assert run.history_[-1]["val_loss"] == last
+    if losses[-1] > min(losses):
+        np.testing.assert_array_equal(run.X_synthetic_, seen[kept])
+    title = SyntheticImagesDisplay.from_estimator(run).figure_.get_suptitle()
+    assert f"held-out accuracy {run.val_accuracy_:.3f}" in title
+    (noted,) = load_distilled(save_distilled(run, tmp_path / "set"))[2]["accuracies"]
+    assert noted["accuracy"] == run.val_accuracy_
+
+
+@pytest.mark.parametrize("stop", [22, 40, 43])
+def test_a_run_that_is_gone_on_with_keeps_the_same(noisy, tmp_path, stop):
+    parameters = {"max_iter": 61, "init": "noise", "temperature": 0.1}
+    whole = distiller(None, **parameters).fit(*noisy)
+    run = distiller(None, **parameters, checkpoint=tmp_path / "run", checkpoint_every=1, callback=_stop_at(stop, StopIteration))
+    resumed = clone(run.fit(*noisy)).set_params(callback=None).fit(*noisy)
+    for name in ("best_iter_", "val_loss_", "val_accuracy_"):
+        assert getattr(resumed, name) == getattr(whole, name)
 
 
 def test_the_best_state_is_kept(noisy):
@@ -432,11 +540,16 @@ def test_warm_start_of_something_else(encoder, colors, tmp_path):
 def test_callback_sees_each_record_and_the_images_of_the_moment(encoder, colors):
     X, y = colors
     seen = []
-    run = distiller(encoder, validation_fraction=None, callback=lambda *args: seen.append((*args, args[0].transform())))
+
+    def watch(moment, record):
+        assert (moment.n_iter_, moment.history_[-1]) == (record["step"] + 1, record)
+        assert not hasattr(run, "classes_")  # the distiller itself is fitted at the end
+        seen.append((record, moment.transform()))
+
+    run = distiller(encoder, validation_fraction=None, callback=watch)
     run.fit(X, y)
-    assert all(one is run for one, _, _ in seen)
-    assert [record for _, record, _ in seen] == run.history_
-    images = [present for *_, present in seen]
+    assert [record for record, _ in seen] == run.history_
+    images = [present for _, present in seen]
     assert all(present.shape == (3, 16, 16, 3) for present in images)
     assert all(np.abs(one - other).max() > 0 for one, other in itertools.pairwise([*images, run.transform()]))
 
@@ -473,7 +586,7 @@ def test_scikit_learns_callbacks(encoder, colors):
 
         def on_fit_task_end(self, estimator, context, *, fitted_estimator):
             if context.task_name == "step":
-                step = estimator.history_[-1]["step"]
+                step = fitted_estimator.history_[-1]["step"]
                 self.seen.append((step, fitted_estimator.predict(colors[0]).shape))
                 return step == self.stop
             self.seen.append("end")

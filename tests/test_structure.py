@@ -12,6 +12,7 @@ import torch
 
 import sklearn_clpdd
 from sklearn_clpdd import CLPDistiller, FrozenEncoder
+from sklearn_clpdd._core import devices
 
 ROOT = Path(sklearn_clpdd.__file__).parent
 # From the bottom up: a module imports from the lines above its own, and from no other.
@@ -83,6 +84,59 @@ def test_import_brings_neither_timm_nor_matplotlib():
     code = "import sys, sklearn_clpdd; sys.exit(' '.join({'timm', 'torchvision', 'matplotlib'} & set(sys.modules)) or 0)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+MEMINFO = "MemTotal: 99 kB\nMemAvailable: 1000000 kB\n"
+MB = 10**6
+# Control groups: files, and what is left for a process in all of them.
+GROUPS = {
+    "no groups": ("", {}, 1024 * MB),
+    "version 2": (
+        "0::/app/worker\n",
+        {
+            "app/memory.max": "500000000",
+            "app/memory.current": "300000000",
+            "app/memory.stat": "anon 1\ninactive_file 100000000",
+            "app/worker/memory.max": "max",
+            "app/worker/memory.current": "300000000",
+            "app/worker/memory.stat": "inactive_file 0",
+        },
+        300 * MB,
+    ),
+    "a container's own root": (
+        "0::/somewhere/outside\n",
+        {"memory.max": "200000000", "memory.current": "50000000", "memory.stat": ""},
+        150 * MB,
+    ),
+    "version 1": (
+        "5:cpu:/\n4:memory:/app\n0::/\n",
+        {
+            "memory/app/memory.limit_in_bytes": "400000000",
+            "memory/app/memory.usage_in_bytes": "100000000",
+            "memory/app/memory.stat": "total_inactive_file 50000000",
+            "memory/memory.limit_in_bytes": "9223372036854771712",
+            "memory/memory.usage_in_bytes": "0",
+            "memory/memory.stat": "",
+        },
+        350 * MB,
+    ),
+    "more is used than may be": (
+        "0::/\n",
+        {"memory.max": "100", "memory.current": "200", "memory.stat": ""},
+        0,
+    ),
+}
+
+
+@pytest.mark.parametrize("groups", GROUPS)
+def test_free_memory_is_that_of_the_container(groups, tmp_path, monkeypatch):
+    own, files, wanted = GROUPS[groups]
+    for name, content in {"meminfo": MEMINFO, "own": own, **{f"groups/{name}": text for name, text in files.items()}}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content)
+    for name, place in {"_MEMINFO": "meminfo", "_OWN_GROUPS": "own", "_GROUPS": "groups"}.items():
+        monkeypatch.setattr(devices, name, tmp_path / place)
+    assert devices.available_memory(torch.device("cpu")) == wanted
 
 
 def test_nothing_global_is_changed(module, colors):

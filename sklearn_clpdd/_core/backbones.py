@@ -12,10 +12,12 @@ import importlib.util
 import math
 import os
 import socket
-from collections.abc import Iterable, Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
+from threading import RLock
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
@@ -164,9 +166,8 @@ class Backbone:
         return max(1, sum(kept.values()))
 
 
-@torch.inference_mode(False)  # tensors made in inference mode would never let a gradient through
 def load_backbone(model: str | nn.Module, weights: str | os.PathLike | None, device: torch.device, **preprocessing) -> Backbone:
-    """A frozen backbone, loaded once per process for the same arguments.
+    """A frozen backbone, loaded once per process for the same content and configuration, whatever thread asks.
 
     Parameters
     ----------
@@ -188,31 +189,73 @@ def load_backbone(model: str | nn.Module, weights: str | os.PathLike | None, dev
         A weights file that is not there.
     OSError
         Weights that would have to come from the hub when it cannot be reached.
+
+    Notes
+    -----
+    A module may be changed in place between two calls, so its layout and all of its weights are looked at in each, by a digest
+    (about 0.1 s for a ViT-B).
     """
     given = {name: value for name, value in preprocessing.items() if value is not None}
     for name in {"mean", "std"} & set(given):
         given[name] = tuple(map(float, given[name]))
         if len(given[name]) != 3 or (name == "std" and min(given[name]) <= 0):
             raise ValueError(f"{name} is three values, one per colour{', above 0' if name == 'std' else ''}; got {given[name]}")
-    overrides = tuple(sorted(given.items()))
     stamp = None
     if weights is not None and weights != "auto":
         if not Path(weights).is_file():
             raise FileNotFoundError(f"weights={os.fspath(weights)!r} is no file; give a checkpoint's path, 'auto' or None")
         weights = os.path.abspath(weights)
         stamp = os.stat(weights).st_mtime_ns
-    if isinstance(model, str):
-        return _load_named(model, weights, stamp, device, overrides)
-    # A module may be changed in place between two calls: its layout and its tensors' sums tell.
-    key = (repr(model), tensor_sums(model), weights, stamp, device, overrides)
-    known = _modules.setdefault(model, {})
+    content = model if isinstance(model, str) else (repr(model), module_digest(model))
+    source = (content, weights, stamp, device)
+    # Tensors made in inference mode would never let a gradient through.
+    with _lock, torch.inference_mode(False):
+        known = _named if isinstance(model, str) else _modules.setdefault(model, OrderedDict())
+        if not isinstance(model, str):
+            for stale in [key for key in known if key[0][0] != content]:
+                del known[stale]
+        most = _MOST_NAMED if isinstance(model, str) else _MOST_OF_MODULE
+        return _kept(known, most, source, given, lambda: _load(model, weights, device, given))
+
+
+# Backbones of this process by what they are of: source, and what is given of the preprocessing. Those of a module go with it.
+_named: OrderedDict[tuple, Backbone] = OrderedDict()
+_modules: WeakKeyDictionary[nn.Module, OrderedDict[tuple, Backbone]] = WeakKeyDictionary()
+# Held while one of them is made: other threads wait for it, and the untrained weights come from torch's own generator.
+_lock = RLock()
+# How many are kept: of all names, and of each module.
+_MOST_NAMED, _MOST_OF_MODULE = 8, 4
+
+
+def _kept(
+    known: OrderedDict[tuple, Backbone], most: int, source: tuple, given: dict[str, Any], load: Callable[[], Backbone]
+) -> Backbone:
+    """The backbone from those known, or loaded. Such as differ in crop or normalisation only have one network."""
+    key = (source, tuple(sorted(given.items())))
     if key not in known:
-        known.clear()
-        known[key] = _load_module(_copied(model), weights, device, dict(overrides))
+        size = {name: value for name, value in given.items() if name == "image_size"}
+        network = known.get((source, tuple(size.items())))
+        if network is None:
+            network = load()
+            known[source, tuple(size.items())] = network
+        if given != size:
+            preprocessing = replace(network.preprocessing, **given)
+            known[key] = Backbone(network.module, preprocessing, network.n_features, network.device, network.weights_sha256)
+    known.move_to_end(key)
+    while len(known) > most:
+        known.popitem(last=False)
     return known[key]
 
 
-_modules: WeakKeyDictionary[nn.Module, dict] = WeakKeyDictionary()
+def _load(model: str | nn.Module, weights: str | None, device: torch.device, given: dict[str, Any]) -> Backbone:
+    """A network with what is given of the image size, and its own preprocessing beside."""
+    size = {name: value for name, value in given.items() if name == "image_size"}
+    if isinstance(model, str):
+        return _load_named(model, weights, device, size)
+    module = _copied(model)
+    if weights is not None and weights != "auto":
+        load_strictly(module, read_state_dict(weights), weights)
+    return _finish(module, _preprocessing(module, size), device)
 
 
 def _copied(module: nn.Module) -> nn.Module:
@@ -225,25 +268,12 @@ def _copied(module: nn.Module) -> nn.Module:
         ) from error
 
 
-def tensor_sums(module: nn.Module) -> tuple[tuple[float, float], ...]:
-    """Sum and sum of squares of each parameter and buffer, by which a change in place is noticed."""
-    tensors = (tensor.detach().double() for tensor in (*module.parameters(), *module.buffers()))
-    return tuple((tensor.sum().item(), tensor.square().sum().item()) for tensor in tensors)
+def module_digest(module: nn.Module) -> str:
+    """Digest of all parameters and buffers, by which a change in place is noticed."""
+    return tensor_digest([*module.named_parameters(), *module.named_buffers()])
 
 
-@lru_cache(maxsize=8)
-def _load_named(name, weights, stamp, device, overrides) -> Backbone:
-    """Backbones that differ in crop or normalisation only have one network."""
-    given = dict(overrides)
-    backbone = _load_network(name, weights, stamp, device, given.pop("image_size", None))
-    if not given:
-        return backbone
-    preprocessing = replace(backbone.preprocessing, **given)
-    return Backbone(backbone.module, preprocessing, backbone.n_features, device, backbone.weights_sha256)
-
-
-@lru_cache(maxsize=8)
-def _load_network(name, weights, stamp, device, image_size) -> Backbone:
+def _load_named(name: str, weights: str | None, device: torch.device, size: dict[str, int]) -> Backbone:
     import timm
 
     spec = BACKBONES.get(name, BackboneSpec(name))
@@ -253,7 +283,7 @@ def _load_network(name, weights, stamp, device, image_size) -> Backbone:
             f"unknown encoder {name!r}; {f'did you mean one of {near}? ' if near else ''}"
             f"Known are {sorted(BACKBONES)} and every name of timm.list_models()"
         )
-    wanted = {**spec.preprocessing, **({} if image_size is None else {"image_size": image_size})}
+    wanted = {**spec.preprocessing, **size}
     state = torch.default_generator.get_state()
     try:  # untrained weights come from a fixed seed, and the caller's random state stays as it was
         torch.default_generator.manual_seed(0)
@@ -293,12 +323,6 @@ def _create(spec: BackboneSpec, weights: str | None, image_size: int | None) -> 
     elif weights is not None:
         load_strictly(module, read_state_dict(weights), weights)
     return module
-
-
-def _load_module(module: nn.Module, weights: str | None, device: torch.device, wanted: dict) -> Backbone:
-    if weights is not None and weights != "auto":
-        load_strictly(module, read_state_dict(weights), weights)
-    return _finish(module, _preprocessing(module, wanted), device)
 
 
 def tensor_digest(named: Iterable[tuple[Any, Tensor]]) -> str:
@@ -343,7 +367,7 @@ def _finish(module: nn.Module, preprocessing: Preprocessing, device: torch.devic
             f"an encoder maps images (n, 3, H, W) to a tensor of features (n, d); {type(module).__name__} gave {seen} "
             "for one image. Wrap it in a module that pools or picks its output"
         )
-    weights_sha256 = tensor_digest([*module.named_parameters(), *module.named_buffers()])
+    weights_sha256 = module_digest(module)
     module = folded(module, noise, features, paddings=device.type == "cpu")
     frugal(module)
     module = module.to(device).to(memory_format=torch.channels_last)

@@ -2,8 +2,12 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
+
+# Where Linux says what memory there is, and what a process and its control groups may take.
+_MEMINFO, _GROUPS, _OWN_GROUPS = Path("/proc/meminfo"), Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
 def resolve_device(device) -> torch.device:
@@ -49,11 +53,38 @@ def available_memory(device: torch.device) -> int | None:
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + cached
     try:
-        with open("/proc/meminfo") as lines:
-            (line,) = (line for line in lines if line.startswith("MemAvailable:"))
-        return 1024 * int(line.split()[1])
-    except (OSError, ValueError):
+        (line,) = (line for line in _MEMINFO.read_text().splitlines() if line.startswith("MemAvailable:"))
+        return min(1024 * int(line.split()[1]), *_left_in_groups())
+    except (OSError, ValueError, TypeError):
         return None
+
+
+def _left_in_groups() -> Iterator[int]:
+    """Bytes that each control group of the process, a container's say, may still take, as far as it has a limit."""
+    yield 2**63  # no limit
+    for line in _OWN_GROUPS.read_text().splitlines() if _OWN_GROUPS.exists() else ():
+        _, controllers, own = line.split(":", 2)
+        if controllers == "":  # version 2
+            root, limit, usage, cache = _GROUPS, "memory.max", "memory.current", "inactive_file"
+        elif "memory" in controllers.split(","):
+            root, limit, usage, cache = (
+                _GROUPS / "memory",
+                "memory.limit_in_bytes",
+                "memory.usage_in_bytes",
+                "total_inactive_file",
+            )
+        else:
+            continue
+        group = root / own.lstrip("/")
+        # In a container its own group may be the root, whatever it is called outside.
+        for folder in (group, *(parent for parent in group.parents if parent.is_relative_to(root))):
+            try:
+                most, used = ((folder / name).read_text().strip() for name in (limit, usage))
+                statistics = dict(entry.split() for entry in (folder / "memory.stat").read_text().splitlines())
+            except (OSError, ValueError):
+                continue
+            if most != "max":
+                yield max(0, int(most) - int(used) + int(statistics.get(cache, 0)))
 
 
 def multiplies_in_float32() -> bool:

@@ -192,11 +192,11 @@ class LinearSampleSpace(SampleSpace):
         Z, weight = rows.whole(dtype), rows.weight
         self._mean = torch.zeros_like(Z[0])
         if fit_intercept:
-            self._mean = weight.to(Z) @ Z / weight.sum()
+            self._mean = _weighted_mean(Z, weight).to(Z)
             Z -= self._mean
             rounding = _ROUNDING * torch.finfo(Z.dtype).eps * torch.linalg.vector_norm(self._mean, torch.inf)
             Z *= torch.linalg.vector_norm(Z, torch.inf) > rounding  # else the features are constant
-        trace = (weight.to(Z) @ Z.square().sum(1)).item()
+        trace = (weight @ Z.square().sum(1).to(weight)).item()
         given = penalties(trace / len(Z))
         if len(given) > 1 or trace > _FLOAT32_RANGE * given[0]:
             Z = in_double(Z)
@@ -212,6 +212,15 @@ class LinearSampleSpace(SampleSpace):
     def intercept(self, coefficients: Tensor) -> Tensor:
         """Intercepts that belong to coefficients, ``(C,)``."""
         return self.prior - self._mean.to(coefficients) @ coefficients
+
+
+def _weighted_mean(Z: Tensor, weight: Tensor) -> Tensor:
+    """Mean of rows in the precision of their weights, which is float64 where there is such: a chunk at a time."""
+    total = weight.new_zeros(Z.shape[1])
+    step = max(1, CHUNK // Z.shape[1])
+    for start in range(0, len(Z), step):
+        total += weight[start : start + step] @ Z[start : start + step].to(weight)
+    return total / weight.sum()
 
 
 class FeatureSpace:
