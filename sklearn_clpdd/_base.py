@@ -32,6 +32,7 @@ from ._modules import HoldsModule
 from ._output import Transformer
 from ._pictures import html_strip
 from ._probe import ClosedFormProbe, solved_probe
+from ._run import insist
 from ._spaces import ImageSpace, PointSpace, Space, standardized
 
 # Real samples on which the probe's temperature is calibrated, at most.
@@ -153,18 +154,19 @@ class BaseDistiller(HoldsModule, Transformer, ClassifierMixin, BaseEstimator):
         with caller_modes_off(space.device), kept_heap() if space.device.type == "cpu" else nullcontext():
             result = self._find(task)
             try:
-                fitted = self._fitted(task, result)
-            except KeyboardInterrupt:  # the images are worth the second that this takes
-                fitted = self._fitted(task, result)
+                fitted = insist(lambda: self._fitted(task, result))  # the images are worth the second that this takes
             except Exception:
                 if result.error is not None:
                     raise result.error from None
                 raise
-        self.__dict__ = self._unfitted() | fitted
+            self.__dict__ = self._unfitted() | fitted
         if result.warning is not None:
             warnings.warn(result.warning, stacklevel=3 if hasattr(type(self).fit, "__wrapped__") else 2)
         if result.error is not None:
-            raise result.error
+            try:
+                raise result.error
+            finally:
+                del result, fitted, task, space  # an error holds the frames that it has come through
         self._has_fitted(task)
         return self
 
@@ -263,7 +265,7 @@ class BaseDistiller(HoldsModule, Transformer, ClassifierMixin, BaseEstimator):
             **task.inputs,
             "X_synthetic_": X_synthetic,
             "y_synthetic_": task.classes[result.codes],
-            "targets_": Y.to(W).numpy(),
+            "targets_": Y.to(W, copy=True).numpy(),
             "anchors_": anchors(W).T.contiguous().numpy(),
             "probe_": _induced_probe(task, result.real, Z, Y, alpha),
             "encoder_": encoders,

@@ -390,7 +390,8 @@ class Snapshots:
     Parameters
     ----------
     every : int, default=20
-        Steps between two snapshots. On a GPU, where a callback sees the images of every tenth step only, it is those that follow.
+        Steps between two snapshots. On a GPU, where a callback sees the images at every tenth step only, a snapshot is taken at
+        the next of these.
     max_images : int, default=20
         Images that are kept, at most: evenly spaced ones of all.
 
@@ -399,7 +400,7 @@ class Snapshots:
     steps_ : list of int
         Steps of the snapshots.
     frames_ : list of ndarray of shape (n_images, height, width, 3), uint8
-        The images that these steps have started from.
+        The images at these steps.
 
     Examples
     --------

@@ -66,9 +66,10 @@ class CLPDistiller(IterativeDistiller):
         Whether views pass the encoder at half their side while the pyramid has no level finer than a quarter of the image's
         pixels, which it does only from noise; where the encoder takes that (convolutional networks do) and is left with 48 px.
     init : {"noise", "real", "centroid"}, default="centroid"
-        What the images start from: noise, random real images of their class, or those nearest to the means of the class's
-        clusters (k-means, as many as there are images; where there are fewer real ones, these again, with some noise). Images
-        that start from real ones can still be told to come from them: where that must not be, take noise.
+        What the images start from: noise, random real images of their class, as many of which there have to be, or those nearest
+        to the means of the class's clusters (k-means, as many as there are images; where there are fewer real ones, these again,
+        with some noise). Held-out images are no start. Images that start from real ones can still be told to come from them:
+        where that must not be, take noise.
     learning_rate : float, default=0.05
         Adam's rate, > 0.
     warm_up : int, default=10
@@ -99,8 +100,9 @@ class CLPDistiller(IterativeDistiller):
     tol : float, default=1e-4
         See `n_iter_no_change`.
     checkpoint : path, default=None
-        A file that the run is written to, whole at any moment. A `fit` that finds the file of the same run (same data, same
-        parameters) goes on from it; on the same CPU, with as many threads and no `time_budget`, to bit-identical images.
+        A file that the run is written to, whole at any moment. A `fit` that finds the file of the same run (same data,
+        parameters and versions of torch, timm and this library; an objective of your own counts by its code and by the values
+        that it reads) goes on from it; on the same CPU, with as many threads and no `time_budget`, to bit-identical images.
     checkpoint_every : float or int, default=60.0
         Between two writings: seconds if it is a float, steps if it is an integer.
     warm_start : bool, default=False
@@ -186,7 +188,7 @@ class CLPDistiller(IterativeDistiller):
     -----
     Nothing that was computed is lost. Ctrl-C leaves a fitted estimator; so does an error in the middle of the steps, which is
     raised all the same: with the best images so far, by the loss on held-out features, or the last ones whose loss was finite.
-    An error before the first step leaves the estimator as it was. All fitted attributes are of one fit, always.
+    An error before the first step is made leaves the estimator as it was. All fitted attributes are of one fit, always.
 
     See Also
     --------

@@ -25,7 +25,7 @@ from ._core.objectives import MeanOverEncoders, inner_weights
 from ._core.parametrizations import PARAMETRIZATIONS, Parametrization
 from ._core.real_features import RealFeatures, RealSet, held_out_counts, shuffled
 from ._reals import central
-from ._run import Checkpoint, Limits, Outcome, Run, spelled
+from ._run import Checkpoint, Limits, Outcome, Run, insist, spelled
 from ._spaces import Space
 
 try:  # since scikit-learn 1.9, experimental
@@ -211,7 +211,8 @@ class IterativeDistiller(CallbackSupportMixin, BaseDistiller):
             """What has come of the run, by the θ that the state holds."""
             with torch.no_grad():
                 samples = state.parametrization().detach()
-            of_run = {"history_": outcome.history, "n_iter_": len(outcome.history), "best_iter_": outcome.best_iter}
+            of_run: dict[str, Any] = {"history_": [dict(record) for record in outcome.history]}
+            of_run |= {"n_iter_": len(outcome.history), "best_iter_": outcome.best_iter}
             loss, accuracy = (None, None) if outcome.best is None else outcome.best
             of_run |= {"val_loss_": loss, "val_accuracy_": accuracy}
             n = outcome.interrupted_after
@@ -250,9 +251,12 @@ class IterativeDistiller(CallbackSupportMixin, BaseDistiller):
             passes=passes,
         )
         outcome = following.follow(steps)
-        if outcome.error is not None and not outcome.n_new:
-            raise outcome.error  # there is nothing to keep
-        return result_of(outcome)
+        try:
+            if outcome.error is not None and not outcome.n_steps:
+                raise outcome.error  # there is nothing to keep
+            return insist(partial(result_of, outcome))
+        finally:
+            del outcome  # an error holds the frames that it has come through, and must not be held by one of them
 
     def _has_fitted(self, task):
         if hasattr(self, "_callback_fit_ctx"):
@@ -355,15 +359,14 @@ class IterativeDistiller(CallbackSupportMixin, BaseDistiller):
         R, r = _sampled(real.held_out, n_drawn, space.device, dtype).sample(torch.Generator().manual_seed(0))
         # The accuracy is that of all of them.
         every = torch.from_numpy(np.array(held_out)).to(space.device, dtype)
-        classes = torch.from_numpy(codes).to(space.device)
-        weights = torch.from_numpy(_equal_weights(codes, strata)).to(space.device, dtype)
+        classes, weights = torch.from_numpy(codes).to(space.device), torch.from_numpy(_equal_weights(codes, strata))
 
         @torch.no_grad()
         def score() -> Tensor:
             Z = whole_features(parametrization, len(Y), space.encode, space.preprocessing, chunk_size)
             right = (every @ inner_weights(Z, Y, alpha)).argmax(dim=1) == classes
-            objective = outer(torch.Generator().manual_seed(0))  # the same at each score
-            return torch.stack([objective(Z, Y, R, r), weights @ right.to(dtype)])
+            loss = outer(torch.Generator().manual_seed(0))(Z, Y, R, r)  # with the same random numbers at each score
+            return torch.stack([loss.cpu().double(), (weights * right.cpu()).sum() / weights.sum()])
 
         return score
 

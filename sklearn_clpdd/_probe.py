@@ -309,17 +309,17 @@ class ClosedFormProbe(ClassifierMixin, BaseEstimator):
                 raise ValueError(f"y holds {np.unique(y[unknown]).tolist()}, not among the classes {self.classes_.tolist()}")
             weight = self._weights(sample_weight, X, y, self.classes_, codes)
             rows = self._rows(X, codes, weight, keep_copies=True)
-        if first:
-            self._stream = Stream(len(self.classes_), X.shape[1], _RESERVOIR, self.kernel, rows.device)
-        self._stream.add(rows, (X, codes, weight), self._dtype_for(X))
-        self._stream_parameters = copy.deepcopy(self.get_params(deep=False))
-        self._forget_solution()
-        if after_fit:
-            warnings.warn(
-                "the samples that `fit` has seen are forgotten: it keeps no sums that others could be added to, so `partial_fit` "
-                "begins anew. Use `partial_fit` from the first batch on",
-                stacklevel=2,
-            )
+            if after_fit:
+                warnings.warn(
+                    "the samples that `fit` has seen are forgotten: it keeps no sums that others could be added to, so "
+                    "`partial_fit` begins anew. Use `partial_fit` from the first batch on",
+                    stacklevel=2,
+                )
+            if first:
+                self._stream = Stream(len(self.classes_), X.shape[1], _RESERVOIR, self.kernel, rows.device)
+            self._stream.add(rows, (X, codes, weight), self._dtype_for(X))
+            self._stream_parameters = copy.deepcopy(self.get_params(deep=False))
+            self._forget_solution()
         return self
 
     def _check_stream(self):
@@ -444,7 +444,7 @@ class ClosedFormProbe(ClassifierMixin, BaseEstimator):
         if name in _SOLVED and self._is_unsolved():
             try:
                 self._solve_stream()
-            except (ValueError, RuntimeError) as error:  # whoever asks whether there is such an attribute gets an answer
+            except Exception as error:  # whoever asks whether there is such an attribute gets an answer
                 raise AttributeError(f"there is no {name} for the samples so far: {error}") from error
             if name in vars(self):
                 return vars(self)[name]
@@ -458,7 +458,7 @@ class ClosedFormProbe(ClassifierMixin, BaseEstimator):
     def _solve_stream(self):
         """Solve for what `partial_fit` has taken in, by the parameters of then."""
         then = object.__new__(type(self))
-        then.__dict__.update(self._stream_parameters)
+        then.__dict__.update(self._stream_parameters, device=self.device)  # it may be another machine
         stream = self._stream
         rows = then._rows(*stream.reservoir.rows)
         self.__dict__.update(then._solve_in_feature_space(stream.moments.to(rows.device), rows, stream.dtype))
@@ -648,17 +648,27 @@ def solved_probe(
     intercept : ndarray of shape (1,) or (n_classes,)
     alpha, temperature : float
         Ridge strength of the solution, and the temperature of its probabilities.
+
+    Raises
+    ------
+    ValueError
+        If the coefficients are not finite.
     """
+    if not np.isfinite(coefficients).all():
+        raise ValueError(
+            f"the probe of the synthetic samples is singular to working precision with a ridge strength of {alpha:g}: their "
+            "features are collinear; give a larger alpha"
+        )
     probe = ClosedFormProbe(alpha, fit_intercept=False, temperature=temperature, device="cpu")
     solution = {"coef_": coefficients, "intercept_": intercept, "alpha_": float(alpha), "temperature_": float(temperature)}
     probe.__dict__.update(solution, classes_=classes, n_features_in_=coefficients.shape[1])
     return probe
 
 
-def relative_probe(Z: np.ndarray, alpha: float) -> ClosedFormProbe:
+def relative_probe(Z: np.ndarray, alpha: float, device="auto") -> ClosedFormProbe:
     """The probe of the inner problem, not fitted: no intercept, its ridge strength relative to the mean squared norm of ``Z``."""
     penalty = relative_penalty(torch.from_numpy(Z).double(), alpha).item()
-    return ClosedFormProbe(penalty, fit_intercept=False, temperature=1.0, device="cpu")
+    return ClosedFormProbe(penalty, fit_intercept=False, temperature=1.0, device=device)
 
 
 def _from_tensor(array):

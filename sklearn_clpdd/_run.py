@@ -1,5 +1,6 @@
 """What happens around the steps of a distillation: history, held-out score, stopping, checkpoints, callbacks, progress."""
 
+import dis
 import math
 import re
 import sys
@@ -9,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from numbers import Integral, Real
 from pathlib import Path
 from types import CodeType, FunctionType, MethodType, ModuleType
@@ -48,8 +50,8 @@ class Outcome:
     ----------
     history : list of dict
         Records of the steps, those of earlier fits that it went on from included.
-    n_new : int
-        How many of them are its own, those before an interruption included.
+    n_steps : int
+        Steps that it has made, those before an interruption included.
     best_iter : int or None
         Step of the record with the score of the θ to keep; None where nothing was scored.
     best : tuple of 2 floats, or None
@@ -61,7 +63,7 @@ class Outcome:
     """
 
     history: list[dict[str, float]]
-    n_new: int
+    n_steps: int
     best_iter: int | None
     best: tuple[float, float] | None
     interrupted_after: int | None
@@ -215,29 +217,40 @@ class Run:
         """
         interrupted, error = None, None
         done, total = self._state.step, self._limits.max_iter
-        with tqdm(initial=done, total=total, desc="distilling", unit="step", disable=not self._verbose) as bar:
+        bar = tqdm(initial=done, total=total, desc="distilling", unit="step", disable=not self._verbose)
+        try:
             try:
-                try:
-                    for loss in steps:
-                        self._pending.append((loss, self.seconds))
-                        if self._state.step % self._look_every == 0:
-                            self._look(bar)
-                            self._write_if_due()
-                            if self._finished:
-                                break
-                    self._finished = True
-                    self._look(bar)
-                except StopIteration:
-                    pass
-                except KeyboardInterrupt:
-                    interrupted = self._state.step
-                self._end(bar)
-            except BaseException as caught:
-                self._restore()
-                error = caught
+                for loss in steps:
+                    self._pending.append((loss, self.seconds))
+                    if self._state.step % self._look_every == 0:
+                        self._look(bar)
+                        self._write_if_due()
+                        if self._finished:
+                            break
+                self._finished = True
+                self._look(bar)
+            except StopIteration:
+                pass
+            except KeyboardInterrupt:
+                interrupted = self._state.step
+            self._end(bar)
+        except BaseException as caught:
+            error = caught
+            insist(self._restore)
+        with suppress(KeyboardInterrupt):
+            bar.close()
+        try:
+            return self._outcome(interrupted, error)
+        finally:
+            del error  # it holds the frames that it has come through
+
+    def _outcome(self, interrupted: int | None, error: BaseException | None) -> Outcome:
         best = None if self._best_iter is None else (self._best, self._best_accuracy)
-        n_new = len(self.history) - self._n_before
-        return Outcome(self.history, n_new, self._best_iter, best, interrupted, error)
+        if best is not None and self.history and self._best_iter == len(self.history):
+            # The state of an interruption at a step that was scored, and has not been made again.
+            self._best_iter -= 1
+            self.history[-1] |= {"val_loss": self._best, "val_accuracy": self._best_accuracy}
+        return Outcome(self.history, self._state.step, self._best_iter, best, interrupted, error)
 
     def _look(self, bar: tqdm) -> None:
         """Take the pending losses off the device; score the present state where it is time to."""
@@ -256,7 +269,7 @@ class Run:
             self.history.append(records[-1])
         if self._score is None:
             self._keep()
-        elif self._state.step % _SCORE_EVERY == 0:
+        elif self._state.step % _SCORE_EVERY == 0 and len(self.history) - self._n_before == self._state.step + 1:
             self._score_into(records[-1])
             patience = self._limits.n_iter_no_change
             if patience is not None and self._state.step - self._improved >= patience:
@@ -271,7 +284,7 @@ class Run:
         """
         assert self._score is not None
         loss, accuracy = self._score().tolist()
-        if not loss >= record.get("val_loss", math.inf):
+        if "val_loss" not in record or loss < record["val_loss"]:
             record |= {"val_loss": loss, "val_accuracy": accuracy}
         if math.isnan(loss):
             raise FloatingPointError(
@@ -282,10 +295,7 @@ class Run:
             self._improved = self._state.step
         if loss < self._best:
             try:
-                self._keep()
-            except KeyboardInterrupt:
-                self._keep()  # half a copy would be of neither
-                raise
+                insist(self._keep)  # half a copy would be of neither
             finally:
                 self._best, self._best_accuracy, self._best_iter = loss, accuracy, int(record["step"])
 
@@ -314,7 +324,7 @@ class Run:
         # Whoever goes on from here must not see the score of a moment at which an uninterrupted run has none.
         if not self._finished:
             self._write()
-        if self._score is not None and self.history:
+        if self._score is not None and len(self.history) > self._n_before:
             self._score_into(self.history[-1])
         if self._finished:
             self._write()
@@ -374,6 +384,14 @@ class Run:
         self._earlier, self._n_before = 0.0, 0
 
 
+def insist(work: Callable[[], Any]) -> Any:
+    """Do something short that must not be left half done: once more, if Ctrl-C comes in the middle of it, and no third time."""
+    try:
+        return work()
+    except KeyboardInterrupt:
+        return work()
+
+
 def spelled(value: Any) -> str:
     """A parameter in words that are the same in another process, and others for another value."""
     if isinstance(value, Real):
@@ -386,68 +404,133 @@ def spelled(value: Any) -> str:
     if words == repr(value):
         return words
     try:
-        return f"{words} {joblib.hash(_content(value, frozenset()))}"
-    except Exception:  # whatever pickling a user's object raises
+        return f"{words} {_Content().digest(value)}"
+    except Exception:  # whatever hashing a user's object raises
         return words
 
 
-def _content(value: Any, within: frozenset[int]) -> Any:
+class _Content:
     """What tells two functions, or two objects without a `repr` of their own, apart: the same in another process.
 
-    Of a function its code, what it encloses, its defaults, and the global names that it reads, as far as these are of the user's
-    own code. ``within`` has the addresses of what it is part of, for functions that name themselves.
+    Of a function its code, what it encloses, its defaults, and the values of the global names that it reads; of an object its
+    attributes, and the code of its class. Code of installed packages stands for itself by its name: that is a matter of versions.
     """
-    if isinstance(value, MethodType):
-        return _content(value.__func__, within), _content(value.__self__, within)
-    if isinstance(value, FunctionType):
-        if id(value) in within:
-            return value.__qualname__
-        within |= {id(value)}
-        enclosed = [cell.cell_contents for cell in value.__closure__ or ()]
-        parts = [_content(part, within) for part in (value.__code__, enclosed, value.__defaults__, value.__kwdefaults__)]
-        if _is_installed(value):
-            return value.__module__, value.__qualname__, parts
-        names = sorted(_names_of(value.__code__) & value.__globals__.keys())
-        return [*parts, {name: _content(value.__globals__[name], within) for name in names}]
-    if isinstance(value, CodeType):
-        return value.co_code, value.co_names, _content(value.co_consts, within)
-    if isinstance(value, Tensor):
-        return value.detach().cpu().numpy()
-    if isinstance(value, dict):
-        return {name: _content(own, within) for name, own in value.items()}
-    if isinstance(value, list | tuple):
-        return [_content(own, within) for own in value]
-    if isinstance(value, str | bytes | Real | np.ndarray | None):
-        return value
-    if id(value) in within:
-        return type(value).__qualname__
-    within |= {id(value)}
-    kind = value if isinstance(value, type | ModuleType) else type(value)
-    if isinstance(value, ModuleType) or _is_installed(kind):
-        code: dict[str, Any] = {}
-    else:  # a class of the user's own
-        code = {name: _content(own, within) for name, own in vars(kind).items() if isinstance(own, FunctionType)}
-    own = {} if value is kind else getattr(value, "__dict__", {})
-    return kind.__name__, _content(own, within), code  # of an iterator, say, no more than that it is one
+
+    def __init__(self):
+        self._met: dict[int, int] = {}
+        self._alive: list[Any] = []  # so that no address is used again
+
+    def digest(self, value: Any) -> str:
+        """Of the content of a value."""
+        return joblib.hash(repr(self.of(value)))  # not of the content itself: pickles tell equal objects from the same
+
+    def of(self, value: Any) -> Any:
+        """A value in words and numbers, tuples and lists of these."""
+        if isinstance(value, str | bytes | Real | None):
+            return value
+        if isinstance(value, np.ndarray):
+            return joblib.hash(value)
+        if id(value) in self._met:
+            return "met", self._met[id(value)]
+        self._met[id(value)] = len(self._met)
+        self._alive.append(value)
+        try:
+            return self._of_new(value)
+        except Exception:  # whatever a user's object raises; the rest still tells
+            return type(value).__qualname__
+
+    def _of_new(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            dense = value.detach().to_dense() if value.layout != torch.strided else value.detach()
+            return str(value.dtype), self.of((dense.float() if dense.dtype == torch.bfloat16 else dense).cpu().numpy())
+        if isinstance(value, dict):
+            return [(self.of(key), self.of(own)) for key, own in value.items()]
+        if isinstance(value, list | tuple):
+            return [self.of(own) for own in value]
+        if isinstance(value, set | frozenset):
+            return sorted(_Content().digest(own) for own in value)
+        if isinstance(value, partial):
+            return self.of([value.func, value.args, value.keywords])
+        if isinstance(value, MethodType):
+            return self.of([value.__func__, value.__self__])
+        if isinstance(value, CodeType):
+            return value.co_code, value.co_names, self.of(value.co_consts)
+        if isinstance(value, ModuleType):
+            return value.__name__
+        if isinstance(value, FunctionType):
+            return self._of_function(value)
+        if isinstance(value, type):
+            return self._of_class(value)
+        if _is_of(value, _STANDARD_LIBRARY):
+            # Some say in words what they are; those that are of the moment, such as iterators, locks and loggers, do not count.
+            says_nothing = hasattr(value, "__next__") or repr(value).startswith("<")
+            return type(value).__qualname__ if says_nothing else repr(value)
+        slots = [name for kind in type(value).__mro__ for name in _slots_of(kind) if hasattr(value, name)]
+        return self.of([type(value), getattr(value, "__dict__", {}), [(name, getattr(value, name)) for name in slots]])
+
+    def _of_function(self, function: FunctionType) -> Any:
+        name = f"{function.__module__}.{function.__qualname__}"
+        enclosed = [cell.cell_contents for cell in function.__closure__ or ()]
+        parts = self.of([function.__code__, enclosed, function.__defaults__, function.__kwdefaults__])
+        if _is_of(function, _INSTALLED):
+            return name, parts
+        names, attributes = _names_of(function.__code__)
+        read = {name: function.__globals__[name] for name in sorted(names & function.__globals__.keys())}
+        values = [(name, self.of(own)) for name, own in read.items()]
+        for module in [*read.values(), *enclosed]:
+            if isinstance(module, ModuleType) and not _is_of(module, _INSTALLED):  # one of the user's own
+                own = sorted(attributes & vars(module).keys())
+                values += [(f"{module.__name__}.{name}", self.of(vars(module)[name])) for name in own]
+        return parts, values
+
+    def _of_class(self, kind: type) -> Any:
+        name = f"{kind.__module__}.{kind.__qualname__}"
+        if _is_of(kind, _INSTALLED):
+            return name
+        unwrapped = {key: getattr(own, "__func__", getattr(own, "fget", None)) or own for key, own in vars(kind).items()}
+        # Python keeps data of its own under such names.
+        own = [(key, it) for key, it in unwrapped.items() if isinstance(it, FunctionType) or not key.startswith("__")]
+        return kind.__qualname__, self.of(list(kind.__bases__)), self.of(own)
 
 
-def _names_of(code: CodeType) -> set[str]:
-    """Names that a function, and those that are defined in it, may look up among the globals."""
-    inner = (_names_of(constant) for constant in code.co_consts if isinstance(constant, CodeType))
-    return set(code.co_names).union(*inner)
+_STANDARD_LIBRARY = tuple(Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib"))
+_INSTALLED = (*_STANDARD_LIBRARY, Path(__file__).parent.resolve())
+_SITES = {"site-packages", "dist-packages"}
 
 
-def _is_installed(defined: Any) -> bool:
-    """Whether a function or a class is of an installed package, or of Python itself: its version tells what it does."""
-    module = sys.modules.get(getattr(defined, "__module__", None) or "")
-    file = getattr(module, "__file__", None)
-    if module is None or getattr(module, "__name__", "") == "__main__":
+def _is_of(value: Any, places: tuple[Path, ...]) -> bool:
+    """Whether a module, function, class or object is of the standard library or, if asked, of an installed package."""
+    kind = value if isinstance(value, ModuleType | FunctionType | type) else type(value)
+    module = kind if isinstance(kind, ModuleType) else sys.modules.get(kind.__module__ or "")
+    if module is None or module.__name__ == "__main__":
         return False
+    file = getattr(module, "__file__", None)
     if file is None:
         return True  # built in
     here = Path(file).resolve()
-    places = (sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
-    return any(here.is_relative_to(Path(place).resolve()) for place in places) or here.is_relative_to(Path(__file__).parent)
+    if _SITES & set(here.parts):
+        return places is _INSTALLED
+    return any(here.is_relative_to(place) for place in places)
+
+
+def _slots_of(kind: type) -> list[str]:
+    slots = vars(kind).get("__slots__", ())
+    return [slots] if isinstance(slots, str) else list(slots)
+
+
+def _names_of(code: CodeType) -> tuple[set[str], set[str]]:
+    """Global names that a function, and those that are defined in it, may read; and attributes that they read of something."""
+    names, attributes = set(), set()
+    for instruction in dis.get_instructions(code):
+        if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
+            names.add(instruction.argval)
+        elif instruction.opname in ("LOAD_ATTR", "LOAD_METHOD"):
+            attributes.add(instruction.argval)
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            inner = _names_of(constant)
+            names, attributes = names | inner[0], attributes | inner[1]
+    return names, attributes
 
 
 def _differing(was: dict[str, str], now: dict[str, str]) -> list[str]:

@@ -275,7 +275,7 @@ class PointSpace:
 
 
 def standardized(samples: np.ndarray, center: np.ndarray | np.generic, scale: np.generic) -> np.ndarray:
-    """Features about a centre and over a scale, computed in the precision of these, and in that of the features after it."""
+    """Features about a centre and over a scale: computed in float64, given in the features' own type."""
     if not np.any(center) and scale == 1:  # an encoder's
         return samples
     result = np.empty_like(samples)

@@ -104,14 +104,19 @@ class RealSubset(BaseDistiller):
         # The order is that of no importance to the choice; the probe is calibrated on rows that are evenly spread over it.
         order = np.random.RandomState(0).permutation(len(task.codes))
         place = np.argsort(order)
+        attributes = self._prepare(task)
         real = self._encode(task, order)
-        chosen, attributes = self._choose(task, lambda rows: real.R[place[rows]])
+        chosen = self._choose(task, lambda rows: real.R[place[rows]], attributes)
         y, indices = np.repeat(np.arange(len(chosen)), [len(rows) for rows in chosen]), np.concatenate(chosen)
         return Result(task.space.read(indices), y, real, attributes=attributes | {"indices_": indices})
 
+    def _prepare(self, task: Task) -> dict[str, Any]:
+        """Fitted attributes that come before the features."""
+        return {}
+
     @abstractmethod
-    def _choose(self, task: Task, features: Callable[[np.ndarray], np.ndarray]) -> tuple[list[np.ndarray], dict[str, Any]]:
-        """Positions of the samples chosen in each class; ``features`` gives those of some positions. Further attributes."""
+    def _choose(self, task: Task, features: Callable[[np.ndarray], np.ndarray], attributes: dict[str, Any]) -> list[np.ndarray]:
+        """Positions of the samples chosen in each class; ``features`` gives those of some positions."""
 
 
 @_documented
@@ -156,9 +161,9 @@ class RandomSubset(RealSubset):
     True
     """
 
-    def _choose(self, task, features):
+    def _choose(self, task, features, attributes):
         rng = check_random_state(self.random_state)
-        return [rng.choice(members, n, replace=False) for members, n in zip(task.members, task.budget, strict=True)], {}
+        return [rng.choice(members, n, replace=False) for members, n in zip(task.members, task.budget, strict=True)]
 
 
 @_documented
@@ -203,9 +208,9 @@ class ClassCentroids(RealSubset):
     (3, 4)
     """
 
-    def _choose(self, task, features):
+    def _choose(self, task, features, attributes):
         rng = check_random_state(self.random_state)
-        return [own[central(features(own), n, rng)] for own, n in zip(task.members, task.budget, strict=True)], {}
+        return [own[central(features(own), n, rng)] for own, n in zip(task.members, task.budget, strict=True)]
 
 
 @_documented
@@ -290,13 +295,15 @@ class NearestReals(RealSubset):
                 "give the data that it was distilled from"
             )
 
-    def _choose(self, task, features):
+    def _prepare(self, task):
         given = self._given
-        distiller = given if given.__sklearn_is_fitted__() else clone(given).fit(task.X, task.y, task.groups)
+        return {"distiller_": given if given.__sklearn_is_fitted__() else clone(given).fit(task.X, task.y, task.groups)}
+
+    def _choose(self, task, features, attributes):
+        distiller = attributes["distiller_"]
         y = np.searchsorted(task.classes, distiller.y_synthetic_)
         Z = task.space.features(distiller.X_synthetic_)
-        chosen = [members[nearest(Z[y == c], features(members))] for c, members in enumerate(task.members)]
-        return chosen, {"distiller_": distiller}
+        return [members[nearest(Z[y == c], features(members))] for c, members in enumerate(task.members)]
 
 
 @_documented

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ._base import BaseDistiller
 from ._core.augmentations import DSA, LGM_PROBE_VIEWS
+from ._core.backbones import Backbone
 from ._core.devices import caller_modes_off
 from ._encoder import FrozenEncoder, as_encoder, features_of
 from ._images import Images, as_images
@@ -169,7 +170,7 @@ def closed_form_probe_scores(
     if n_views and alpha == "loo":
         raise ValueError('alpha="loo" leaves out one view and keeps the others of the same image: give a number, or n_views=0')
     task = _task(images, labels, X_test, y_test, groups, encoder)
-    Z = _features_of_views(task, n_views, random_state) if n_views else task.encoder.encode(task.source)
+    Z = _features_of_views(task, n_views, random_state) if n_views else task.features
     return _closed_form(Z, task, alpha)
 
 
@@ -227,7 +228,7 @@ def probe_scores(
     _check_heads(n_epochs, n_repeats, 0)
     seed = check_random_state(random_state).randint(2**31 - 1)
     task = _task(images, labels, X_test, y_test, groups, encoder, raw=True)
-    Z, Z_views = task.encoder.encode(task.source), _features_of_views(task, _N_VIEWS, seed)
+    Z, Z_views = task.features, _features_of_views(task, _N_VIEWS, seed)
     scores = {"closed_form": _closed_form(Z, task, alpha), "closed_form_views": _closed_form(Z_views, task, alpha)}
     for name, probe in (("logistic", LogisticRegression(max_iter=1000)), ("knn", KNeighborsClassifier(1))):
         probe.fit(Z, task.labels)
@@ -369,7 +370,7 @@ def transfer_scores(
     table = {}
     for name, encoder in encoders.items():
         task = _task(images, labels, X_test, y_test, groups, encoder, raw=n_repeats > 0)
-        table[name] = {"closed_form": _closed_form(encoder.encode(task.source), task, alpha)}
+        table[name] = {"closed_form": _closed_form(task.features, task, alpha)}
         if n_repeats:
             table[name]["sgd"] = _heads(task, n_epochs, n_repeats, seed)
     return table
@@ -392,21 +393,27 @@ class _Task:
     source: Images
     labels: np.ndarray
     encoder: FrozenEncoder
+    backbone: Backbone  # that of the encoder
     X_test: Any
     y_test: np.ndarray
     groups: np.ndarray | None
     needs_raw: bool  # whether raw features are needed: those of unit norm are made of them then
 
     @cached_property
+    def features(self) -> np.ndarray:
+        """Of the images to train on."""
+        return self.encoder.encode_by(self.backbone, self.source)
+
+    @cached_property
     def raw_test_features(self) -> np.ndarray:
         """Not normalised."""
-        return _raw(self.encoder).encode(self.X_test)
+        return clone(self.encoder).set_params(normalize=False).encode_by(self.backbone, self.X_test)
 
     @cached_property
     def test_features(self) -> np.ndarray:
         """As the encoder gives them."""
         if not self.needs_raw:
-            return self.encoder.encode(self.X_test)
+            return self.encoder.encode_by(self.backbone, self.X_test)
         R = self.raw_test_features
         return F.normalize(torch.from_numpy(R), dim=1).numpy() if self.encoder.normalize else R
 
@@ -419,13 +426,8 @@ def _task(images, labels, X_test, y_test, groups, encoder, *, raw=False) -> _Tas
     """Check all that is given, but for the images themselves: that is done by what reads them, or encodes them."""
     labels, y_test, groups = _check_sets(images, labels, X_test, y_test, groups)
     encoder = FrozenEncoder() if encoder is None else as_encoder(encoder)
-    encoder.load()
-    return _Task(as_images(images, encoder.image_shape), labels, encoder, X_test, y_test, groups, raw)
-
-
-def _raw(encoder: FrozenEncoder) -> FrozenEncoder:
-    """The same encoder, whose features are not normalised."""
-    return clone(encoder).set_params(normalize=False)
+    backbone = encoder.load()  # once: each looks at all weights
+    return _Task(as_images(images, encoder.image_shape), labels, encoder, backbone, X_test, y_test, groups, raw)
 
 
 def _check_alpha(alpha):
@@ -467,7 +469,7 @@ def _closed_form(Z: np.ndarray, task: _Task, alpha) -> dict[str, np.ndarray]:
 def _features_of_views(task: _Task, n_views: int, random_state, views: DSA = _CLOSED_FORM_VIEWS) -> np.ndarray:
     """Features ``(n_views · n_images, d)`` of random views, all images in turn."""
     encoder = task.encoder
-    backbone, read = encoder.load(), _reader(task)
+    backbone, read = task.backbone, _reader(task)
     generator = torch.Generator().manual_seed(int(check_random_state(random_state).randint(2**31 - 1)))
     parts = []
     for _ in range(n_views):
@@ -485,7 +487,7 @@ def _heads(task: _Task, n_epochs: int, n_repeats: int, random_state) -> dict[str
     read = _reader(task)  # or an error, before the test images are at work
     test, runs = task.raw_test_features, []
     for seed in seeds:
-        with caller_modes_off(task.encoder.load().device):
+        with caller_modes_off(task.backbone.device):
             weight, bias = _train_head(task, read, n_epochs, torch.Generator().manual_seed(int(seed)))
         runs.append(task.metrics(test @ weight.T + bias))
     return _collected(runs)
@@ -493,7 +495,7 @@ def _heads(task: _Task, n_epochs: int, n_repeats: int, random_state) -> dict[str
 
 def _reader(task: _Task) -> Callable[[Tensor], Tensor]:
     """What gives images by their positions, at the size from which the encoder crops."""
-    source, n_jobs, backbone = task.source, task.encoder.n_jobs, task.encoder.load()
+    source, n_jobs, backbone = task.source, task.encoder.n_jobs, task.backbone
     source.check(n_jobs)
     whole = backbone.preprocessing.whole(backbone.preprocessing.resized)
     if 4 * len(source) * 3 * whole.image_size**2 > _IN_MEMORY:
@@ -520,7 +522,7 @@ def _collected(runs: list[dict[str, float]]) -> dict[str, np.ndarray]:
 
 def _train_head(task: _Task, read: Callable, n_epochs: int, generator: torch.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Weights ``(C, d)`` and biases ``(C,)`` of a linear head; ``read`` gives images by their positions."""
-    backbone = task.encoder.load()
+    backbone = task.backbone
     classes, codes = np.unique(task.labels, return_inverse=True)
     y, n_classes = torch.from_numpy(codes), len(classes)
     drawn = torch.randn(n_classes, backbone.n_features, generator=generator, dtype=torch.float32, device="cpu")

@@ -93,7 +93,7 @@ def save_distilled(distiller, directory, X_test=None, y_test=None, *, accuracies
     manifest = _manifest(distiller, images, measured)
     directory.parent.mkdir(parents=True, exist_ok=True)
     partial = directory.parent / f".{directory.name}-{uuid.uuid4().hex}"
-    old = partial.with_name(f"{partial.name}-old")
+    old, listed = partial.with_name(f"{partial.name}-old"), {}
     partial.mkdir()
     try:
         for entry, image in zip(manifest["images"], to_8_bit(images), strict=True):
@@ -109,30 +109,42 @@ def save_distilled(distiller, directory, X_test=None, y_test=None, *, accuracies
         (partial / _MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         if directory.exists():
             os.rename(directory, old)
-            _check_target(old, overwrite, directory)  # somebody may have put something there in the meantime
+            listed = _check_target(old, overwrite, directory)  # somebody may have put something there in the meantime
         os.rename(partial, directory)
-    except BaseException:
-        if old.exists() and not directory.exists():
-            os.rename(old, directory)
+    except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
+        if old.exists() and not os.path.lexists(directory):
+            os.rename(old, directory)
+        elif old.exists():
+            raise FileExistsError(
+                f"{directory} has come into being while the set was saved, which is not there; what was there before is in {old}"
+            ) from error
         raise
-    _remove_set(old)
+    if old.exists():
+        _remove_set(old, listed)
     return directory
 
 
-def _remove_set(directory: Path) -> None:
-    """Remove the files of a distilled set, and its folders as far as nothing else is in them."""
-    if not directory.exists():
-        return
+def _remove_set(directory: Path, listed: dict[str, str]) -> None:
+    """Remove the files of a distilled set as they were listed, and its folders as far as nothing else is in them."""
     try:
-        files = _listed(directory) or {}
-        for name in files:
-            (directory / name).unlink(missing_ok=True)
-        folders = {(directory / name).parent for name in files if "/" in name}
+        for name, digest in listed.items():
+            path = directory / name
+            if path.is_file() and _digest_of_file(path) == digest:
+                path.unlink()
+        folders = {(directory / name).parent for name in listed if "/" in name}
         for folder in [*filter(Path.exists, folders), directory]:
             folder.rmdir()
     except OSError as error:
-        warnings.warn(f"the new set is in its place; the one before could not be removed from {directory}: {error}", stacklevel=3)
+        warnings.warn(f"the new set is in its place; of the one before something is left in {directory}: {error}", stacklevel=3)
+
+
+def _digest_of_file(path: Path) -> str:
+    """Of a manifest that which it has of itself, as far as it is right."""
+    content = path.read_bytes()
+    if path.name != _MANIFEST:
+        return sha256(content).hexdigest()
+    return _digest(json.loads(content))
 
 
 def _digest(manifest: dict[str, Any]) -> str:
@@ -227,28 +239,30 @@ def _is_image_name(name: str) -> bool:
     return bool(re.fullmatch(r"[^/\\]+/\d+\.png", name)) and not name.startswith("..") and ":" not in name
 
 
-def _check_target(directory: Path, overwrite: bool, name: Path | None = None) -> None:
-    """Raise unless there is nothing at a place, or a distilled set, whole and alone, that is to be replaced."""
-    if not os.path.lexists(directory) or (directory.is_dir() and not any(directory.iterdir())):
-        return
-    faults = _faults(directory)
-    if faults is None:
-        what = "is there, and no distilled set"
+def _check_target(directory: Path, overwrite: bool, name: Path | None = None) -> dict[str, str]:
+    """Raise unless there is nothing at a place, or a distilled set, whole and alone, that is to be replaced; its files."""
+    if not os.path.lexists(directory) or (directory.is_dir() and not directory.is_symlink() and not any(directory.iterdir())):
+        return {}
+    listed = _listed(directory)
+    if directory.is_symlink():
+        what = f"is a link to {os.readlink(directory)}; give the folder itself, or a path"
+    elif listed is None:
+        what = "is there, and no distilled set. Give a folder"
     elif not overwrite:
-        what = "is there; overwrite=True replaces it"
-    elif faults:
+        what = "is there; overwrite=True replaces it. Give a folder"
+    elif not listed[_MANIFEST]:
+        what = "is there, a distilled set of an older version, which does not list all of its files. Remove it, or give a folder"
+    elif faults := _faults(directory, listed):
         more = f" … and {len(faults) - 10} more" if len(faults) > 10 else ""
-        what = f"is there, and holds what is not as save_distilled wrote it: {', '.join(faults[:10])}{more}"
+        shown = ", ".join(faults[:10])
+        what = f"is there, and holds what is not as save_distilled wrote it: {shown}{more}. Give a folder"
     else:
-        return
-    raise FileExistsError(f"{name or directory} {what}. Give a folder that is not there yet")
+        return listed
+    raise FileExistsError(f"{name or directory} {what} that is not there yet")
 
 
-def _faults(directory: Path) -> list[str] | None:
-    """What in the folder of a distilled set is none of it, or was changed; None where there is no such set."""
-    listed = None if directory.is_symlink() else _listed(directory)
-    if listed is None:
-        return None
+def _faults(directory: Path, listed: dict[str, str]) -> list[str]:
+    """What in the folder of a distilled set is none of it, or was changed."""
     faults, folders = [], {str(Path(name).parent) for name in listed}
     for path in sorted(directory.rglob("*")):
         name = path.relative_to(directory).as_posix()
@@ -258,11 +272,8 @@ def _faults(directory: Path) -> list[str] | None:
             faults += [] if name in folders else [f"{name} (a folder)"]
         elif name not in listed:
             faults.append(name)
-        elif name != _MANIFEST and sha256(path.read_bytes()).hexdigest() != listed[name]:
+        elif _digest_of_file(path) != listed[name]:
             faults.append(f"{name} (changed)")
-    manifest = json.loads((directory / _MANIFEST).read_text(encoding="utf-8"))
-    if listed[_MANIFEST] != _digest(manifest):
-        faults.append(f"{_MANIFEST} (changed)")
     return faults
 
 

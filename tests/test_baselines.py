@@ -281,3 +281,15 @@ def test_every_parameter_is_documented_with_its_default(kind):
     attributes = {name for names in re.findall(r"(?m)^([\w, ]+) :", sections["Attributes"]) for name in names.split(", ")}
     if fitted is not None:
         assert attributes >= {name for name in vars(fitted) if name.endswith("_") and not name.startswith("_")}
+
+
+def test_the_neighbours_distiller_is_looked_at_before_the_long_work(encoder, colors, monkeypatch):
+    monkeypatch.setattr("sklearn_clpdd._encoder.FrozenEncoder._encode", None)  # no long work is begun
+    with pytest.raises(ValueError, match="needs held-out real samples"):
+        NearestReals(CLPDistiller(encoder, n_iter_no_change=5, validation_fraction=None)).fit(*colors)
+
+
+def test_a_probe_that_cannot_be_solved_is_an_error():
+    X = np.repeat(np.eye(3), 4, axis=0) + 1.0
+    with pytest.raises(ValueError, match="probe of the synthetic samples is singular"):
+        RandomSubset(encoder=None, alpha=1e-300, images_per_class=4, random_state=0).fit(X, np.arange(12) // 4)

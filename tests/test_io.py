@@ -359,6 +359,54 @@ def test_no_file_of_the_users_is_replaced(fitted, saved, change, when, monkeypat
     assert {path.name for path in saved.parent.iterdir()} <= {"set", "mine.txt"}
 
 
+def test_links_and_sets_of_before_are_refused(fitted, saved, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    for name, target in (("link", "elsewhere"), ("to set", "set"), ("dangling", "nowhere")):
+        (tmp_path / name).symlink_to(tmp_path / target)
+        with pytest.raises(FileExistsError, match=f"is a link to .*{target}"):
+            save_distilled(fitted, tmp_path / name, overwrite=True)
+    path = saved / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["sha256"], manifest["card"]
+    path.write_text(json.dumps(manifest))
+    load_distilled(saved)
+    with pytest.raises(FileExistsError, match="a distilled set of an older version"):
+        save_distilled(fitted, saved, overwrite=True)
+
+
+def test_what_changes_at_the_last_moment_is_left_where_it_is_named(fitted, saved, monkeypatch):
+    rename, image = os.rename, next(saved.glob("red/*.png")).name
+
+    def and_write(source, target):
+        rename(source, target)
+        if target == saved:  # the new set is in place; somebody has a file of the old one open
+            (old,) = (path for path in saved.parent.iterdir() if path.name.endswith("-old"))
+            (old / "red" / image).write_bytes(b"all I have")
+
+    monkeypatch.setattr("sklearn_clpdd.io.os.rename", and_write)
+    with pytest.warns(UserWarning, match=r"something is left in .*-old"):
+        save_distilled(fitted, saved, overwrite=True)
+    load_distilled(saved)
+    (old,) = (path for path in saved.parent.iterdir() if path.name.endswith("-old"))
+    assert [path.read_bytes() for path in old.rglob("*") if path.is_file()] == [b"all I have"]
+
+
+def test_a_folder_that_comes_into_being_meanwhile(fitted, saved, monkeypatch):
+    rename = os.rename
+
+    def and_make(source, target):
+        rename(source, target)
+        if source == saved:
+            saved.mkdir()
+            (saved / "mine").write_bytes(b"all I have")
+
+    monkeypatch.setattr("sklearn_clpdd.io.os.rename", and_make)
+    with pytest.raises(FileExistsError, match=r"has come into being .* what was there before is in (.*-old)$") as caught:
+        save_distilled(fitted, saved, overwrite=True)
+    assert (saved / "mine").read_bytes() == b"all I have"
+    load_distilled(str(caught.value).rpartition(" is in ")[2])
+
+
 def test_a_set_of_which_images_are_gone_may_be_replaced(fitted, saved):
     next(saved.glob("red/*.png")).unlink()
     shutil.rmtree(saved / "blue")

@@ -1,11 +1,17 @@
 """Around the steps of a distillation: checkpoints, stopping, held-out scores, callbacks."""
 
+import gc
+import importlib
 import itertools
+import logging
 import pickle
 import re
 import shutil
 import time
-from contextlib import nullcontext
+import weakref
+from contextlib import nullcontext, suppress
+from functools import partial
+from itertools import product
 
 import joblib
 import numpy as np
@@ -16,6 +22,7 @@ import torch
 from sklearn.base import clone
 from sklearn.datasets import load_digits
 from sklearn.exceptions import NotFittedError
+from sklearn.metrics import balanced_accuracy_score
 from sklearn.utils.fixes import parse_version
 
 from sklearn_clpdd import DSA, CLPDistiller, FrozenEncoder, SyntheticImagesDisplay, load_distilled, save_distilled
@@ -90,10 +97,13 @@ def noisy(digits):
     return X[:150], np.where(rng.rand(150) < 0.5, rng.permutation(y[:150]), y[:150])
 
 
-@pytest.mark.parametrize("where", ["callback", "objective"])
-@pytest.mark.parametrize("stop", [11, 23, 29, 38, 61])
-def test_interrupts_leave_no_trace(noisy, tmp_path, stop, where):
-    """The score of the moment of an interrupt is no score of the run."""
+@pytest.mark.parametrize(
+    ("where", "every", "stop"),
+    [*product(["callback", "objective"], [1], [11, 23, 38, 61]), *product(["objective"], [10], [20, 60])],
+)
+def test_interrupts_leave_no_trace(noisy, tmp_path, monkeypatch, stop, where, every):
+    """The score of the moment of an interrupt is no score of the run, however often losses are looked at."""
+    monkeypatch.setattr(run_module, "_LOOK_EVERY_CPU", every)
     parameters = {"max_iter": 121, "n_iter_no_change": 90, "tol": 0.0, "temperature": 0.1, "init": "noise"}
     parameters["objective"] = "cross_entropy"
     whole = distiller(None, **parameters).fit(*noisy)
@@ -224,6 +234,69 @@ def test_objectives_are_told_apart_by_the_globals_that_they_read(digits, tmp_pat
     monkeypatch.setitem(globals(), "POWER", 2.0)
     with pytest.raises(ValueError, match="objective was"):
         clone(run).fit(*digits)
+
+
+def test_objectives_are_told_apart_by_what_they_are_made_of(tmp_path, monkeypatch):
+    """And by nothing else: neither names that happen to be those of attributes, nor what changes by itself."""
+    (tmp_path / "losses.py").write_text("scale = 1.0\ndef f(Z):\n    return scale * Z.sum()\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    losses = importlib.import_module("losses")
+    monkeypatch.setitem(globals(), "losses", losses)
+
+    class Base:
+        power = 2
+
+        def term(self, Z):
+            return (Z**self.power).sum()
+
+    class Loss(Base):
+        def __call__(self, Z, Y, R, r):
+            return self.term(Z)
+
+    class Slots:
+        __slots__ = ("power",)
+
+        def __call__(self, Z, Y, R, r):
+            return (Z**self.power).sum()
+
+    def of_module(Z, Y, R, r):
+        return losses.f(Z)
+
+    def plain(Z, Y, R, r):
+        LOG.info("a step")
+        return Z.mean()
+
+    slots = Slots()
+    slots.power = 2
+    chosen = partial(lambda Z, Y, R, r, *, classes: Z.sum(), classes={"b", "a"})
+    objectives = {"class": Loss(), "slots": slots, "module": of_module, "plain": plain, "partial": chosen}
+    before = {name: run_module.spelled(objective) for name, objective in objectives.items()}
+    assert len(set(before.values())) == len(before)
+    assert before == {name: run_module.spelled(objective) for name, objective in objectives.items()}
+
+    def changed():
+        return {name for name, objective in objectives.items() if run_module.spelled(objective) != before[name]}
+
+    monkeypatch.setitem(globals(), "mean", 3)  # of the same name as an attribute
+    logging.getLogger("another")
+    LOG.isEnabledFor(logging.INFO)
+    assert not changed()
+    monkeypatch.setattr(Base, "power", 3)
+    assert changed() == {"class"}
+    slots.power = 3
+    monkeypatch.setattr(losses, "scale", 2.0)
+    objectives["partial"] = partial(chosen.func, classes={"a", "c"})
+    assert changed() == {"class", "slots", "module", "partial"}
+
+
+LOG = logging.getLogger("objectives")
+
+
+def test_helpers_that_call_one_another_are_soon_spelled():
+    names = [f"helper_{i}" for i in range(30)]
+    code = "\n".join(f"def {name}(Z):\n    return {' + '.join(f'{other}(Z)' for other in names)}" for name in names)
+    exec(code, namespace := {"__name__": "__main__"})
+    assert run_module.spelled(namespace["helper_0"]) != run_module.spelled(namespace["helper_1"])
 
 
 def test_another_version_of_a_package_is_named(encoder, colors, tmp_path):
@@ -388,20 +461,27 @@ def test_history_is_a_table_with_scores_on_held_out_features(encoder, colors):
 
 @pytest.mark.parametrize("kind", ["images", "features"])
 def test_held_out_accuracy_is_that_of_all_of_them(encoder, colors, kind):
-    """Unequal classes, balanced in the loss: the mean of shares of 9, 6 and 3 held-out samples."""
+    """Classes of 20, 14 and 7, balanced in the loss: the mean of the shares of 9, 6 and 3 held-out samples that are right."""
     X, y = colors
     y = np.where(np.random.default_rng(1).random(60) < 0.5, np.random.default_rng(2).permutation(y), y)  # hard to tell
     rows = np.concatenate([np.flatnonzero(y == label)[:n] for label, n in (("blue", 20), ("green", 14), ("red", 7))])
     X, y = X[rows], y[rows]
     if kind == "features":
         X, encoder = X.reshape(len(X), -1)[:, ::50] / 255, None
-    fitted = distiller(encoder, validation_fraction=0.45, max_iter=3).fit(X, y)
-    assert [int(0.45 * n) for n in (20, 14, 7)] == [9, 6, 3]
-    accuracies = [record["val_accuracy"] for record in fitted.history_ if "val_accuracy" in record]
-    shares = {(a / 9 + b / 6 + c / 3) / 3 for a in range(10) for b in range(7) for c in range(4)}
-    for accuracy in accuracies:
-        assert 0 < accuracy < 1
-        assert min(abs(accuracy - share) for share in shares) < 1e-6
+    trained = set()
+
+    def objective(Z, Y, R, r):
+        if Z.requires_grad:  # thousands of balanced draws: all that is learned from is among them
+            trained.update(row.tobytes() for row in R.numpy())
+        return CrossEntropy(1.0, 0.1)(Z, Y, R, r)
+
+    fitted = distiller(encoder, validation_fraction=0.45, objective=objective).fit(X, y)
+    R = encoder.transform(X) if encoder is not None else (X - X.mean(0)) / np.sqrt(np.square(X - X.mean(0)).sum(1).mean())
+    held_out = np.array([row.tobytes() not in trained for row in R])
+    assert np.unique(y[held_out], return_counts=True)[1].tolist() == [9, 6, 3]
+    wanted = balanced_accuracy_score(y[held_out], fitted.predict(X[held_out]))
+    assert 0 < wanted < 1
+    assert fitted.val_accuracy_ == pytest.approx(wanted, abs=1e-9)
 
 
 def test_held_out_accuracy_weighs_groups_of_a_class_alike():
@@ -409,6 +489,60 @@ def test_held_out_accuracy_weighs_groups_of_a_class_alike():
     np.testing.assert_allclose(_equal_weights(codes, groups), [1 / 12] * 3 + [1 / 4] + [1 / 4] * 2)
     np.testing.assert_allclose(_equal_weights(codes, codes), [1 / 8] * 4 + [1 / 4] * 2)
     np.testing.assert_allclose(_equal_weights(codes, None), 1 / 6)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+def test_gone_on_with_and_ended_before_a_step_at_a_score(noisy, tmp_path, error):
+    """The file has the score of a step that is not made again: it is that of the last record there is."""
+    parameters = {"max_iter": 61, "init": "noise", "temperature": 0.1, "checkpoint": tmp_path / "run", "checkpoint_every": 1}
+    run = distiller(None, **parameters, callback=_stop_at(20)).set_params(objective="cross_entropy")
+    with pytest.warns(UserWarning, match="interrupted after 20"):
+        run.fit(*noisy)
+    assert read_checkpoint(tmp_path / "run")[1]["best_iter"] == 20
+    resumed = clone(run).set_params(callback=None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sklearn_clpdd._core.loop.backpropagate", _raise(error))
+        with pytest.warns(UserWarning) if error is KeyboardInterrupt else pytest.raises(OSError):  # noqa: PT011, PT030
+            resumed.fit(*noisy)
+    assert (resumed.n_iter_, resumed.best_iter_) == (20, 19)
+    assert resumed.history_[19]["val_loss"] == resumed.val_loss_ == run.history_[20]["val_loss"]
+
+
+def _raise(error):
+    def work(*args, **kwargs):
+        raise error
+
+    return work
+
+
+def test_a_score_that_is_no_number_replaces_none(encoder, colors):
+    run = distiller(encoder, max_iter=41, objective=HeldOut([3.0, 2.0, 1.0, float("nan")]), whole_weight=0.0)
+    with pytest.raises(FloatingPointError, match="held-out samples at step 40 is nan"):
+        run.fit(*colors)
+    assert (run.best_iter_, run.val_loss_, run.history_[40]["val_loss"]) == (40, 1.0, 1.0)
+
+
+def test_a_fit_that_fails_leaves_nothing_in_memory(digits):
+    """Whoever drops the error drops the features."""
+    seen = []
+
+    def objective(Z, Y, R, r):
+        seen.append(weakref.ref(R))
+        if len(seen) > 9:
+            raise OSError
+        return CrossEntropy(1.0, 0.1)(Z, Y, R, r)
+
+    gc.collect()
+    gc.disable()
+    try:
+        for n in (0, 9):  # before the first step, and after some
+            seen[:] = [None] * (9 - n)
+            with suppress(OSError):
+                distiller(None, objective=objective, validation_fraction=None).fit(*digits)
+            assert seen
+            assert not [ref for ref in seen if ref is not None and ref() is not None]
+    finally:
+        gc.enable()
 
 
 class HeldOut:

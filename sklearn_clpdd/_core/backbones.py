@@ -211,40 +211,39 @@ def load_backbone(model: str | nn.Module, weights: str | os.PathLike | None, dev
     # Tensors made in inference mode would never let a gradient through.
     with _lock, torch.inference_mode(False):
         known = _named if isinstance(model, str) else _modules.setdefault(model, OrderedDict())
-        if not isinstance(model, str):
-            for stale in [key for key in known if key[0][0] != content]:
-                del known[stale]
+        if not isinstance(model, str):  # what it was before it was changed
+            for key in [key for key in known if key[0][0] != content]:
+                del known[key]
         most = _MOST_NAMED if isinstance(model, str) else _MOST_OF_MODULE
         return _kept(known, most, source, given, lambda: _load(model, weights, device, given))
 
 
-# Backbones of this process by what they are of: source, and what is given of the preprocessing. Those of a module go with it.
-_named: OrderedDict[tuple, Backbone] = OrderedDict()
-_modules: WeakKeyDictionary[nn.Module, OrderedDict[tuple, Backbone]] = WeakKeyDictionary()
+# Networks of this process by source and image size: backbones by what else is given of the preprocessing, which share the
+# network. Those of a module go with it.
+_Known = OrderedDict[tuple, dict[tuple, Backbone]]
+_named: _Known = OrderedDict()
+_modules: WeakKeyDictionary[nn.Module, _Known] = WeakKeyDictionary()
 # Held while one of them is made: other threads wait for it, and the untrained weights come from torch's own generator.
 _lock = RLock()
-# How many are kept: of all names, and of each module.
+# How many networks are kept: of all names, and of each module.
 _MOST_NAMED, _MOST_OF_MODULE = 8, 4
 
 
-def _kept(
-    known: OrderedDict[tuple, Backbone], most: int, source: tuple, given: dict[str, Any], load: Callable[[], Backbone]
-) -> Backbone:
+def _kept(known: _Known, most: int, source: tuple, given: dict[str, Any], load: Callable[[], Backbone]) -> Backbone:
     """The backbone from those known, or loaded. Such as differ in crop or normalisation only have one network."""
-    key = (source, tuple(sorted(given.items())))
+    key = (source, given.get("image_size"))
     if key not in known:
-        size = {name: value for name, value in given.items() if name == "image_size"}
-        network = known.get((source, tuple(size.items())))
-        if network is None:
-            network = load()
-            known[source, tuple(size.items())] = network
-        if given != size:
-            preprocessing = replace(network.preprocessing, **given)
-            known[key] = Backbone(network.module, preprocessing, network.n_features, network.device, network.weights_sha256)
+        known[key] = {(): load()}
     known.move_to_end(key)
     while len(known) > most:
         known.popitem(last=False)
-    return known[key]
+    of_network = known[key]
+    rest = {name: value for name, value in given.items() if name != "image_size"}
+    how = tuple(sorted(rest.items()))
+    if how not in of_network:
+        own = of_network[()]
+        of_network[how] = Backbone(own.module, replace(own.preprocessing, **rest), own.n_features, own.device, own.weights_sha256)
+    return of_network[how]
 
 
 def _load(model: str | nn.Module, weights: str | None, device: torch.device, given: dict[str, Any]) -> Backbone:
