@@ -99,7 +99,7 @@ def main(arguments):
     real = all_real(arguments, encoder, data, path)
     rows = [["all real", len(data[0]), "", *(f"{real[probe]:.3f}" if probe in real else "" for probe in PROBES), "", "", ""]]
     for per_class in arguments.images_per_class:
-        for method in METHODS:
+        for method in arguments.methods:
             records = [measured(arguments, encoder, data, path, method, per_class, seed) for seed in range(arguments.seeds)]
             scores = {probe: [record["top1"][probe] for record in records] for probe in PROBES}
             shares = [f"{100 * np.mean(scores[probe]) / real[probe]:.0f} %" for probe in SHARES]
@@ -109,6 +109,7 @@ def main(arguments):
     shares = [f"share of all real, {PROBES[probe]}" for probe in SHARES]
     heads = ["", "images", "steps", *PROBES.values(), *shares, "closed form, training images"]
     seeds = "one seed" if arguments.seeds == 1 else f"mean ± standard deviation over {arguments.seeds} seeds"
+    chosen = " ".join(f"'{method}'" if " " in method else method for method in arguments.methods)
     intro = (
         f"{len(data[0]):,} training and {len(data[2]):,} test images; views of {arguments.size} px; {arguments.seconds:g} s of "
         f"steps, {seeds}; {machine()}; `python benchmarks/budgets.py DIR "
@@ -116,6 +117,7 @@ def main(arguments):
         f"--images-per-class {' '.join(map(str, arguments.images_per_class))}{' --learn-labels' * arguments.learn_labels}"
         f"{f' --objective {arguments.objective}' if arguments.objective else ''}"
         f"{f' --temperature {arguments.temperature:g}' if arguments.temperature else ''}"
+        f"{f' --methods {chosen}' if arguments.methods != list(METHODS) else ''}"
         f"{f' --output {arguments.output}' if arguments.output else ''}`; the SGD head is trained for "
         f"{' and '.join(str(epochs_of(arguments, k)) for k in arguments.images_per_class)} epochs"
     )
@@ -130,6 +132,7 @@ if __name__ == "__main__":
     parser.add_argument("--images-per-class", type=int, nargs="+", default=[1, 10])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=1000, help="of LGM's protocol, over the root of the images per class")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--learn-labels", action="store_true")
     parser.add_argument("--objective", help="another one than the distiller's default")
     parser.add_argument("--temperature", type=float, help="one that is not set by the data")

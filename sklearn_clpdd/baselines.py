@@ -313,7 +313,7 @@ class LGMDistiller(IterativeDistiller):
     In each step a linear head is drawn at random, and the images are moved such that the gradient of its cross-entropy, in weight
     and bias, points where that of the real features does. That gradient is an explicit function of the features, so no gradient
     is differentiated again. Views, pyramid, loop and defaults are those of :class:`CLPDistiller`, and the real images pass the
-    encoder once; `LGM_PUBLISHED` has the settings of the published code, which sees random views of random real images instead.
+    encoder once; `LGM_PUBLISHED` has the settings of the released code, which sees random views of random real images instead.
 
     Parameters
     ----------

@@ -153,7 +153,7 @@ class GradientMatching:
 
     The gradient of the mean cross-entropy of a head ``V``, ``b`` is had in closed form, ``(softmax(ZVᵀ + b) − Y)ᵀZ / mk`` and the
     mean of ``softmax(ZVᵀ + b) − Y``, as a function of ``Z``: no gradient is differentiated again. The head is drawn anew at each
-    call, as the published code draws it: normal weights of standard deviation `std`, no bias.
+    call, as the released code draws it: normal weights of standard deviation `std`, no bias.
 
     Parameters
     ----------
