@@ -154,7 +154,7 @@ def _digest(manifest: dict[str, Any]) -> str:
 
 
 def load_distilled(directory):
-    """Read a distilled set that `save_distilled` wrote, and check it against its manifest.
+    """Read a distilled set that `save_distilled` wrote, and check its images against its manifest.
 
     Parameters
     ----------
