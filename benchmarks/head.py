@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from measure import machine, recorded, spell, study_parser, train_and_test, write_page
 
 from sklearn_clpdd import CLPDistiller, FrozenEncoder
-from sklearn_clpdd.evaluation import _HEAD_VIEWS, _features_of_views, _task, sgd_probe_scores
+from sklearn_clpdd.evaluation import _HEAD_VIEWS, _INITIAL_STD, _features_of_views, _task, sgd_probe_scores
 
 N_VIEWS = 300
 HEADS = {
@@ -47,7 +47,7 @@ def trained(points, generator, *, steps=1000, times=1, start=1.0):
     Adam's rate and the standard deviation of the initial weights are so many times the protocol's.
     """
     n, n_classes, d = points.shape
-    weight = (start * 0.01 * torch.randn(n_classes, d, generator=generator)).requires_grad_()
+    weight = (start * _INITIAL_STD * torch.randn(n_classes, d, generator=generator)).requires_grad_()
     bias = torch.zeros(n_classes, requires_grad=True)
     optimizer = torch.optim.Adam([weight, bias], times * 1e-3 * n_classes / 256)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)

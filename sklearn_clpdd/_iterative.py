@@ -354,12 +354,14 @@ class IterativeDistiller(CallbackSupportMixin, BaseDistiller):
         parametrization, Y, alpha = state.parametrization, state.targets, float(self.alpha)
         dtype = Y.dtype
         held_out, codes, strata = real.held_out
-        # The loss is that of balanced draws: so many that few samples are left out, where these are not many.
-        n_drawn = real.n_held_out if strata is None else max(real.n_held_out, min(4 * real.n_held_out, _MOST_DRAWN))
-        R, r = _sampled(real.held_out, n_drawn, space.device, dtype).sample(torch.Generator().manual_seed(0))
+        seed = torch.Generator().manual_seed(0)
         # The accuracy is that of all of them.
-        every = torch.from_numpy(np.array(held_out)).to(space.device, dtype)
-        classes, weights = torch.from_numpy(codes).to(space.device), torch.from_numpy(_equal_weights(codes, strata))
+        every, classes = _sampled((held_out, codes, None), len(codes), space.device, dtype).sample(seed)
+        weights = torch.from_numpy(_equal_weights(codes, strata))
+        R, r = every, classes
+        if strata is not None:  # the loss is that of balanced draws: so many that few are left out, where these are not many
+            n_drawn = max(len(codes), min(4 * len(codes), _MOST_DRAWN))
+            R, r = _sampled(real.held_out, n_drawn, space.device, dtype).sample(seed)
 
         @torch.no_grad()
         def score() -> Tensor:
