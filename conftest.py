@@ -37,19 +37,19 @@ distiller = CLPDistiller(encoder, random_state=0).fit(X, y)
 
 
 def _cut_short(patch):
-    import sklearn_clpdd._core.backbones as backbones
-    import sklearn_clpdd._iterative as iterative
-    import sklearn_clpdd.evaluation as evaluation
+    from sklearn_clpdd.distill import _gradient
+    from sklearn_clpdd.encoder import _loading
+    from sklearn_clpdd.evaluation import _head
 
-    create, distill, train_head = backbones._create, iterative.distill, evaluation._train_head
+    create, optimize, train_head = _loading._create, _gradient.optimize, _head._train_head
 
     def created(spec, weights, image_size):
-        from_hub = weights == "auto" and backbones._packaged(spec) is None
+        from_hub = weights == "auto" and _loading._packaged(spec) is None
         return create(spec, None if from_hub else weights, image_size)
 
-    patch.setattr(backbones, "_create", created)
-    patch.setattr(iterative, "distill", lambda *args, **kwargs: islice(distill(*args, **kwargs), 2))
-    patch.setattr(evaluation, "_train_head", lambda task, read, n_epochs, random: train_head(task, read, 2, random))
+    patch.setattr(_loading, "_create", created)
+    patch.setattr(_gradient, "optimize", lambda *args, **kwargs: islice(optimize(*args, **kwargs), 2))
+    patch.setattr(_head, "_train_head", lambda task, read, n_epochs, random: train_head(task, read, 2, random))
 
 
 def _write_files():

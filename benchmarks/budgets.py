@@ -49,8 +49,8 @@ def measured(arguments, encoder, data, path, method, per_class, seed):
     run = {"random_state": seed, "images_per_class": per_class}
     if method == "distilled":
         run |= {"time_budget": arguments.seconds, "max_iter": 10**7}
-        if arguments.learn_labels:
-            run["learn_labels"] = True
+        if arguments.learn_targets:
+            run["learn_targets"] = True
         if arguments.objective:
             run["objective"] = arguments.objective
         if arguments.temperature:
@@ -114,7 +114,7 @@ def main(arguments):
         f"{len(data[0]):,} training and {len(data[2]):,} test images; views of {arguments.size} px; {arguments.seconds:g} s of "
         f"steps, {seeds}; {machine()}; `python benchmarks/budgets.py DIR "
         f"--size {arguments.size} --seconds {arguments.seconds:g} --seeds {arguments.seeds} --epochs {arguments.epochs} "
-        f"--images-per-class {' '.join(map(str, arguments.images_per_class))}{' --learn-labels' * arguments.learn_labels}"
+        f"--images-per-class {' '.join(map(str, arguments.images_per_class))}{' --learn-targets' * arguments.learn_targets}"
         f"{f' --objective {arguments.objective}' if arguments.objective else ''}"
         f"{f' --temperature {arguments.temperature:g}' if arguments.temperature else ''}"
         f"{f' --methods {chosen}' if arguments.methods != list(METHODS) else ''}"
@@ -133,7 +133,7 @@ if __name__ == "__main__":
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=1000, help="of LGM's protocol, over the root of the images per class")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    parser.add_argument("--learn-labels", action="store_true")
+    parser.add_argument("--learn-targets", action="store_true")
     parser.add_argument("--objective", help="another one than the distiller's default")
     parser.add_argument("--temperature", type=float, help="one that is not set by the data")
     parser.add_argument("--output", help="name of the files, by default budgets-<name of DATA>")

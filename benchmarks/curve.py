@@ -15,12 +15,11 @@ import numpy as np
 from measure import folder_argument, machine, train_and_test
 
 from sklearn_clpdd import CLPDistiller, FrozenEncoder
-from sklearn_clpdd._probe import relative_probe
+from sklearn_clpdd.probe._solved import relative_probe
 
 SETTINGS = {
     "default": {},
     "from noise": {"init": "noise"},
-    "from noise, full size throughout": {"init": "noise", "progressive": False},
 }
 
 

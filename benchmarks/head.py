@@ -16,7 +16,10 @@ import torch.nn.functional as F
 from measure import machine, recorded, spell, study_parser, train_and_test, write_page
 
 from sklearn_clpdd import CLPDistiller, FrozenEncoder
-from sklearn_clpdd.evaluation import _HEAD_VIEWS, _INITIAL_STD, _features_of_views, _task, sgd_probe_scores
+from sklearn_clpdd.distill._augmentations import LGM_PROBE_VIEWS
+from sklearn_clpdd.evaluation import sgd_probe_scores
+from sklearn_clpdd.evaluation._head import _INITIAL_STD
+from sklearn_clpdd.evaluation._probes import features_of_views, make_task
 
 N_VIEWS = 300
 HEADS = {
@@ -70,10 +73,10 @@ def measured(arguments, folder, size, data, path, seed):
     def work():
         cache = str(arguments.results / "cache")
         encoder = FrozenEncoder(image_size=size, n_jobs=-1, memory=cache)
-        raw = FrozenEncoder(image_size=size, normalize=False, n_jobs=-1, memory=cache)
+        raw = FrozenEncoder(image_size=size, l2_normalize=False, n_jobs=-1, memory=cache)
         images = CLPDistiller(encoder, max_iter=arguments.steps, random_state=seed).fit(X, y).transform()
-        task = _task(images, names, X_test, y_test, None, raw)
-        views = torch.from_numpy(_features_of_views(task, N_VIEWS, seed, _HEAD_VIEWS)).view(N_VIEWS, len(images), -1)
+        task = make_task(images, names, X_test, y_test, None, raw)
+        views = torch.from_numpy(features_of_views(task, N_VIEWS, seed, LGM_PROBE_VIEWS)).view(N_VIEWS, len(images), -1)
         real, test = torch.from_numpy(raw.encode(X)), torch.from_numpy(task.test_features)
         means = torch.stack([real[codes == c].mean(0) for c in range(len(names))])
         points = {"views": views, "means": views.mean(0, keepdim=True), "real": means[None]}

@@ -26,13 +26,15 @@ import torch.nn.functional as F
 from measure import forget_peak, machine, most, resident, table, warm
 from tqdm import trange
 
-from sklearn_clpdd import CLPDistiller, FrozenEncoder
-from sklearn_clpdd._core.backbones import BACKBONES, Preprocessing, _create
-from sklearn_clpdd._core.objectives import GradientMatching
-from sklearn_clpdd._core.parametrizations import _COLOR
-from sklearn_clpdd._images import as_images
+from sklearn_clpdd import DSA, CLPDistiller, FrozenEncoder
 from sklearn_clpdd.baselines import LGM_PUBLISHED, LGMDistiller
 from sklearn_clpdd.datasets import load_image_folder
+from sklearn_clpdd.distill._objectives import GradientMatching
+from sklearn_clpdd.distill._parametrizations import _COLOR
+from sklearn_clpdd.encoder._backbone import Preprocessing
+from sklearn_clpdd.encoder._images import as_images
+from sklearn_clpdd.encoder._loading import _create
+from sklearn_clpdd.encoder._names import BACKBONES
 from sklearn_clpdd.evaluation import closed_form_probe_scores, sgd_probe_scores
 
 MODEL = "tf_efficientnet_lite0"
@@ -182,10 +184,8 @@ def ours(kind, views, size, n_steps, n_real=4096):
     rows = np.arange(max(20, n_real)) % 20
     encoder = FrozenEncoder(image_size=size, memory=None)
     parameters = {
-        "n_views": views,
+        "augmentation": DSA(n_views=views, unaugmented_weight=0.0),
         "max_iter": n_steps + 2,
-        "progressive": False,
-        "whole_weight": 0.0,
         "validation_fraction": None,
         "random_state": 0,
     }

@@ -11,8 +11,10 @@ import numpy as np
 import timm
 import torch
 
-from sklearn_clpdd import CLPDistiller, evaluation
+from sklearn_clpdd import CLPDistiller
 from sklearn_clpdd.datasets import load_image_folder
+from sklearn_clpdd.evaluation import _head
+from sklearn_clpdd.utils._fingerprint import fingerprint
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -94,9 +96,7 @@ def defaults():
 
 def protocol_digest():
     """Digest of what LGM's protocol is here, without which a record would outlive a change of it."""
-    return joblib.hash(
-        (evaluation._BATCH_SIZE, evaluation._LEARNING_RATE, evaluation._INITIAL_STD, repr(evaluation._HEAD_VIEWS))
-    )[:8]
+    return joblib.hash((_head.BATCH_SIZE, _head._LEARNING_RATE, _head._INITIAL_STD, fingerprint(_head.LGM_PROBE_VIEWS)))[:8]
 
 
 def _records(path):
@@ -118,7 +118,7 @@ def recorded(path, settings, work, *, distilled=True):
         Whether it depends on the distiller's defaults, too.
     """
     settings = {**settings, "protocol": protocol_digest()} | ({"defaults": defaults()} if distilled else {})
-    settings = json.loads(json.dumps(settings))
+    settings = json.loads(json.dumps(settings, default=fingerprint))
     for record in _records(path):
         if record["settings"] == settings:
             return record

@@ -11,6 +11,7 @@ from pathlib import Path
 from measure import machine, table
 from table import METHODS, encoder_of
 
+from sklearn_clpdd import LinearSchedule
 from sklearn_clpdd.datasets import load_image_folder
 
 
@@ -41,7 +42,8 @@ def main():
             scores = []
             for seed in range(arguments.seeds):
                 run = {"time_budget": arguments.seconds, "max_iter": 10**7, "random_state": seed}
-                fitted = METHODS[name].kind(encoder, **{**METHODS[name].settings, "learning_rate": rate}, **run).fit(X, y)
+                settings = METHODS[name].settings | {"learning_rate": LinearSchedule(rate, warmup_steps=0)}
+                fitted = METHODS[name].kind(encoder, **settings, **run).fit(X, y)
                 scored = [record for record in fitted.history_ if "val_loss" in record]
                 scores.append(min(scored, key=lambda record: record["val_loss"])["val_accuracy"])
             cells.append(f"{sum(scores) / len(scores):.3f}")

@@ -17,7 +17,7 @@ from measure import machine, recorded, spell, study_parser, train_and_test, writ
 from PIL import Image
 from sklearn.metrics import balanced_accuracy_score
 
-from sklearn_clpdd import ClosedFormProbe, CLPDistiller, FrozenEncoder
+from sklearn_clpdd import ClosedFormProbe, CLPDistiller, FrozenEncoder, allocate_images
 from sklearn_clpdd.baselines import ClassCentroids, RandomSubset
 
 FRAME = 0.15  # of the side
@@ -102,7 +102,7 @@ def main(arguments):
     row("long tail", "centroids", subset(ClassCentroids), tail, test)
     row("long tail", "distilled", distilled(), tail, test)
     row("long tail", "distilled, sampling='uniform'", distilled(sampling="uniform"), tail, test)
-    row("long tail", "distilled, n_synthetic=30", distilled(n_synthetic=30), tail, test)
+    row("long tail", "distilled, 30 in all", distilled(images_per_class=allocate_images(tail[1], 30)), tail, test)
     classes, counts = np.unique(tail[1], return_counts=True)
     shares = np.sqrt(counts) / np.sqrt(counts).sum()
     by_root = dict(zip(classes.tolist(), np.maximum(1, (30 * shares).round()).astype(int).tolist(), strict=True))

@@ -11,28 +11,27 @@ from pathlib import Path
 
 from measure import machine, recorded, spell, study_parser, train_and_test, write_page
 
-from sklearn_clpdd import CLPDistiller, FrozenEncoder
+from sklearn_clpdd import DSA, CLPDistiller, FrozenEncoder, LinearSchedule
 
 SETTINGS = {
     "default": {},
     "learning_rate=0.02": {"learning_rate": 0.02},
     "learning_rate=0.1": {"learning_rate": 0.1},
-    "warm_up=0": {"warm_up": 0},
-    "learning_rate=0.1, warm_up=0": {"learning_rate": 0.1, "warm_up": 0},
-    "decay=0": {"decay": 0.0},
-    "decay=1": {"decay": 1.0},
-    "n_views=1": {"n_views": 1},
-    "n_views=4": {"n_views": 4},
+    "warmup_steps=0": {"learning_rate": LinearSchedule(warmup_steps=0)},
+    "peak=0.1, warmup_steps=0": {"learning_rate": LinearSchedule(0.1, warmup_steps=0)},
+    "decay_fraction=0": {"learning_rate": LinearSchedule(decay_fraction=0.0)},
+    "decay_fraction=1": {"learning_rate": LinearSchedule(decay_fraction=1.0)},
+    "n_views=1": {"augmentation": DSA(n_views=1)},
+    "n_views=4": {"augmentation": DSA(n_views=4)},
     "real_batch_size=512": {"real_batch_size": 512},
-    "whole_weight=0": {"whole_weight": 0.0},
+    "unaugmented_weight=0": {"augmentation": DSA(unaugmented_weight=0.0)},
     "objective='cross_entropy'": {"objective": "cross_entropy"},
     "init='noise'": {"init": "noise"},
-    "init='noise', learning_rate=0.1, warm_up=0": {"init": "noise", "learning_rate": 0.1, "warm_up": 0},
+    "init='noise', peak=0.1, warmup_steps=0": {"init": "noise", "learning_rate": LinearSchedule(0.1, warmup_steps=0)},
     "as in the paper": {
         "init": "noise",
-        "learning_rate": 0.1,
-        "warm_up": 0,
-        "whole_weight": 0.0,
+        "learning_rate": LinearSchedule(0.1, warmup_steps=0),
+        "augmentation": DSA(unaugmented_weight=0.0),
         "sampling": "uniform",
         "objective": "cosine_cross_entropy",
         "temperature": 0.1,

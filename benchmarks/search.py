@@ -29,7 +29,7 @@ def searches(size, steps):
     return {
         "distiller: alpha × start": (
             lambda cache: CLPDistiller(FrozenEncoder(image_size=size, memory=cache, n_jobs=-1), **few),
-            {"alpha": [0.01, 0.1, 1.0, 10.0], "init": ["centroid", "noise"]},
+            {"alpha": [0.01, 0.1, 1.0, 10.0], "init": ["kmeans", "noise"]},
         ),
         "probe: kernel × alpha": (
             lambda cache: make_pipeline(FrozenEncoder(image_size=size, memory=cache, n_jobs=-1), ClosedFormProbe()),
@@ -44,7 +44,7 @@ def searches(size, steps):
 
 def seconds_of_views(size, n_threads, n_views=30, repeats=10):
     """Of the encoder's forward pass and input gradient, the most of a distiller's step, on so many threads."""
-    backbone, before = FrozenEncoder(image_size=size).load(), torch.get_num_threads()
+    backbone, before = FrozenEncoder(image_size=size).load().backbone, torch.get_num_threads()
     views = torch.rand(n_views, 3, size, size, requires_grad=True)
     torch.set_num_threads(n_threads)
     backbone(views).sum().backward()

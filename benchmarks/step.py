@@ -29,19 +29,18 @@ import timm
 import torch
 import torch.nn.functional as F
 
-from sklearn_clpdd import FrozenEncoder
-from sklearn_clpdd._core.augmentations import DSA
-from sklearn_clpdd._core.backbones import Backbone
-from sklearn_clpdd._core.folding import fold_batch_norms, fold_paddings
-from sklearn_clpdd._core.frozen import frugal
-from sklearn_clpdd._core.heap import kept_heap
-from sklearn_clpdd._core.loop import State, distill
-from sklearn_clpdd._core.objectives import CrossEntropy, WithNeighbors
-from sklearn_clpdd._core.parametrizations import Pyramid
-from sklearn_clpdd._core.real_features import RealFeatures
-from sklearn_clpdd._encoder import features_of
-from sklearn_clpdd._images import as_images
-from sklearn_clpdd._spaces import ImageSpace
+from sklearn_clpdd import DSA, FrozenEncoder, LinearSchedule
+from sklearn_clpdd.distill._adapters import ImageAdapter
+from sklearn_clpdd.distill._loop import State, ViewPlan, optimize
+from sklearn_clpdd.distill._objectives import CrossEntropy, WithNeighbors
+from sklearn_clpdd.distill._parametrizations import Pyramid
+from sklearn_clpdd.distill._real_features import BatchSampler, RealFeatures
+from sklearn_clpdd.encoder._backbone import Backbone
+from sklearn_clpdd.encoder._extractor import FeatureExtractor
+from sklearn_clpdd.encoder._folding import fold_batch_norms, fold_paddings
+from sklearn_clpdd.encoder._frozen_layers import save_less_for_backward
+from sklearn_clpdd.encoder._images import as_images
+from sklearn_clpdd.utils._heap import reuse_freed_memory
 
 CPU = torch.device("cpu")
 ROUNDS = 7
@@ -72,14 +71,14 @@ class Case:
         images_per_class: int = 1,
     ):
         encoder = FrozenEncoder(image_size=size, device="cpu")
-        self.backbone: Backbone = encoder.load()
+        self.extractor = encoder.load()
         self.classes, self.views, self.size = classes, views, size
         self.n_random = views - 1  # and the whole image
         m = classes * images_per_class
         self.total = m * views
-        self.passes = ImageSpace(as_images(np.zeros((1, size, size), np.uint8)), [encoder], None).passes(self.total, chunk)
-        self.chunks, self.kept = self.passes.chunks(m, views)
-        side = self.backbone.preprocessing.resized
+        self.plan = ImageAdapter(as_images(np.zeros((1, size, size), np.uint8)), [encoder], None).chunk_plan(self.total, chunk)
+        self.chunks, self.kept = self.plan.chunks(m, views)
+        side = self.extractor.preprocessing.resized
         generators = [torch.Generator().manual_seed(i) for i in range(4)]
         self.parametrization = Pyramid((m, 3, side, side), generators[0])
         self.parametrization.grow(1.0)
@@ -87,9 +86,10 @@ class Case:
         targets = F.one_hot(self.y, classes).float()
         self.state = State(self.parametrization, targets, {"views": generators[1], "batches": generators[2]})
         n = real or max(2 * batch, 4 * classes)
-        R = torch.randn(n, self.backbone.n_features, generator=generators[3])
+        R = torch.randn(n, self.extractor.n_features, generator=generators[3])
         R /= R.norm(dim=1, keepdim=True)  # in place: the memory is measured
-        self.real = RealFeatures(R.numpy(), np.arange(n) % classes, batch, None, CPU, torch.float32)
+        real = RealFeatures(R.numpy(), np.arange(n) % classes, np.arange(n))
+        self.real = BatchSampler(real, batch, CPU, torch.float32)
         self.objective = CrossEntropy(1.0, 0.1)
         self.whole_objective = WithNeighbors(self.objective, self.y, 0.05)
         self.draws = DSA().draw(self.total, generators[1])
@@ -97,21 +97,17 @@ class Case:
 
     def steps(self):
         """The library's own loop."""
-        return distill(
+        return optimize(
             self.state,
             self.real,
-            encode=lambda views: features_of(self.backbone, views, True),
-            preprocessing=lambda detail: self.backbone.preprocessing,
-            augmentation=DSA(),
-            n_views=self.n_random,
-            whole_weight=0.5,
+            encode=self.extractor,
+            preprocess=self.extractor.preprocessing,
+            views=ViewPlan(DSA(), self.n_random, 0.5),
             objective=self.objective,
-            whole_objective=self.whole_objective,
-            learning_rate=0.05,
-            warm_up=10,
-            decay=0.5,
+            unaugmented_objective=self.whole_objective,
+            learning_rate=LinearSchedule().rate,
             progress=lambda: 0.5,
-            passes=self.passes,
+            chunk_plan=self.plan,
         )
 
     @property
@@ -124,7 +120,7 @@ class Case:
     def encoder(self):
         """The floor."""
         for rows in self.chunks:
-            gradient(self.backbone, self.pixels[: rows.stop - rows.start])
+            gradient(self.extractor, self.pixels[: rows.stop - rows.start])
 
     def images(self):
         """θ to images, and back."""
@@ -141,12 +137,12 @@ class Case:
             n = -(-rows.stop // self.views) - rows.start // self.views
             samples = decoded.expand(n, -1, -1, -1).clone().requires_grad_()
             own = {name: drawn[rows] for name, drawn in self.draws.items()}
-            views = DSA()(samples, own, self.backbone.preprocessing)
+            views = DSA()(samples, own, self.extractor.preprocessing)
             torch.autograd.grad(views, samples, torch.ones_like(views))
 
     def outer_loss(self):
         """A batch of real features; the probe; the loss and its gradient in the features of the views."""
-        Z = F.normalize(torch.randn(self.total, self.backbone.n_features), dim=1).requires_grad_()
+        Z = F.normalize(torch.randn(self.total, self.extractor.n_features), dim=1).requires_grad_()
         Y, real = self.state.targets, self.real.sample(self.state.random["batches"])
         n = len(Y) * self.n_random
         loss = self.objective(Z[:n], Y.repeat_interleave(self.n_random, 0), *real) + self.whole_objective(Z[n:], Y, *real)
@@ -162,7 +158,7 @@ def encoder(output):
     for name, change in {
         "batch norms folded": fold_batch_norms,
         "paddings folded": fold_paddings,
-        "layers keep less": frugal,
+        "layers keep less": save_less_for_backward,
         "memory stays with the process": lambda module: None,
     }.items():
         change(module)
@@ -170,28 +166,28 @@ def encoder(output):
     times = {}
     for size, n in ((112, 34), (224, 10)):
         preprocessing = FrozenEncoder(image_size=size, device="cpu").load().preprocessing
-        backbones = {name: Backbone(module, preprocessing, 1280, CPU) for name, module in stages.items()}
+        stage = {name: FeatureExtractor(Backbone(module, preprocessing, 1280, CPU)) for name, module in stages.items()}
         pixels = torch.rand(n, 3, size, size)
         for _ in range(ROUNDS + 1):  # in turn; the first does not count
-            for name, backbone in backbones.items():
-                with kept_heap() if name == list(stages)[-1] else nullcontext():
-                    gradient(backbone, pixels)  # memory that is to stay has to be there
-                    times.setdefault((name, size), []).append(seconds_of(partial(gradient, backbone, pixels)))
+            for name, extractor in stage.items():
+                with reuse_freed_memory() if name == list(stages)[-1] else nullcontext():
+                    gradient(extractor, pixels)  # memory that is to stay has to be there
+                    times.setdefault((name, size), []).append(seconds_of(partial(gradient, extractor, pixels)))
     first = next(iter(stages))
     for name in stages:
         cells = []
         for size in (112, 224):
             ours, floor = (statistics.median(times[one, size][1:]) for one in (name, first))
             cells += [f"{1e3 * ours:.0f} ms", f"{ours / floor:.2f}"]
-        yield table_row([name, *cells, f"{backbones[name].graph_bytes / 1e6:.1f} MB"])
+        yield table_row([name, *cells, f"{stage[name].backbone.graph_bytes / 1e6:.1f} MB"])
     yield ""
     yield "Forward pass and input gradient; each row has what those above it have."
 
 
-def gradient(backbone, pixels):
+def gradient(extractor, pixels):
     """Forward and input gradient, with the normalisation of the features."""
     views = pixels.clone().requires_grad_()
-    Z = features_of(backbone, views, True)
+    Z = extractor(views)
     torch.autograd.grad(Z, views, Z.detach())
 
 
@@ -210,7 +206,7 @@ def parts(output):
         case = Case(classes, views, size, chunk=chunk)
         steps = case.steps()
         rounds = 3 if case.total * size**2 > 1e7 else ROUNDS
-        with kept_heap():  # as in `fit`
+        with reuse_freed_memory():  # as in `fit`
             # In turn, so that the machine's moods meet both.
             for _ in range(2):
                 case.encoder(), next(steps)
@@ -257,7 +253,7 @@ def alone(rounds=3, **case):
         "backbone = step.FrozenEncoder(image_size=case['size'], device='cpu').load(); measure.warm(backbone)\n"
         "before = measure.resident()\n"
         "case = step.Case(**case); steps = case.steps()\n"
-        "with step.kept_heap():\n"
+        "with step.reuse_freed_memory():\n"
         "    next(steps)\n"
         "    took = statistics.median(step.seconds_of(lambda: next(steps)) for _ in range(rounds))\n"
         "R = case.real._R.numel() * 4 / 1e6; theta = sum(level.numel() for level in case.parametrization.parameters) * 4 / 1e6\n"
@@ -346,7 +342,7 @@ def objective(output):
         for size in (4096, 16384, 65536):
             line = []
             for strata in (None, r):
-                real = RealFeatures(R, r, size, strata, CPU, torch.float32)
+                real = BatchSampler(RealFeatures(R, r, np.arange(n), strata=strata), size, CPU, torch.float32)
                 draws = torch.Generator().manual_seed(0)
                 line.append(seconds(lambda real=real, draws=draws: torch.autograd.grad(loss(Z, Y, *real.sample(draws)), Z), 3))
             batch = real.sample(draws)

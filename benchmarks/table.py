@@ -25,9 +25,10 @@ from typing import NamedTuple
 import joblib
 import numpy as np
 from measure import defaults, forget_peak, machine, most, protocol_digest, resident, spell, table, warm
+from sklearn.base import clone
 from tqdm import tqdm
 
-from sklearn_clpdd import CLPDistiller, FrozenEncoder
+from sklearn_clpdd import DSA, CLPDistiller, FrozenEncoder, LinearSchedule
 from sklearn_clpdd.baselines import (
     LGM_PUBLISHED,
     ClassCentroids,
@@ -38,6 +39,7 @@ from sklearn_clpdd.baselines import (
 )
 from sklearn_clpdd.datasets import load_image_folder
 from sklearn_clpdd.evaluation import closed_form_probe_scores, sgd_probe_scores, transfer_scores
+from sklearn_clpdd.utils._fingerprint import fingerprint
 
 
 class Method(NamedTuple):
@@ -50,13 +52,18 @@ class Method(NamedTuple):
 
 
 # The peers, as published, start from noise and see random views only; with the rate that is best for LGM by `rates.py`.
-_FROM_NOISE = {"init": "noise", "whole_weight": 0.0, "sampling": "uniform", "learning_rate": 0.1, "warm_up": 0}
+_FROM_NOISE = {
+    "init": "noise",
+    "augmentation": DSA(unaugmented_weight=0.0),
+    "sampling": "uniform",
+    "learning_rate": LinearSchedule(0.1, warmup_steps=0),
+}
 METHODS = {
     "random": Method("random real", RandomSubset, {}, timed=False),
     "centroids": Method("centroids", ClassCentroids, {}, timed=False),
     "nearest": Method("nearest reals of CLP-DD, DSA", NearestReals, {}, timed=False),
     "dm": Method("feature-mean matching, DSA", DMDistiller, _FROM_NOISE),
-    "lgm": Method("LGM without DSA", LGMDistiller, {"augmentation": None, **_FROM_NOISE}),
+    "lgm": Method("LGM without DSA", LGMDistiller, {**_FROM_NOISE, "augmentation": None}),
     "lgm-published": Method("LGM, DSA, published settings", LGMDistiller, LGM_PUBLISHED, timed=False),
     "lgm-dsa": Method("LGM, DSA", LGMDistiller, _FROM_NOISE),
     "lgm-ours": Method("LGM, DSA, with our start and whole images", LGMDistiller, {}),
@@ -116,7 +123,7 @@ def add_options(parser, *, size=112, output=None):
     parser.add_argument("--transfer-heads", type=int, default=1, help="the same under the other encoders; 0: closed form only")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=[name for name in METHODS if name != "lgm-published"])
     parser.add_argument("--published", action="store_true", help="LGM with its published settings, too: 5,000 steps")
-    parser.add_argument("--published-views", type=int, default=LGM_PUBLISHED["n_views"])
+    parser.add_argument("--published-views", type=int, default=LGM_PUBLISHED["augmentation"].n_views)
     parser.add_argument("--published-steps", type=int, default=LGM_PUBLISHED["max_iter"])
     parser.add_argument("--device", default="auto")
     parser.add_argument("--output", type=Path, default=output)
@@ -159,7 +166,7 @@ def settings_of(arguments, run, data):
         settings["of"] = settings_of(arguments, distilled_of(arguments, run), data)
     if run.method == "lgm-published":
         settings |= {"views": arguments.published_views, "steps": arguments.published_steps}
-    return json.loads(json.dumps(settings, default=repr))
+    return json.loads(json.dumps(settings, default=fingerprint))
 
 
 def distilled_of(arguments, run):
@@ -187,10 +194,11 @@ def estimator_of(arguments, run, encoder, n_classes, checkpoint):
     if run.method == "lgm-published":
         # As many real images in a step as there are views of synthetic ones.
         views = arguments.published_views
-        parameters |= {"n_views": views, "max_iter": arguments.published_steps, "verbose": 1}
+        parameters |= {"max_iter": arguments.published_steps, "verbose": 1}
+        parameters["augmentation"] = clone(LGM_PUBLISHED["augmentation"]).set_params(n_views=views)
         parameters["real_batch_size"] = views * n_classes * arguments.images_per_class
         parameters["checkpoint"] = checkpoint  # of many minutes
-        encoder = encoder_of(arguments, run.encoder, normalize=False)
+        encoder = encoder_of(arguments, run.encoder, l2_normalize=False)
     return method.kind(encoder, **parameters)
 
 
@@ -245,7 +253,7 @@ def encode(arguments, data, name):
     """Cache an encoder's features of all images; the seconds of the training images' first pass."""
     took = []
     for normalize in (True, False):
-        encoder = encoder_of(arguments, name, normalize=normalize)
+        encoder = encoder_of(arguments, name, l2_normalize=normalize)
         encoder.load()
         begin = time.perf_counter()
         encoder.encode(data.X)

@@ -30,7 +30,7 @@ def main():
 
     X, y = load_digit_images()
     distiller = CLPDistiller(FrozenEncoder(image_size=64, memory=arguments.cache), augmentation=None, max_iter=20, random_state=0)
-    search = GridSearchCV(distiller, {"init": ["centroid", "noise"], "images_per_class": [1, 2]}, cv=2)
+    search = GridSearchCV(distiller, {"init": ["kmeans", "noise"], "images_per_class": [1, 2]}, cv=2)
 
     # One thread for each worker: the threads of a process would share one network, and one pool of torch's.
     cluster = arguments.scheduler or LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None)

@@ -2,29 +2,37 @@
 
 from importlib.metadata import version
 
-from ._core.augmentations import DSA, Augmentation
-from ._core.parametrizations import Parametrization
-from ._display import FeatureMapDisplay, HistoryDisplay, Snapshots, SyntheticImagesDisplay
-from ._distiller import CLPDistiller
-from ._encoder import FrozenEncoder
-from ._probe import ClosedFormProbe
-from ._report import distillation_report
-from ._sampler import DistilledSampler
-from .io import load_distilled, save_distilled
+from .distill import (
+    DSA,
+    Augmentation,
+    Checkpoint,
+    CLPDistiller,
+    DistilledSampler,
+    LinearSchedule,
+    Parametrization,
+    allocate_images,
+)
+from .encoder import FrozenEncoder
+from .io import distillation_report, load_distilled, save_distilled
+from .plot import FeatureMapDisplay, HistoryDisplay, Snapshots, SyntheticImagesDisplay
+from .probe import ClosedFormProbe
 
 __version__ = version("sklearn-clpdd")
 __all__ = [
     "DSA",
     "Augmentation",
     "CLPDistiller",
+    "Checkpoint",
     "ClosedFormProbe",
     "DistilledSampler",
     "FeatureMapDisplay",
     "FrozenEncoder",
     "HistoryDisplay",
+    "LinearSchedule",
     "Parametrization",
     "Snapshots",
     "SyntheticImagesDisplay",
+    "allocate_images",
     "distillation_report",
     "load_distilled",
     "save_distilled",

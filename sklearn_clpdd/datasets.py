@@ -1,4 +1,4 @@
-"""Image sets to start from: a folder of class folders, and scikit-learn's digits as images."""
+"""Image sets: a folder of class folders, and scikit-learn's digits as images."""
 
 from pathlib import Path
 
@@ -6,19 +6,19 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_digits
 
-# Formats that Pillow has a name for, and that are no pictures, or need another program to become one.
+# Formats that Pillow knows by name, but that are not images, or need another program to be converted to one.
 _NO_PICTURES = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "PDF", "WMF"}
 
 
 def load_image_folder(root):
-    """List the image files of a folder that has one folder per class.
+    """List the image files of a folder that contains one folder per class.
 
-    Nothing is read: the paths are decoded when an estimator comes to them.
+    No file is read; estimators decode the files when they need them.
 
     Parameters
     ----------
     root : str or path
-        ``root/<class name>/…/<image file>``; files whose names are not those of pictures that Pillow can read are passed over.
+        ``root/<class name>/…/<image file>``; files without the extension of an image that Pillow can read are ignored.
 
     Returns
     -------
@@ -30,9 +30,9 @@ def load_image_folder(root):
     Raises
     ------
     NotADirectoryError
-        If ``root`` is no folder.
+        If ``root`` is not a folder.
     ValueError
-        If it holds no class folders, or splits instead of classes, or a class folder holds no image.
+        If it contains no class folders, or splits instead of classes, or if a class folder contains no image.
 
     Examples
     --------
@@ -49,7 +49,7 @@ def load_image_folder(root):
     """
     root = Path(root)
     if not root.is_dir():
-        raise NotADirectoryError(f"{root} is no folder; give one that holds a folder of images per class")
+        raise NotADirectoryError(f"{root} is not a folder; pass one that contains a folder of images per class")
     extensions = Image.registered_extensions()
     known = {suffix for suffix, kind in extensions.items() if kind in Image.OPEN and kind not in _NO_PICTURES}
     files: dict[str, list[str]] = {}
@@ -58,11 +58,13 @@ def load_image_folder(root):
         visible = (path for path in inside if not any(part.startswith(".") for part in path.relative_to(folder).parts))
         files[folder.name] = sorted(map(str, visible))
     if files and set(files) <= {"train", "val", "valid", "test"}:
-        raise ValueError(f"{root} holds the splits {sorted(files)}, not classes; give one of them, such as {root / min(files)}")
+        raise ValueError(
+            f"{root} contains the splits {sorted(files)}, not classes; pass one of them, such as {root / min(files)}"
+        )
     empty = [name for name, paths in files.items() if not paths]
     if not files or empty:
         seen = f"no images in {', '.join(empty[:10])}" if empty else "no folders in it"
-        raise ValueError(f"{root} has to hold a folder of images per class; found {seen}")
+        raise ValueError(f"{root} has to contain a folder of images per class; found {seen}")
     paths = np.array([path for members in files.values() for path in members])
     return paths, np.repeat(list(files), [len(members) for members in files.values()])
 

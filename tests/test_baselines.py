@@ -12,10 +12,10 @@ from scipy.spatial.distance import cdist
 from sklearn.base import clone
 from sklearn.datasets import load_iris
 
-from sklearn_clpdd import ClosedFormProbe, CLPDistiller, FrozenEncoder
-from sklearn_clpdd._core.objectives import FeatureMatching, GradientMatching
-from sklearn_clpdd._core.parametrizations import LGMPyramid
+from sklearn_clpdd import Checkpoint, ClosedFormProbe, CLPDistiller, FrozenEncoder, LinearSchedule
 from sklearn_clpdd.baselines import LGM_PUBLISHED, ClassCentroids, DMDistiller, LGMDistiller, NearestReals, RandomSubset
+from sklearn_clpdd.distill._objectives import FeatureMatching, GradientMatching
+from sklearn_clpdd.distill._parametrizations import LGMPyramid
 
 ITERATIVE = [LGMDistiller, DMDistiller]
 SUBSETS = [RandomSubset, ClassCentroids, NearestReals]
@@ -170,18 +170,20 @@ def test_subsets_need_no_gradient(colors):
 def test_bad_input_is_refused_before_any_long_work(encoder, colors, monkeypatch):
     X, y = colors
     fitted = CLPDistiller(encoder, max_iter=1).fit(X, y)
+    large = CLPDistiller(encoder, images_per_class=9, max_iter=1).fit(X, y)
+    rows = np.r_[np.flatnonzero(y == "red")[:5], np.flatnonzero(y != "red")]
 
     def fail(*args, **kwargs):
         raise AssertionError("long work was started")
 
-    monkeypatch.setattr("sklearn_clpdd._encoder.FrozenEncoder._encode", fail)
+    monkeypatch.setattr("sklearn_clpdd.encoder._extractor.FeatureExtractor._encode", fail)
     for kind in SUBSETS:
         with pytest.raises(ValueError, match=r"'red' \(10 of 11\)"):
             peer(kind, encoder, images_per_class=11).fit(X, y)
-    with pytest.raises(ValueError, match=r"classes \['blue', 'green', 'red'\] and y holds \['blue', 'red'\]"):
+    with pytest.raises(ValueError, match=r"classes \['blue', 'green', 'red'\] and y contains \['blue', 'red'\]"):
         NearestReals(fitted).fit(X[y != "green"], y[y != "green"])
-    with pytest.raises(ValueError, match="up to 1 images of a class, and y as few as 0"):
-        NearestReals(fitted)._check(fitted.classes_, np.array([3, 0, 3]), np.ones(3, int))
+    with pytest.raises(ValueError, match="up to 9 images of a class, and y as few as 5"):
+        NearestReals(large).fit(X[rows], y[rows])
     with pytest.raises(ValueError, match="distiller"):
         NearestReals("clp").fit(X, y)
     with pytest.raises(ValueError, match="learning_rate"):
@@ -203,8 +205,8 @@ def test_interrupted_and_gone_on_with_is_uninterrupted(kind, encoder, colors, tm
             raise StopIteration
 
     path = tmp_path / "run"
-    kind(encoder, **parameters, checkpoint=path, checkpoint_every=1, callback=stop).fit(X, y)
-    resumed = kind(encoder, **parameters, checkpoint=path, checkpoint_every=1).fit(X, y)
+    kind(encoder, **parameters, checkpoint=Checkpoint(path, every=1), callback=stop).fit(X, y)
+    resumed = kind(encoder, **parameters, checkpoint=Checkpoint(path, every=1)).fit(X, y)
     np.testing.assert_array_equal(resumed.X_synthetic_, wanted.X_synthetic_)
     assert [r["loss"] for r in resumed.history_] == [r["loss"] for r in wanted.history_]
 
@@ -255,13 +257,17 @@ def _movements(encoder, data, **parameters):
 
 
 def test_rate_is_constant_without_decay_and_falls_with_it(encoder, colors):
-    constant, falling = (_movements(encoder, colors, max_iter=40, warm_up=0, decay=decay) for decay in (0.0, 1.0))
+    constant, falling = (
+        _movements(encoder, colors, max_iter=40, learning_rate=LinearSchedule(warmup_steps=0, decay_fraction=fraction))
+        for fraction in (0.0, 1.0)
+    )
     assert falling[-1] / falling[0] < 0.5 * constant[-1] / constant[0]
 
 
 def test_rate_of_the_first_step_of_a_warm_up(encoder, colors):
     warm, small = (
-        _movements(encoder, colors, max_iter=2, learning_rate=rate, warm_up=steps) for rate, steps in ((0.1, 9), (0.01, 0))
+        _movements(encoder, colors, max_iter=2, learning_rate=LinearSchedule(rate, warmup_steps=steps))
+        for rate, steps in ((0.1, 9), (0.01, 0))
     )
     assert warm == pytest.approx(small, rel=1e-3)
 
@@ -284,7 +290,7 @@ def test_every_parameter_is_documented_with_its_default(kind):
 
 
 def test_the_neighbours_distiller_is_looked_at_before_the_long_work(encoder, colors, monkeypatch):
-    monkeypatch.setattr("sklearn_clpdd._encoder.FrozenEncoder._encode", None)  # no long work is begun
+    monkeypatch.setattr("sklearn_clpdd.encoder._extractor.FeatureExtractor._encode", None)  # no long work is begun
     with pytest.raises(ValueError, match="needs held-out real samples"):
         NearestReals(CLPDistiller(encoder, n_iter_no_change=5, validation_fraction=None)).fit(*colors)
 

@@ -6,12 +6,13 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from sklearn_clpdd._core import objectives
-from sklearn_clpdd._core.augmentations import AUGMENTATIONS, DSA, Augmentation
-from sklearn_clpdd._core.backbones import Preprocessing
-from sklearn_clpdd._core.checkpoints import read_checkpoint, write_checkpoint
-from sklearn_clpdd._core.loop import Passes, State, Views, backpropagate, chunks_of, distill
-from sklearn_clpdd._core.objectives import (
+from sklearn_clpdd import CLPDistiller
+from sklearn_clpdd.baselines import LGM_PUBLISHED
+from sklearn_clpdd.distill import _objectives as objectives
+from sklearn_clpdd.distill._augmentations import AUGMENTATIONS, DSA, Augmentation
+from sklearn_clpdd.distill._checkpoint import read_checkpoint, write_checkpoint
+from sklearn_clpdd.distill._loop import ChunkPlan, State, StepViews, ViewPlan, backpropagate, optimize, split_views
+from sklearn_clpdd.distill._objectives import (
     OBJECTIVES,
     CosineCrossEntropy,
     CrossEntropy,
@@ -20,13 +21,14 @@ from sklearn_clpdd._core.objectives import (
     WithNeighbors,
     anchors,
     neighbor_cross_entropy,
-    spread_of_proximities,
+    spread_of_neighbor_logits,
     spread_of_scores,
 )
-from sklearn_clpdd._core.parametrizations import PARAMETRIZATIONS, Points, Pyramid
-from sklearn_clpdd._core.real_features import RealFeatures, held_out_counts, shuffled
-from sklearn_clpdd._core.ridge import relative_penalty, ridge
-from sklearn_clpdd.baselines import LGM_PUBLISHED
+from sklearn_clpdd.distill._parametrizations import PARAMETRIZATIONS, Points, Pyramid
+from sklearn_clpdd.distill._real_features import BatchSampler, RealFeatures, held_out_counts, split_order
+from sklearn_clpdd.distill._schedule import LinearSchedule
+from sklearn_clpdd.encoder._backbone import Preprocessing
+from sklearn_clpdd.utils._ridge import relative_penalty, ridge
 
 SIZE = 11  # no power of two, and odd
 
@@ -86,6 +88,9 @@ def test_points_are_unbounded_and_exact():
     [
         {"scale": (2, 3)},
         {"scale": (0, 1)},
+        {"scale": (0.1, 0.2, 0.3)},
+        {"n_views": 0},
+        {"unaugmented_weight": 1.0},
         {"ratio": (0, 1)},
         {"flip": 2},
         {"noise": -1},
@@ -96,7 +101,7 @@ def test_points_are_unbounded_and_exact():
 )
 def test_impossible_augmentations(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
-        DSA(**bad)
+        CLPDistiller(None, augmentation=DSA(**bad)).fit(np.eye(4), [0, 1, 0, 1])
 
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)
@@ -259,7 +264,7 @@ def test_two_passes_give_the_gradient_of_one(module, kind, size, kept):
     one.grow(0.1), two.grow(0.1)
     expected = loss_of(features(one(), slice(0, m * k)))
     expected.backward()
-    chunks = chunks_of(m, k, size)
+    chunks = split_views(m, k, size)
     for _ in range(2):  # once more: what is there from the last step is replaced
         loss = backpropagate(two, features, loss_of, chunks, k, min(kept, len(chunks)))
         torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
@@ -271,7 +276,7 @@ def test_two_passes_give_the_gradient_of_one(module, kind, size, kept):
 
 @pytest.mark.parametrize(("m", "k", "size"), [(10, 2, 64), (10, 10, 10), (10, 10, 9), (7, 3, 7), (3, 100, 32), (1000, 1, 16)])
 def test_chunks_cover_all_views_and_are_of_about_equal_size(m, k, size):
-    chunks = chunks_of(m, k, size)
+    chunks = split_views(m, k, size)
     assert [row for rows in chunks for row in range(rows.start, rows.stop)] == list(range(m * k))
     lengths = [rows.stop - rows.start for rows in chunks]
     assert max(lengths) <= size
@@ -286,36 +291,36 @@ def test_chunks_cover_all_views_and_are_of_about_equal_size(m, k, size):
     [(100, 0, 1), (30, 0, 1), (30, 39, 1), (30, 60, 2), (30, 99, 3), (30, 100, 4), (30, 999, 4), (4, 21, 6)],
 )
 def test_as_many_chunks_keep_their_graphs_as_there_is_room_for(size, views, kept):
-    chunks, n = Passes(size, views).chunks(10, 10)
+    chunks, n = ChunkPlan(size, views).chunks(10, 10)
     assert n == kept
     assert n == 1 or sum(rows.stop - rows.start for rows in chunks[-n:]) <= views
     assert n == len(chunks) or sum(rows.stop - rows.start for rows in chunks[-n - 1 :]) > views
 
 
 def _real(R, r, batch_size=40, sampling="uniform"):
-    strata = r.numpy() if sampling == "balanced" else None
-    return RealFeatures(R.numpy(), r.numpy(), batch_size, strata, torch.device("cpu"), R.dtype)
+    return _sampler(R.numpy(), r.numpy(), batch_size, r.numpy() if sampling == "balanced" else None, R.dtype)
 
 
-def _start(max_iter=30, objective=None, chunk_size=64, seed=0, warm_up=10, decay=0.5):
+def _sampler(R, r, batch_size, strata, dtype):
+    real = RealFeatures(R, r, np.arange(len(r)), strata=strata)
+    return BatchSampler(real, batch_size, torch.device("cpu"), dtype)
+
+
+def _start(max_iter=30, objective=None, chunk_size=64, seed=0, schedule=None):
     R, r = _features(60, seed=1)
     random = {"views": generator(1), "batches": generator(2)}
     state = State(Points((3, 7), generator(seed), dtype=torch.float64), torch.eye(3, dtype=torch.float64), random)
-    steps = distill(
+    steps = optimize(
         state,
         _real(R + 0.5 * F.one_hot(r, 7), r),
         encode=lambda views: views,
-        preprocessing=lambda detail: lambda samples: samples,
-        augmentation=Augmentation(),
-        n_views=1,
-        whole_weight=0.0,
+        preprocess=lambda samples: samples,
+        views=ViewPlan(Augmentation(), 1, 0.0),
         objective=objective or CrossEntropy(0.1, 0.1),
-        whole_objective=CrossEntropy(0.1, 0.1),
-        learning_rate=0.1,
-        warm_up=warm_up,
-        decay=decay,
+        unaugmented_objective=CrossEntropy(0.1, 0.1),
+        learning_rate=(schedule or LinearSchedule(0.1)).rate,
         progress=lambda: state.step / max_iter,
-        passes=Passes(chunk_size),
+        chunk_plan=ChunkPlan(chunk_size),
     )
     return state, steps
 
@@ -342,7 +347,7 @@ def test_a_run_goes_on_from_its_state_bit_for_bit(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("warm_up", "decay", "wanted"),
+    ("warmup_steps", "decay_fraction", "wanted"),
     [
         (0, 0.0, [1, 1, 1, 1, 1, 1, 1, 1]),
         (3, 0.0, [1 / 4, 2 / 4, 3 / 4, 1, 1, 1, 1, 1]),
@@ -350,8 +355,9 @@ def test_a_run_goes_on_from_its_state_bit_for_bit(tmp_path):
         (10, 1.0, [n / 11 * (9 - n) / 8 for n in range(1, 9)]),
     ],
 )
-def test_rate_rises_over_the_first_steps_and_falls_over_the_last(warm_up, decay, wanted):
-    state, steps = _start(max_iter=8, warm_up=warm_up, decay=decay)
+def test_rate_rises_over_the_first_steps_and_falls_over_the_last(warmup_steps, decay_fraction, wanted):
+    schedule = LinearSchedule(0.1, warmup_steps=warmup_steps, decay_fraction=decay_fraction)
+    state, steps = _start(max_iter=8, schedule=schedule)
     rates = [state.optimizer.param_groups[0]["lr"] / 0.1 for _ in steps]
     assert rates == pytest.approx(wanted)
 
@@ -389,9 +395,7 @@ def test_features_on_disk_give_the_same_batches(tmp_path):
     mapped = np.memmap(tmp_path / "R", dtype=np.float16, mode="w+", shape=(60, 7))
     mapped[:] = R.numpy()
     for sampling in ("uniform", "balanced"):
-        on_disk = RealFeatures(
-            mapped, r.numpy(), 20, r.numpy() if sampling == "balanced" else None, torch.device("cpu"), torch.float32
-        )
+        on_disk = _sampler(mapped, r.numpy(), 20, r.numpy() if sampling == "balanced" else None, torch.float32)
         in_memory = _real(torch.from_numpy(np.array(mapped)).float(), r, 20, sampling)
         for seed in range(10):
             for one, other in zip(on_disk.sample(generator(seed)), in_memory.sample(generator(seed)), strict=True):
@@ -402,12 +406,12 @@ def test_features_on_disk_give_the_same_batches(tmp_path):
 @pytest.mark.parametrize("fraction", [None, 0.1, 0.5])
 def test_held_out_is_a_share_of_each_class(fraction):
     codes = np.repeat([0, 1, 2], [100, 9, 35])
-    order, n = shuffled(codes, fraction, np.random.RandomState(0))
+    order, n = split_order(codes, fraction, np.random.RandomState(0))
     assert sorted(order) == list(range(144))
     expected = {None: [0, 0, 0], 0.1: [10, 0, 3], 0.5: [50, 4, 17]}[fraction]
     assert np.bincount(codes[order[144 - n :]], minlength=3).tolist() == expected
     assert len(set(np.flatnonzero(np.diff(codes[order])))) > 20  # shuffled
-    large, n = shuffled(np.zeros(10**6, int), 0.1, np.random.RandomState(0))
+    large, n = split_order(np.zeros(10**6, int), 0.1, np.random.RandomState(0))
     assert (len(large), n) == (10**6, 10_000)
     assert held_out_counts(np.array([10**6, 50]), 0.1).tolist() == [9999, 0]  # as of many samples in all, so of each class
 
@@ -441,7 +445,7 @@ def test_a_file_that_is_no_checkpoint(tmp_path, spoil):
     else:
         write_checkpoint(path, {"a": torch.zeros(300)}, {"step": 1})
         path.write_bytes(path.read_bytes()[:500] if spoil == "truncate" else b"not this")
-    with pytest.raises(ValueError, match="no checkpoint of a distillation"):
+    with pytest.raises(ValueError, match="not a checkpoint of a distillation"):
         read_checkpoint(path)
 
 
@@ -452,15 +456,6 @@ def test_loop_lowers_the_loss_and_repeats_itself():
     assert losses == again
     assert torch.equal(samples, same)
     torch.testing.assert_close(_run(chunk_size=2)[1], samples)
-
-
-def test_the_pyramid_says_how_much_detail_it_has():
-    pyramid = Pyramid((1, 3, 64, 128), generator())
-    details = []
-    for progress in (0, 0.12, 0.27, 0.31, 0.9):
-        pyramid.grow(progress)
-        details.append(pyramid.detail)
-    assert details == [1 / 128, 4 / 128, 32 / 128, 64 / 128, 1]
 
 
 # ---- several encoders, whole samples, learned targets ---------------------------------------------------------------------
@@ -491,15 +486,15 @@ def test_spreads_are_standard_deviations_by_hand():
     R, r = _features(60, seed=1)
     M = torch.stack([R[r == c].mean(0) for c in range(3)])
     W = ridge(M / M.norm(dim=1, keepdim=True), torch.eye(3, dtype=R.dtype), 0.5)
-    of_scores, of_proximities = (
+    of_scores, of_neighbor_logits = (
         (values - values.mean(1, keepdim=True)).square().mean().sqrt().item()
         for values in (R @ (W / W.norm(dim=0)), -torch.cdist(R, M).square() / 2)
     )
     assert spread_of_scores(R, r, 3, 0.5) == pytest.approx(of_scores, rel=1e-6)
     assert spread_of_scores(3 * R, r, 3, 0.5) == pytest.approx(3 * of_scores, rel=1e-6)
-    assert spread_of_proximities(R, r, 3) == pytest.approx(of_proximities, rel=1e-6)
-    assert spread_of_proximities(3 * R, r, 3) == pytest.approx(9 * of_proximities, rel=1e-6)
-    assert spread_of_proximities(R, r, 5) == pytest.approx(of_proximities, rel=1e-6)  # two classes of which there is none
+    assert spread_of_neighbor_logits(R, r, 3) == pytest.approx(of_neighbor_logits, rel=1e-6)
+    assert spread_of_neighbor_logits(3 * R, r, 3) == pytest.approx(9 * of_neighbor_logits, rel=1e-6)
+    assert spread_of_neighbor_logits(R, r, 5) == pytest.approx(of_neighbor_logits, rel=1e-6)  # two classes of which there is none
 
 
 class _Nothing(Objective):
@@ -544,7 +539,7 @@ def test_neighbors_have_three_quarters_of_the_loss_and_the_classes_that_they_are
 def test_neighbors_of_nearly_collinear_features_in_single_precision(angle):
     Z, R = (F.normalize(1 + angle * torch.randn(n, 40, generator=generator(n)), dim=1) for n in (30, 50))
     classes, r = torch.arange(30) % 5, torch.arange(50) % 5
-    loss_of = WithNeighbors(_Nothing(1.0, 1.0), classes, spread_of_proximities(R.double(), r, 5))
+    loss_of = WithNeighbors(_Nothing(1.0, 1.0), classes, spread_of_neighbor_logits(R.double(), r, 5))
 
     def gradient(dtype):
         own = Z.to(dtype).requires_grad_()
@@ -563,9 +558,9 @@ def test_views_of_a_step_are_the_same_in_any_chunks(n_random, with_whole, size):
     images = torch.rand(5, 3, 8, 8, generator=generator_)
     preprocessing = Preprocessing(image_size=6, crop_pct=6 / 8)
     k = n_random + with_whole
-    views = Views(DSA(), preprocessing, n_random, k, 5, generator(1))
+    views = StepViews(ViewPlan(DSA(), n_random, 0.5 * with_whole), preprocessing, 5, generator(1))
     parts = []
-    for rows in chunks_of(5, k, size):
+    for rows in split_views(5, k, size):
         samples = images[rows.start // k : -(-rows.stop // k)]
         parts.append(views.features(samples, rows, lambda own: own.flatten(1)))
     Z = torch.cat(parts).view(5, k, -1)

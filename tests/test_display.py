@@ -14,9 +14,9 @@ from sklearn.exceptions import NotFittedError
 from sklearn.pipeline import make_pipeline
 
 from sklearn_clpdd import CLPDistiller, FeatureMapDisplay, FrozenEncoder, HistoryDisplay, Snapshots, SyntheticImagesDisplay
-from sklearn_clpdd import _run as run_module
-from sklearn_clpdd._pictures import to_8_bit
 from sklearn_clpdd.baselines import ClassCentroids
+from sklearn_clpdd.distill import _trainer as trainer_module
+from sklearn_clpdd.utils._pictures import to_8_bit
 
 
 @pytest.fixture(autouse=True)
@@ -122,7 +122,7 @@ def test_feature_map(fitted, colors, reducer):
 def test_feature_map_of_points(points):
     X = np.random.default_rng(0).normal(size=(40, 3))
     assert FeatureMapDisplay.from_estimator(points, X, np.arange(40) % 2).synthetic.shape == (2, 2)
-    with pytest.raises(ValueError, match="has to give two dimensions"):
+    with pytest.raises(ValueError, match="has to return two dimensions"):
         FeatureMapDisplay.from_estimator(points, X, np.arange(40) % 2, reducer=LinearDiscriminantAnalysis())
 
 
@@ -139,7 +139,7 @@ def test_snapshots_become_an_animation(fitted, tmp_path):
 
 def test_snapshots_are_of_the_steps_that_they_name(module, colors, monkeypatch):
     """On a GPU records come in tens, and the images are those of the tenth."""
-    monkeypatch.setattr(run_module, "_LOOK_EVERY_CPU", run_module._LOOK_EVERY)
+    monkeypatch.setattr(trainer_module, "_READ_EVERY_CPU", trainer_module._READ_EVERY)
     images = {}
     encoder = FrozenEncoder(module, image_size=16, device="cpu")
     parameters = {"max_iter": 25, "random_state": 0, "validation_fraction": None}
@@ -163,11 +163,11 @@ def test_snapshots_begin_anew_with_a_run(module, colors):
 
 
 def test_what_is_no_image_set(points, tmp_path):
-    with pytest.raises(ValueError, match=r"fitted to features .* no images"):
+    with pytest.raises(ValueError, match=r"fitted to features .* not images"):
         SyntheticImagesDisplay.from_estimator(points)
     with pytest.raises(NotFittedError):
         SyntheticImagesDisplay.from_estimator(CLPDistiller())
-    with pytest.raises(TypeError, match="a distiller is needed"):
+    with pytest.raises(TypeError, match="expected a distiller"):
         SyntheticImagesDisplay.from_estimator(LinearDiscriminantAnalysis())
     with pytest.raises(ValueError, match="there are no snapshots"):
         Snapshots().save_gif(tmp_path / "none.gif")

@@ -18,9 +18,11 @@ from timm.layers import Conv2dSame
 from torch import nn
 
 from sklearn_clpdd import ClosedFormProbe, CLPDistiller, FrozenEncoder
-from sklearn_clpdd._core import backbones
-from sklearn_clpdd._core.backbones import BACKBONES, Backbone
-from sklearn_clpdd._core.folding import SameConv2d, fold_batch_norms, fold_paddings, folded
+from sklearn_clpdd.encoder import _loading as loading
+from sklearn_clpdd.encoder._backbone import Backbone
+from sklearn_clpdd.encoder._extractor import FeatureExtractor
+from sklearn_clpdd.encoder._folding import SameConv2d, fold, fold_batch_norms, fold_paddings
+from sklearn_clpdd.encoder._names import BACKBONES
 
 
 class Power(nn.Module):
@@ -35,7 +37,7 @@ class Power(nn.Module):
 
 
 def forget_networks():
-    backbones._named.clear()
+    loading._named.clear()
 
 
 def images(n=3, size=32):
@@ -59,7 +61,7 @@ def test_default_encoder_is_the_packaged_network_folded():
         pooled = plain.forward_head(
             plain.forward_features(torch.from_numpy(X).permute(0, 3, 1, 2) * 2 - 1), pre_logits=True
         ).numpy()
-    features = FrozenEncoder(image_size=64, crop_pct=1.0, normalize=False, device="cpu").transform(X)
+    features = FrozenEncoder(image_size=64, crop_pct=1.0, l2_normalize=False, device="cpu").transform(X)
     assert np.linalg.norm(features - pooled) <= 1e-5 * np.linalg.norm(pooled)
     unit = FrozenEncoder(image_size=64, crop_pct=1.0, device="cpu").transform(X)
     np.testing.assert_allclose(unit, features / np.linalg.norm(features, axis=1, keepdims=True), atol=1e-6)
@@ -71,11 +73,11 @@ def test_every_batch_norm_of_the_default_encoder_is_folded():
     assert fold_batch_norms(module) == norms == 49
 
 
-def test_folded_is_unfolded(module):
+def test_folded_is_unfold(module):
     x = torch.rand(2, 3, 16, 16)
     wanted = module(x)
     plain = copy.deepcopy(module)
-    result = folded(module, x, wanted, paddings=True)
+    result = fold(module, x, wanted, paddings=True)
     assert not any(isinstance(child, nn.BatchNorm2d) for child in result.modules())
     torch.testing.assert_close(result(x), wanted, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(module.state_dict(), plain.state_dict())  # a copy was folded
@@ -93,7 +95,7 @@ def test_a_network_that_does_not_run_in_its_childrens_order_is_left_alone():
 
     module = Backwards().eval()
     x = torch.rand(2, 3, 8, 8)
-    assert folded(module, x, module(x), paddings=True) is module
+    assert fold(module, x, module(x), paddings=True) is module
 
 
 @pytest.mark.parametrize("size", [(8, 8), (9, 9), (8, 9), (3, 3), (1, 1)])
@@ -111,13 +113,13 @@ def test_folded_paddings_are_the_same(size, kernel, stride):
 
 def test_folded_paddings_leave_the_identity_as_it_is(monkeypatch):
     """What a GPU, where none are folded, has cached or begun a CPU goes on with."""
-    ours = FrozenEncoder(image_size=64, weights=None, device="cpu").identity()
+    ours = FrozenEncoder(image_size=64, weights=None, device="cpu").load().identity()
     with monkeypatch.context() as patch:
-        patch.setattr("sklearn_clpdd._core.folding.fold_paddings", lambda module: 0)
+        patch.setattr("sklearn_clpdd.encoder._folding.fold_paddings", lambda module: 0)
         forget_networks()
         encoder = FrozenEncoder(image_size=64, weights=None, device="cpu")
-        assert not any(isinstance(child, SameConv2d) for child in encoder.load().module.modules())
-        assert encoder.identity() == ours
+        assert not any(isinstance(child, SameConv2d) for child in encoder.load().backbone.module.modules())
+        assert encoder.load().identity() == ours
     forget_networks()
 
 
@@ -132,12 +134,12 @@ def test_a_network_that_looks_into_its_layers_is_left_alone():
 
     module = Curious().eval()
     x = torch.rand(2, 3, 8, 8)
-    assert folded(module, x, module(x), paddings=True) is module
+    assert fold(module, x, module(x), paddings=True) is module
 
 
 @pytest.mark.parametrize("size", [112, 113, 96, 49])
 def test_the_default_encoder_pads_without_copies(size, monkeypatch):
-    backbone = FrozenEncoder(image_size=size, device="cpu").load()
+    backbone = FrozenEncoder(image_size=size, device="cpu").load().backbone
     assert sum(isinstance(child, SameConv2d) for child in backbone.module.modules()) == 5
     monkeypatch.setattr(SameConv2d, "forward", lambda self, x: self.convolution(x))
     images = torch.rand(2, 3, size, size)
@@ -157,7 +159,7 @@ def test_the_default_encoder_pads_without_copies(size, monkeypatch):
     ],
 )
 def test_backbones_of_the_paper(name, mean):
-    backbone = FrozenEncoder(name, weights=None, device="cpu").load()
+    backbone = FrozenEncoder(name, weights=None, device="cpu").load().backbone
     preprocessing = backbone.preprocessing
     assert backbone.n_features == 768
     assert (preprocessing.image_size, preprocessing.resized) == (224, 256)
@@ -189,7 +191,7 @@ def test_local_weights_in_every_layout(tmp_path, layout):
     else:
         prefixed = {"model": {f"module.{key}": value for key, value in state.items()}}
         torch.save({"prefixed": prefixed, "moco": _moco_like(state)}.get(layout, state), path)
-    encoder = FrozenEncoder("vit_tiny_patch16_224", weights=path, image_size=32, crop_pct=1.0, normalize=False, device="cpu")
+    encoder = FrozenEncoder("vit_tiny_patch16_224", weights=path, image_size=32, crop_pct=1.0, l2_normalize=False, device="cpu")
     X = images(size=32)
     with torch.inference_mode():
         x = torch.from_numpy(X).permute(0, 3, 1, 2) * 2 - 1
@@ -249,9 +251,9 @@ def test_every_listed_backbone_exists_in_timm():
 
 def test_crop_and_normalisation_need_no_other_network():
     one, other = FrozenEncoder(image_size=64), FrozenEncoder(image_size=64, crop_pct=1.0, mean=(0.4,) * 3)
-    assert one.load().module is other.load().module
+    assert one.load().backbone.module is other.load().backbone.module
     assert (one.load().preprocessing.crop_pct, other.load().preprocessing.crop_pct) == (0.875, 1.0)
-    assert one.identity() != other.identity()
+    assert one.load().identity() != other.load().identity()
     assert not np.allclose(one.transform(images()), other.transform(images()), atol=1e-3)
 
 
@@ -259,7 +261,7 @@ def test_crop_and_normalisation_need_no_other_network():
 def finished(monkeypatch):
     """Networks that were made ready, and the modules that were looked at whole."""
     made = {"networks": [], "looks": []}
-    finish, digest = backbones._finish, backbones.module_digest
+    finish, digest = loading._freeze, loading.module_digest
 
     def counted(module, preprocessing, device):
         made["networks"].append(preprocessing.image_size)
@@ -269,8 +271,8 @@ def finished(monkeypatch):
         made["looks"].append(module)
         return digest(module)
 
-    monkeypatch.setattr(backbones, "_finish", counted)
-    monkeypatch.setattr(backbones, "module_digest", looked)
+    monkeypatch.setattr(loading, "_freeze", counted)
+    monkeypatch.setattr(loading, "module_digest", looked)
     return made
 
 
@@ -291,9 +293,9 @@ def test_one_module_under_two_encoders_is_made_ready_twice_and_no_more(module, c
     CLPDistiller([small, large], max_iter=1).fit(*colors).predict(colors[0])
     assert finished["networks"] == [16, 20]
     module[3].weight.data[:2] = module[3].weight.data[:2].flip(0)  # the sums stay the same
-    changed = FrozenEncoder(module, image_size=16, normalize=False, device="cpu").transform(images())
+    changed = FrozenEncoder(module, image_size=16, l2_normalize=False, device="cpu").transform(images())
     assert finished["networks"] == [16, 20, 16]
-    same = FrozenEncoder(copy.deepcopy(module), image_size=16, normalize=False, device="cpu").transform(images())
+    same = FrozenEncoder(copy.deepcopy(module), image_size=16, l2_normalize=False, device="cpu").transform(images())
     np.testing.assert_array_equal(changed, same)
 
 
@@ -301,7 +303,8 @@ def test_one_module_under_two_encoders_is_made_ready_twice_and_no_more(module, c
 def test_a_call_looks_at_the_weights_once(module, colors, tmp_path, finished, memory):
     encoder = FrozenEncoder(module, image_size=16, device="cpu", memory=tmp_path if memory else None)
     encoder.load()
-    for call in (lambda: encoder.transform(images()), encoder.identity, encoder.fit, encoder.load):
+    frames = clone(encoder).set_output(transform="pandas")
+    for call in (lambda: encoder.transform(images()), lambda: frames.transform(images()), encoder.fit, encoder.load):
         before = len(finished["looks"])
         call()
         # The copy that is made ready is looked at by itself, once: its digest is that of the weights in a manifest.
@@ -328,8 +331,8 @@ def test_networks_may_be_loaded_from_any_thread():
 
         with ThreadPoolExecutor(4) as pool:
             loaded = list(pool.map(load, [*wanted, *wanted]))
-        assert loaded[0] is loaded[2]
-        assert loaded[1] is loaded[3]
+        assert loaded[0].backbone is loaded[2].backbone
+        assert loaded[1].backbone is loaded[3].backbone
         assert torch.rand(()) == torch.rand((), generator=torch.Generator().manual_seed(7))
         for name, features in wanted.items():
             np.testing.assert_array_equal(FrozenEncoder(name, weights=None, image_size=32).transform(images()), features)
@@ -354,7 +357,7 @@ def test_module_is_neither_changed_nor_shared(module):
 
 
 def test_module_changed_in_place_is_seen(module):
-    encoder = FrozenEncoder(module, image_size=16, normalize=False, device="cpu")
+    encoder = FrozenEncoder(module, image_size=16, l2_normalize=False, device="cpu")
     before = encoder.transform(images(size=16))
     module[3].weight.data.mul_(2)
     changed = encoder.transform(images(size=16))
@@ -366,7 +369,7 @@ def test_module_changed_in_place_is_seen(module):
 @pytest.mark.parametrize(
     ("broken", "words"),
     [
-        (nn.Conv2d(3, 4, 3), r"gave \(1, 4, 30, 30\) for one image"),
+        (nn.Conv2d(3, 4, 3), r"returned \(1, 4, 30, 30\) for one image"),
         (nn.Linear(5, 2), "fails on an image of 32"),
     ],
 )
@@ -376,7 +379,7 @@ def test_module_that_is_no_encoder(broken, words):
 
 
 def test_bare_module_has_to_be_told_its_size(module):
-    with pytest.raises(ValueError, match="give image_size="):
+    with pytest.raises(ValueError, match="pass image_size="):
         FrozenEncoder(module).load()
 
 
@@ -417,7 +420,7 @@ def test_memory_encodes_the_same_images_once(module, tmp_path, monkeypatch):
 def test_memory_tells_weights_and_preprocessing_apart(module, tmp_path):
     X = images(size=16)
     encoder = FrozenEncoder(module, image_size=16, memory=str(tmp_path), device="cpu")
-    results = [encoder.transform(X), encoder.set_params(normalize=False).transform(X)]
+    results = [encoder.transform(X), encoder.set_params(l2_normalize=False).transform(X)]
     results.append(encoder.set_params(mean=(0.1, 0.1, 0.1)).transform(X))
     with torch.no_grad():
         module[0].weight.mul_(3)
@@ -444,7 +447,7 @@ def test_in_a_pipeline_with_the_probe(module, colors):
 
 def test_memory_tells_modules_apart_that_differ_in_an_attribute(tmp_path):
     results = [
-        FrozenEncoder(Power(k), image_size=16, memory=tmp_path, normalize=False).transform(images(size=16)) for k in (1, 2)
+        FrozenEncoder(Power(k), image_size=16, memory=tmp_path, l2_normalize=False).transform(images(size=16)) for k in (1, 2)
     ]
     assert np.abs(results[0] - results[1]).max() > 1e-3
 
@@ -457,11 +460,11 @@ def test_modules_of_other_precision_become_float32(module, dtype):
 
 def test_a_container_that_cannot_be_had_is_told_before_the_work(module, monkeypatch):
     encoder = FrozenEncoder(module, image_size=16, device="cpu").set_output(transform="default")
-    monkeypatch.setattr(FrozenEncoder, "_encode", lambda *args: pytest.fail("long work was started"))
+    monkeypatch.setattr(FeatureExtractor, "_encode", lambda *args: pytest.fail("long work was started"))
     with pytest.raises(ValueError, match="output config must be"):
         encoder.set_output(transform="arrow")
     assert encoder._sklearn_output_config == {"transform": "default"}
-    monkeypatch.setattr("sklearn_clpdd._output.find_spec", lambda name: None)
+    monkeypatch.setattr("sklearn_clpdd.utils._sklearn_compat.find_spec", lambda name: None)
     with pytest.raises(ImportError, match="needs polars: pip install polars"):
         encoder.set_output(transform="polars")
     with sklearn.config_context(transform_output="polars"), pytest.raises(ImportError, match="needs polars"):
@@ -491,16 +494,8 @@ def test_bad_parameters(parameters):
         FrozenEncoder(**parameters).transform(images())
 
 
-def test_which_networks_take_images_of_half_the_size(module):
-    assert FrozenEncoder(module, image_size=96).load().takes_half
-    assert not FrozenEncoder(module, image_size=94).load().takes_half  # 47 px
-    assert not FrozenEncoder("vit_tiny_patch16_224", weights=None).load().takes_half
-    flat = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 96 * 96, 5))
-    assert not FrozenEncoder(flat, image_size=96).load().takes_half
-
-
 def test_memory_of_a_graph_is_measured(module):
     """What the activations keep, and what is left of an image's normalisation and pooling, in float32."""
-    small, large = (FrozenEncoder(module, image_size=size).load().graph_bytes for size in (32, 64))
+    small, large = (FrozenEncoder(module, image_size=size).load().backbone.graph_bytes for size in (32, 64))
     assert 3.5 < large / small < 4.5
     assert 4 * (32 * 32 * 6 + 15 * 15 * 12) <= small < 4 * (32 * 32 * (6 + 3) + 2 * 15 * 15 * 12)

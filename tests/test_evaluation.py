@@ -8,10 +8,13 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.utils import check_random_state
 
-from sklearn_clpdd import DSA, ClosedFormProbe, CLPDistiller, FrozenEncoder, evaluation
-from sklearn_clpdd._encoder import as_encoder
+from sklearn_clpdd import DSA, ClosedFormProbe, CLPDistiller, FrozenEncoder
 from sklearn_clpdd.datasets import load_image_folder
+from sklearn_clpdd.encoder._encoder import as_encoder
 from sklearn_clpdd.evaluation import (
+    _head,
+    _probes,
+    _scores,
     closed_form_probe_scores,
     compare_with_real,
     probe_scores,
@@ -43,12 +46,12 @@ def test_image_folder_to_fitted_distiller(encoder, colors, tmp_path):
 
 
 def test_image_folder_errors(tmp_path):
-    with pytest.raises(NotADirectoryError, match="nowhere is no folder"):
+    with pytest.raises(NotADirectoryError, match="nowhere is not a folder"):
         load_image_folder(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="no folders in it"):
         load_image_folder(tmp_path)
     (tmp_path / "splits" / "train").mkdir(parents=True)
-    with pytest.raises(ValueError, match="holds the splits"):
+    with pytest.raises(ValueError, match="contains the splits"):
         load_image_folder(tmp_path / "splits")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="no images in empty, splits"):
@@ -99,9 +102,9 @@ def test_sgd_head_is_that_of_the_released_code(encoder, colors, monkeypatch, bat
     """Start, rate and schedule, batch by batch in plain torch; where the pixels are read from changes nothing."""
     X, y = colors
     X, y = X[:9], y[:9]
-    monkeypatch.setattr(evaluation, "_BATCH_SIZE", batch_size)  # with 4, the last batch of an epoch has one image
+    monkeypatch.setattr(_head, "BATCH_SIZE", batch_size)  # with 4, the last batch of an epoch has one image
     weight, bias = _head_of(encoder, X, y, monkeypatch)
-    monkeypatch.setattr(evaluation, "_IN_MEMORY", 0)
+    monkeypatch.setattr(_probes, "_IN_MEMORY", 0)
     for same, wanted in zip(_head_of(encoder, X, y, monkeypatch), (weight, bias), strict=True):
         np.testing.assert_array_equal(same, wanted)
     head = torch.nn.Linear(12, len(set(y)))
@@ -112,7 +115,7 @@ def test_sgd_head_is_that_of_the_released_code(encoder, colors, monkeypatch, bat
     images, r = torch.from_numpy(X).permute(0, 3, 1, 2) / 255, torch.from_numpy(np.unique(y, return_inverse=True)[1])
     adam = torch.optim.Adam(head.parameters(), lr=0.001 * min(batch_size, 9) / 256)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, 50, eta_min=0)
-    backbone, views = encoder.load(), DSA(outside="zeros")
+    backbone, views = encoder.load().backbone, DSA(outside="zeros")
     for _ in range(50):
         for rows in torch.randperm(9, generator=generator).split(batch_size):
             with torch.no_grad():
@@ -129,7 +132,7 @@ def test_sgd_head_starts_as_the_released_code_does(colors, monkeypatch):
     """Normal weights of standard deviation 0.01, a zero bias (LGM, commit 1d84ffd, src/models/linear_classifier.py)."""
     X, y = colors
     wide = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(8), torch.nn.Flatten(), torch.nn.Linear(192, 4000))
-    monkeypatch.setattr(evaluation, "_LEARNING_RATE", 0.0)
+    monkeypatch.setattr(_head, "_LEARNING_RATE", 0.0)
     weight, bias = _head_of(FrozenEncoder(wide, image_size=16), X[:10], y[:10], monkeypatch)
     assert not bias.any()
     assert abs(weight.mean()) < 5e-4
@@ -140,14 +143,14 @@ def test_sgd_head_starts_as_the_released_code_does(colors, monkeypatch):
 def _head_of(encoder, X, y, monkeypatch):
     """Weights and biases of the head that is trained."""
     seen = []
-    train = evaluation._train_head
+    train = _head._train_head
 
     def watched(*arguments):
         seen.append(train(*arguments))
         return seen[-1]
 
     with monkeypatch.context() as patch:
-        patch.setattr(evaluation, "_train_head", watched)
+        patch.setattr(_head, "_train_head", watched)
         sgd_probe_scores(X, y, X, y, encoder=encoder, n_epochs=50, random_state=0)
     return seen[0]
 
@@ -167,12 +170,12 @@ def test_metrics_by_brute_force():
     rng = np.random.default_rng(0)
     scores, classes = rng.random((200, 8)), np.array(list("abcdefgh"))
     y, groups = classes[rng.integers(8, size=200)], rng.choice(["sea", "land", "sky"], 200)
-    metrics = evaluation._metrics(scores, classes, y, groups)
+    metrics = _probes._metrics(scores, classes, y, groups)
     order = classes[np.argsort(-scores, axis=1)]
     assert metrics["top1"] == np.mean(order[:, 0] == y)
     assert metrics["top5"] == np.mean([label in five for label, five in zip(y, order[:, :5], strict=True)])
     assert metrics["worst_group"] == min(np.mean((order[:, 0] == y)[groups == name]) for name in ("sea", "land", "sky"))
-    assert "top5" not in evaluation._metrics(scores[:, :5], classes[:5], y, None)
+    assert "top5" not in _probes._metrics(scores[:, :5], classes[:5], y, None)
 
 
 def test_two_classes_and_groups(encoder, colors):
@@ -200,15 +203,15 @@ def test_sets_that_do_not_fit_are_refused(encoder, colors, protocol, monkeypatch
     def fail(*args, **kwargs):
         raise AssertionError("long work was started")
 
-    monkeypatch.setattr("sklearn_clpdd._encoder.FrozenEncoder._encode", fail)
+    monkeypatch.setattr("sklearn_clpdd.encoder._extractor.FeatureExtractor._encode", fail)
     X, y = colors
     with pytest.raises(ValueError, match="inconsistent"):
         protocol(X, y[:10], X, y, encoder=encoder)
     with pytest.raises(ValueError, match="inconsistent"):
         protocol(X, y, X, y, encoder=encoder, groups=y[:10])
-    with pytest.raises(ValueError, match=r"no image to train on: .*red"):
+    with pytest.raises(ValueError, match=r"classes without training images: .*red"):
         protocol(X[y != "red"], y[y != "red"], X, y, encoder=encoder)
-    with pytest.raises(ValueError, match=r"at least two classes; labels holds \['red'\]"):
+    with pytest.raises(ValueError, match=r"at least two classes; labels contains \['red'\]"):
         protocol(X[y == "red"], y[y == "red"], X[y == "red"], y[y == "red"], encoder=encoder)
 
 
@@ -233,7 +236,7 @@ def test_encoders_by_module_and_what_is_none(module, colors, protocol, monkeypat
     common = {"random_state": 0} if protocol is closed_form_probe_scores else {"random_state": 0, "n_epochs": 3}
     wanted = protocol(*sets, encoder=FrozenEncoder(module), **common)
     assert protocol(*sets, encoder=module, **common) == wanted
-    monkeypatch.setattr("sklearn_clpdd._encoder.FrozenEncoder._encode", None)  # no long work is begun
+    monkeypatch.setattr("sklearn_clpdd.encoder._extractor.FeatureExtractor._encode", None)  # no long work is begun
     for bad in (3, [module]):
         with pytest.raises(TypeError, match=r"an encoder is a FrozenEncoder, the name of a timm model, or a torch module; got"):
             protocol(*sets, encoder=bad)
@@ -256,7 +259,7 @@ def test_encoders_of_a_transfer_have_names(module, colors):
     module.pretrained_cfg = {"input_size": (3, 14, 14)}
     own = transfer_scores(*sets, {"one": module}, n_repeats=0)
     assert own == transfer_scores(*sets, {"one": FrozenEncoder(module)}, n_repeats=0)
-    with pytest.raises(TypeError, match="encoders is a dict, of names of your choice to encoders; got \\["):
+    with pytest.raises(TypeError, match="encoders has to be a dict from names of your choice to encoders; got \\["):
         transfer_scores(*sets, [module])
 
 
@@ -281,7 +284,7 @@ def test_five_probes_are_those_that_they_are_said_to_be(encoder, colors):
     for bad in ({"alpha": "loo"}, {"alpha": -1.0}, {"n_epochs": 0}, {"n_repeats": -1}):
         with pytest.raises((ValueError, TypeError), match=next(iter(bad))):
             probe_scores(*sets, **{"encoder": None, **bad})  # before an encoder is at work
-    with pytest.raises(ValueError, match="leaves out one view"):
+    with pytest.raises(ValueError, match="leave out one view"):
         closed_form_probe_scores(*sets, alpha="loo", n_views=2)
 
 
@@ -289,8 +292,8 @@ def test_closed_form_probe_on_views_sees_random_views(encoder, colors, monkeypat
     X, y = colors
     sets = (X[:40], y[:40], X[40:], y[40:])
     seen = []
-    original = evaluation._closed_form
-    monkeypatch.setattr(evaluation, "_closed_form", lambda Z, *rest: seen.append(Z) or original(Z, *rest))
+    original = _scores.closed_form_metrics
+    monkeypatch.setattr(_scores, "closed_form_metrics", lambda Z, *rest: seen.append(Z) or original(Z, *rest))
     for seed in (0, 0, 1):
         closed_form_probe_scores(*sets, encoder=encoder, n_views=3, random_state=seed)
     Z, again, other = seen

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from sklearn_clpdd import FrozenEncoder
-from sklearn_clpdd._core.frozen import FrozenConv2d, FrozenHardtanh, FrozenReLU, frugal
+from sklearn_clpdd.encoder._frozen_layers import FrozenConv2d, FrozenHardtanh, FrozenReLU, save_less_for_backward
 
 CONVOLUTIONS = {
     "plain": {},
@@ -43,7 +43,7 @@ def test_convolutions_are_torchs(settings, x):
     plain = nn.Conv2d(4, 8, 3, **settings).requires_grad_(False)
     x = x.nan_to_num(posinf=1, neginf=-1)
     ours = copy.deepcopy(plain)
-    frugal(ours)
+    save_less_for_backward(ours)
     assert type(ours) is FrozenConv2d
     for own in (plain, ours):
         own.double()
@@ -55,7 +55,7 @@ def test_convolutions_are_torchs(settings, x):
 @pytest.mark.parametrize("plain", RECTIFIERS.values(), ids=RECTIFIERS)
 def test_rectifiers_are_torchs(plain, x):
     ours = copy.deepcopy(plain)
-    frugal(ours)
+    save_less_for_backward(ours)
     assert type(ours) in (FrozenReLU, FrozenHardtanh)
     tensors = [x, x.double(), x[:, :3], x[..., 0, 0], x.flatten(), x.transpose(0, 3)]
     for own in tensors:
@@ -70,7 +70,7 @@ def test_networks_are_torchs():
         plain = timm.create_model("resnet10t", num_classes=0).eval().requires_grad_(False)
         images, dy = torch.rand(2, 3, 64, 64), torch.randn(2, 512)
     ours = copy.deepcopy(plain)
-    frugal(ours)
+    save_less_for_backward(ours)
     seen = gradient(ours, images, dy)
     for one, other in zip(seen, gradient(plain, images, dy), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
@@ -98,7 +98,7 @@ def test_what_is_kept():
         False
     )
     ours = copy.deepcopy(plain)
-    frugal(ours)
+    save_less_for_backward(ours)
     x = torch.rand(1, 3, 32, 32)
     number = 8 * 32 * 32
     assert kept(plain, x) == 4 * (3 * 32 * 32 + 3 * number)
@@ -108,7 +108,7 @@ def test_what_is_kept():
 
 
 def test_what_the_default_encoder_keeps():
-    backbone = FrozenEncoder(image_size=64, device="cpu").load()
+    backbone = FrozenEncoder(image_size=64, device="cpu").load().backbone
     plain = timm.create_model("tf_efficientnet_lite0", num_classes=0).eval().requires_grad_(False)
     with torch.enable_grad():
         assert backbone.graph_bytes <= 0.5 * kept(plain, torch.rand(1, 3, 64, 64))
@@ -126,5 +126,5 @@ def test_what_is_no_plain_layer_is_left_alone():
         nn.LeakyReLU(),
     )
     kinds = [type(child) for child in module]
-    frugal(module)
+    save_less_for_backward(module)
     assert [type(child) for child in module] == kinds

@@ -11,7 +11,7 @@ SCRIPT = """
 import os
 from contextlib import ExitStack
 import torch
-from sklearn_clpdd._core.heap import kept_heap
+from sklearn_clpdd.utils._heap import reuse_freed_memory
 
 def faults():
     fields = open("/proc/self/stat").read().rpartition(")")[2].split()
@@ -28,9 +28,9 @@ def work():
 
 work()
 print(work())
-with kept_heap():
+with reuse_freed_memory():
     work()
-    with kept_heap():
+    with reuse_freed_memory():
         print(work())
     print(work(), end=" ")
     before = resident()
@@ -52,6 +52,6 @@ def test_memory_is_kept_within_and_given_back_after():
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="there are other allocators")
 @pytest.mark.parametrize("tuned", [{"MALLOC_ARENA_MAX": "2"}, {"GLIBC_TUNABLES": "glibc.malloc.check=0"}])
 def test_a_tuned_allocator_is_left_alone(tuned):
-    script = "from sklearn_clpdd._core.heap import _glibc; print(_glibc())"
+    script = "from sklearn_clpdd.utils._heap import _glibc; print(_glibc())"
     out = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True, env=tuned).stdout
     assert out.strip() == "None"

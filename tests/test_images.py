@@ -1,13 +1,15 @@
 """Every form of images gives the same features; everything else gets an error that helps."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from sklearn_clpdd import FrozenEncoder
-from sklearn_clpdd._core.backbones import Backbone
-from sklearn_clpdd._images import as_images
+from sklearn_clpdd.encoder import _extractor as extractor_module
+from sklearn_clpdd.encoder._images import as_images
 
 
 @pytest.fixture
@@ -106,7 +108,7 @@ def test_pictures_of_different_sizes_are_resized_and_cropped(encoder):
         (np.full((2, 8, 8, 3), -0.5), ValueError, "values from -0.5"),
         (np.zeros((2, 0, 8, 3)), ValueError, "size zero"),
         (np.zeros((0, 8, 8, 3)), ValueError, "no images"),
-        (np.zeros((8, 8, 3), np.uint8), ValueError, r"one image\? Give X\[None\]"),
+        (np.zeros((8, 8, 3), np.uint8), ValueError, r"one image\? Pass X\[None\]"),
         (torch.zeros(3, 8, 8), ValueError, r"tensor of shape \(3, 8, 8\)"),
         (torch.zeros(0, 48), ValueError, "image_shape="),
         ([Image.new("F", (4, 4))], ValueError, "X\\[0\\].*convert it to 8 bits"),
@@ -127,22 +129,53 @@ def test_bad_image_shape(module):
         FrozenEncoder(module, image_size=16, image_shape=(4, 5)).transform(np.zeros((4, 48)))
 
 
-@pytest.mark.parametrize("n_jobs", [None, 2])
-def test_all_bad_files_are_named_before_anything_is_encoded(encoder, paths, tmp_path, n_jobs, monkeypatch):
+@pytest.fixture
+def opened(monkeypatch):
+    """How often each file was opened."""
+    counts, original = Counter(), Image.open
+
+    def counted(path, *args, **kwargs):
+        counts[str(path)] += 1
+        return original(path, *args, **kwargs)
+
+    monkeypatch.setattr(Image, "open", counted)
+    return counts
+
+
+@pytest.fixture
+def bad(tmp_path):
+    """Files that exist and cannot be decoded."""
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8))
     for suffix in ("jpg", "png"):
         noise.save(tmp_path / f"cut.{suffix}")
         whole = (tmp_path / f"cut.{suffix}").read_bytes()
         (tmp_path / f"cut.{suffix}").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "text.jpg").write_text("no image")
-    bad = [str(tmp_path / name) for name in ("cut.jpg", "cut.png", "text.jpg", "missing.png")]
-    encoder.set_params(n_jobs=n_jobs)
-    monkeypatch.setattr(Backbone, "__call__", None)  # encoding anything would fail
-    with pytest.raises(ValueError, match="4 of 9 images") as caught:
-        encoder.transform([*paths[:3], *bad, *paths[3:]])
-    for path in bad:
-        assert path in str(caught.value)
-    assert "missing.png: no such file" in str(caught.value)
+    return [str(tmp_path / name) for name in ("cut.jpg", "cut.png", "text.jpg")]
+
+
+@pytest.mark.parametrize("memory", [False, True])
+@pytest.mark.parametrize("n_jobs", [None, 2])
+def test_files_are_decoded_once_and_bad_ones_are_named_together(
+    encoder, paths, bad, tmp_path, n_jobs, memory, opened, monkeypatch
+):
+    monkeypatch.setattr(extractor_module, "_BLOCK", 4)
+    encoder.set_params(n_jobs=n_jobs, batch_size=2, memory=tmp_path / "cache" if memory else None)
+    X = [*paths[:3], *bad, *paths[3:]]
+    with pytest.raises(ValueError, match="3 of 8 images") as caught:
+        encoder.transform(X)
+    assert all(f"X[{i}], {path}: " in str(caught.value) for i, path in zip((3, 4, 5), bad, strict=True))
+    assert opened == Counter(X)
+    opened.clear()
+    encoder.transform(paths)
+    assert set(opened.values()) == {1}
+    assert memory or len(opened) == 5
+
+
+def test_missing_files_are_named_before_anything_is_encoded(encoder, paths, tmp_path, opened):
+    with pytest.raises(FileNotFoundError, match=r"1 of 6 images[^\n]*\n  X\[2\], .*missing.png: no such file"):
+        encoder.transform([*paths[:2], str(tmp_path / "missing.png"), *paths[2:]])
+    assert not opened
 
 
 def test_only_missing_files_is_a_file_not_found_error_and_ten_are_named(encoder, tmp_path):

@@ -17,10 +17,10 @@ from PIL import Image, UnidentifiedImageError
 from sklearn.exceptions import NotFittedError
 
 from sklearn_clpdd import CLPDistiller, FrozenEncoder, load_distilled, save_distilled
-from sklearn_clpdd import io as io_module
 from sklearn_clpdd.baselines import NearestReals
 from sklearn_clpdd.datasets import load_image_folder
-from sklearn_clpdd.io import class_folders
+from sklearn_clpdd.io import _distilled_set
+from sklearn_clpdd.io._manifest import class_folders
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def test_the_manifest_says_where_it_comes_from(fitted, saved, colors, tmp_path):
     assert manifest["fitted"]["n_iter"] == 5
     (encoder,) = manifest["encoders"]
     assert (encoder["model"], encoder["image_size"]) == ("Sequential", 16)
-    assert encoder["weights_sha256"] == FrozenEncoder(tiny_encoder(), image_size=12).load().weights_sha256
+    assert encoder["weights_sha256"] == FrozenEncoder(tiny_encoder(), image_size=12).load().backbone.weights_sha256
     assert manifest["data"]["class_counts"] == [30, 20, 10]
     assert manifest["versions"].keys() == {"python", "sklearn-clpdd", "torch", "timm", "scikit-learn", "numpy"}
     text = (saved / "manifest.json").read_text()
@@ -83,18 +83,20 @@ def test_accuracies_with_their_protocols(fitted, colors, tmp_path):
 
 def test_learned_targets_are_kept(colors, module, tmp_path):
     encoder = FrozenEncoder(module, image_size=16, device="cpu")
-    fitted = CLPDistiller(encoder, learn_labels=True, max_iter=3, random_state=0).fit(*colors)
+    fitted = CLPDistiller(encoder, learn_targets=True, max_iter=3, random_state=0).fit(*colors)
     manifest = load_distilled(save_distilled(fitted, tmp_path / "set"))[2]
     np.testing.assert_allclose(manifest["targets"], fitted.targets_)
 
 
 def test_digests_are_those_of_the_weights_and_of_the_data(module, colors):
     encoder = FrozenEncoder(module, image_size=16)
-    before = encoder.load().weights_sha256
-    assert FrozenEncoder(tiny_encoder(), image_size=12).load().weights_sha256 == before
+    before = encoder.load().backbone.weights_sha256
+    assert FrozenEncoder(tiny_encoder(), image_size=12).load().backbone.weights_sha256 == before
     module[0].weight.data[0, 0, 0, 0] += 1
-    assert encoder.load().weights_sha256 != before
-    assert FrozenEncoder(image_size=64).load().weights_sha256 == FrozenEncoder(image_size=80).load().weights_sha256
+    assert encoder.load().backbone.weights_sha256 != before
+    assert (
+        FrozenEncoder(image_size=64).load().backbone.weights_sha256 == FrozenEncoder(image_size=80).load().backbone.weights_sha256
+    )
     X, y = colors
     one, same, other = (
         CLPDistiller(FrozenEncoder(tiny_encoder(), image_size=16), max_iter=1).fit(*data).data_digest_
@@ -196,7 +198,7 @@ def damage_more(folder):
 def damage_outside(folder):
     path = folder / "manifest.json"
     path.write_text(path.read_text().replace("red/", "../", 1))
-    return "no name of an image of a class"
+    return "not a name of an image of a class"
 
 
 def damage_kind(folder):
@@ -210,18 +212,18 @@ def damage_kind(folder):
 
 def damage_json(folder):
     (folder / "manifest.json").write_text("{")
-    return "is no manifest of save_distilled"
+    return "is not a manifest of save_distilled"
 
 
 def damage_format(folder):
     (folder / "manifest.json").write_text('{"format": "other"}')
-    return "is no manifest of save_distilled"
+    return "is not a manifest of save_distilled"
 
 
 def damage_class(folder):
     path = folder / "manifest.json"
     path.write_text(path.read_text().replace('"class": 2', '"class": 7', 1))
-    return "is no manifest of save_distilled"
+    return "is not a manifest of save_distilled"
 
 
 def damage_version(folder):
@@ -252,7 +254,7 @@ def test_a_folder_that_is_not_what_was_written_is_told(saved, damage):
 
 
 def test_no_folder(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"holds no manifest\.json"):
+    with pytest.raises(FileNotFoundError, match=r"contains no manifest\.json"):
         load_distilled(tmp_path)
 
 
@@ -263,7 +265,7 @@ def test_what_is_there_is_not_touched(fitted, saved, tmp_path):
     (saved / ".git").mkdir()
     (saved / ".git" / "HEAD").write_text("ref")
     load_distilled(saved)  # a clone is a distilled set
-    with pytest.raises(FileExistsError, match=r"not as save_distilled wrote it: \.git \(a folder\), \.git/HEAD"):
+    with pytest.raises(FileExistsError, match=r"not written like this: \.git \(a folder\), \.git/HEAD"):
         save_distilled(fitted, saved, overwrite=True)
     shutil.rmtree(saved / ".git")
     save_distilled(fitted, saved, overwrite=True)
@@ -271,7 +273,7 @@ def test_what_is_there_is_not_touched(fitted, saved, tmp_path):
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "thesis.txt").write_text("all I have")
-    with pytest.raises(FileExistsError, match="no distilled set"):
+    with pytest.raises(FileExistsError, match="not a distilled set"):
         save_distilled(fitted, mine, overwrite=True)
     (tmp_path / "file").touch()
     with pytest.raises(FileExistsError):
@@ -324,14 +326,14 @@ def _listed_outside(folder):
     manifest["images"].append({"file": "../mine.txt", "class": 0, "sha256": sha256(b"all I have").hexdigest()})
     path.write_text(json.dumps(manifest))
     (folder.parent / "mine.txt").write_bytes(b"all I have")
-    return "no distilled set"
+    return "not a distilled set"
 
 
 @pytest.mark.parametrize("change", [_mine, _hidden, _deep, _link, _image, _card, _manifest, _listed_outside])
 @pytest.mark.parametrize("when", ["before", "while it is saved"])
 def test_no_file_of_the_users_is_replaced(fitted, saved, change, when, monkeypatch):
     """Only what the manifest lists, with the digests that it lists."""
-    words, make_card = [], io_module._card
+    words, make_card = [], _distilled_set.card_of
 
     def meanwhile(*args):
         words.append(change(saved))
@@ -340,7 +342,7 @@ def test_no_file_of_the_users_is_replaced(fitted, saved, change, when, monkeypat
     if when == "before":
         words.append(change(saved))
     else:
-        monkeypatch.setattr(io_module, "_card", meanwhile)
+        monkeypatch.setattr(_distilled_set, "card_of", meanwhile)
 
     def files():
         return {path: path.read_bytes() for path in saved.parent.rglob("*") if path.is_file()}
@@ -383,8 +385,8 @@ def test_what_changes_at_the_last_moment_is_left_where_it_is_named(fitted, saved
             (old,) = (path for path in saved.parent.iterdir() if path.name.endswith("-old"))
             (old / "red" / image).write_bytes(b"all I have")
 
-    monkeypatch.setattr("sklearn_clpdd.io.os.rename", and_write)
-    with pytest.warns(UserWarning, match=r"something is left in .*-old"):
+    monkeypatch.setattr("sklearn_clpdd.io._distilled_set.os.rename", and_write)
+    with pytest.warns(UserWarning, match=r"could not be removed completely from .*-old"):
         save_distilled(fitted, saved, overwrite=True)
     load_distilled(saved)
     (old,) = (path for path in saved.parent.iterdir() if path.name.endswith("-old"))
@@ -400,11 +402,11 @@ def test_a_folder_that_comes_into_being_meanwhile(fitted, saved, monkeypatch):
             saved.mkdir()
             (saved / "mine").write_bytes(b"all I have")
 
-    monkeypatch.setattr("sklearn_clpdd.io.os.rename", and_make)
-    with pytest.raises(FileExistsError, match=r"has come into being .* what was there before is in (.*-old)$") as caught:
+    monkeypatch.setattr("sklearn_clpdd.io._distilled_set.os.rename", and_make)
+    with pytest.raises(FileExistsError, match=r"was created by someone else .* previous folder is now (.*-old)$") as caught:
         save_distilled(fitted, saved, overwrite=True)
     assert (saved / "mine").read_bytes() == b"all I have"
-    load_distilled(str(caught.value).rpartition(" is in ")[2])
+    load_distilled(str(caught.value).rpartition(" is now ")[2])
 
 
 def test_a_set_of_which_images_are_gone_may_be_replaced(fitted, saved):
@@ -421,7 +423,7 @@ def test_an_error_leaves_nothing_half_written(fitted, saved, tmp_path, monkeypat
 
     for target, overwrite in ((tmp_path / "new", False), (saved, True)):
         with monkeypatch.context() as patch:
-            patch.setattr("sklearn_clpdd.io._card", full)
+            patch.setattr("sklearn_clpdd.io._distilled_set.card_of", full)
             with pytest.raises(OSError, match="No space"):
                 save_distilled(fitted, target, overwrite=overwrite)
     rename, calls = os.rename, []
@@ -433,7 +435,7 @@ def test_an_error_leaves_nothing_half_written(fitted, saved, tmp_path, monkeypat
         rename(source, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr("sklearn_clpdd.io.os.rename", second_fails)
+        patch.setattr("sklearn_clpdd.io._distilled_set.os.rename", second_fails)
         with pytest.raises(OSError, match="No space"):
             save_distilled(fitted, saved, overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
@@ -442,16 +444,16 @@ def test_an_error_leaves_nothing_half_written(fitted, saved, tmp_path, monkeypat
 
 def test_what_cannot_be_saved(fitted, colors, tmp_path):
     points = CLPDistiller(None, max_iter=1).fit(np.eye(4), [0, 0, 1, 1])
-    with pytest.raises(ValueError, match="no images"):
+    with pytest.raises(ValueError, match="not images"):
         save_distilled(points, tmp_path / "set")
     with pytest.raises(NotFittedError):
         save_distilled(CLPDistiller(), tmp_path / "set")
     with pytest.raises(ValueError, match=r"accuracies\['x'\]"):
         save_distilled(fitted, tmp_path / "set", accuracies={"x": 93})
-    with pytest.raises(TypeError, match="accuracies is a dict"):
+    with pytest.raises(TypeError, match="accuracies has to be a dict"):
         save_distilled(fitted, tmp_path / "set", accuracies=0.93)
     with pytest.raises(ValueError, match="inconsistent numbers"):
         save_distilled(fitted, tmp_path / "set", colors[0], colors[1][:3])
-    with pytest.raises(ValueError, match="give both of them, or none"):
+    with pytest.raises(ValueError, match="pass both, or neither"):
         save_distilled(fitted, tmp_path / "set", y_test=colors[1])
     assert not list(tmp_path.iterdir())

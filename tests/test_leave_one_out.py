@@ -6,7 +6,9 @@ from sklearn.linear_model import RidgeClassifier, RidgeClassifierCV
 from sklearn.metrics import log_loss
 
 from sklearn_clpdd import ClosedFormProbe
-from sklearn_clpdd._core import calibration, rows
+from sklearn_clpdd.probe import _rows
+from sklearn_clpdd.probe import _selection as selection
+from sklearn_clpdd.probe._rows import merge_duplicates
 
 ALPHAS = [0.1, 1.0, 5.0]
 
@@ -68,8 +70,8 @@ def _softmax(scores):
 @pytest.mark.parametrize("solver", ["primal", "dual"])
 @pytest.mark.parametrize("chunk", [2**20, 64])
 def test_temperature_has_the_least_log_loss_of_the_refits(n_classes, solver, chunk, monkeypatch):
-    monkeypatch.setattr(calibration, "CHUNK", chunk)  # the small one: more samples than are looked at first
-    monkeypatch.setattr(rows, "CHUNK", chunk)
+    monkeypatch.setattr(selection, "CHUNK", chunk)  # the small one: more samples than are looked at first
+    monkeypatch.setattr(_rows, "CHUNK", chunk)
     X, y, weight = _data(60, 5, n_classes)
     refits = _refits(X, y, weight, alpha=1.0)
     probe = ClosedFormProbe(1.0, solver=solver).fit(X, y, weight)
@@ -96,7 +98,7 @@ def test_chooses_what_ridge_classifier_cv_chooses(n, d, dtype, scoring, n_classe
 def test_chunks_change_nothing(monkeypatch):
     X, y, weight = _data(300, 20, 5, np.float32)
     whole = ClosedFormProbe(ALPHAS, scoring="neg_mean_squared_error").fit(X, y, weight)
-    monkeypatch.setattr(rows, "CHUNK", 256)
+    monkeypatch.setattr(_rows, "CHUNK", 256)
     parts = ClosedFormProbe(ALPHAS, scoring="neg_mean_squared_error").fit(X, y, weight)
     np.testing.assert_allclose(parts.coef_, whole.coef_, rtol=1e-5, atol=1e-7)
     np.testing.assert_allclose(parts.loo_scores_, whole.loo_scores_, rtol=1e-5)
@@ -140,7 +142,7 @@ def test_copies_of_a_sample_leave_together():
 def test_copies_that_only_nearly_are_stay_apart():
     X = np.tile(np.arange(64.0), (4, 1))
     X[1, 7] = np.nextafter(7.0, 8)  # none of the numbers that the first look takes
-    kept, weight = rows.without_copies(X, np.array([0, 0, 0, 1]), np.array([1.0, 2.0, 4.0, 8.0]))
+    kept, weight = merge_duplicates(X, np.array([0, 0, 0, 1]), np.array([1.0, 2.0, 4.0, 8.0]))
     assert kept.tolist() == [0, 1, 3]  # the last one is of another class
     assert weight.tolist() == [5.0, 2.0, 8.0]
 

@@ -12,7 +12,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.utils.validation import check_is_fitted
 
 from sklearn_clpdd import ClosedFormProbe
-from sklearn_clpdd._core import reservoir
+from sklearn_clpdd.probe import _reservoir as reservoir
 
 CLASSES = np.array(["a", "b", "c", "d"])
 PARAMETERS = [{}, {"alpha": 0.5, "temperature": 0.3}, {"kernel": "cosine"}, {"fit_intercept": False}, {"class_weight": {"b": 3}}]
@@ -111,7 +111,7 @@ def test_reservoir_is_a_uniform_sample_of_bounded_size(monkeypatch):
 
 def test_a_long_stream_chooses_nearly_what_fit_chooses(data, monkeypatch):
     X, y, _ = data
-    monkeypatch.setattr("sklearn_clpdd._probe._RESERVOIR", 150)
+    monkeypatch.setattr("sklearn_clpdd.probe._partial_fit._RESERVOIR", 150)
     probe = ClosedFormProbe()
     for batch in np.array_split(np.arange(300), 6):
         probe.partial_fit(X[batch], y[batch], classes=CLASSES)
@@ -177,9 +177,9 @@ def test_what_cannot_be_done_in_batches_is_told(data):
     with pytest.raises(ValueError, match=r"balanced.*dict"):
         ClosedFormProbe(class_weight="balanced").partial_fit(X, y, classes=CLASSES)
     assert not hasattr(ClosedFormProbe(kernel="rbf"), "partial_fit")
-    with pytest.raises(AttributeError, match="work in feature space: kernel='linear' or 'cosine'"):
+    with pytest.raises(AttributeError, match="need kernel='linear' or 'cosine'"):
         ClosedFormProbe(kernel="rbf").partial_fit(X, y, classes=CLASSES)
-    with pytest.raises(ValueError, match="kernel='linear'; it is 'cosine' now"):
+    with pytest.raises(ValueError, match="kernel='linear'; it is now 'cosine'"):
         ClosedFormProbe().partial_fit(X, y, classes=CLASSES).set_params(kernel="cosine").partial_fit(X, y)
     with pytest.raises(ValueError, match="at least two classes"):
         ClosedFormProbe().partial_fit(X, y, classes=["a"])
@@ -252,7 +252,7 @@ def test_shards_keep_other_positions():
 
 
 def test_classes_that_are_rare_in_the_kept_rows_still_count(monkeypatch):
-    monkeypatch.setattr("sklearn_clpdd._probe._RESERVOIR", 6)
+    monkeypatch.setattr("sklearn_clpdd.probe._partial_fit._RESERVOIR", 6)
     rng = np.random.default_rng(0)
     y = np.arange(180) % 60
     X = rng.standard_normal((180, 8)) + 4 * rng.standard_normal((60, 8))[y]
@@ -266,7 +266,7 @@ def test_a_system_that_cannot_be_solved_is_told_each_time(data):
     probe = ClosedFormProbe(0).partial_fit(X, y, classes=CLASSES)
     for _ in range(2):
         assert not hasattr(probe, "coef_")
-        with pytest.raises(AttributeError, match=r"no coef_ for the samples so far: .*singular"):
+        with pytest.raises(AttributeError, match=r"coef_ cannot be computed from the samples so far: .*singular"):
             probe.coef_  # noqa: B018
         with pytest.raises(NotFittedError):
             check_is_fitted(probe)

@@ -299,7 +299,7 @@ def test_kernel_that_does_not_fit_is_told_before_it_is_allocated():
     ("parameters", "message"),
     [
         ({"alpha": []}, "non-empty list"),
-        ({"alpha": [1.0, -1.0]}, "numbers ≥ 0"),
+        ({"alpha": [1.0, -1.0]}, "number ≥ 0"),
         ({"alpha": [1.0, np.inf]}, "finite"),
         ({"alpha": "gcv"}, "'alpha' parameter"),
         ({"kernel": "sigmoid"}, "'kernel' parameter"),

@@ -9,6 +9,7 @@ from sklearn.exceptions import NotFittedError
 
 from sklearn_clpdd import CLPDistiller, FrozenEncoder, distillation_report
 from sklearn_clpdd.baselines import ClassCentroids
+from sklearn_clpdd.encoder._extractor import FeatureExtractor
 from sklearn_clpdd.evaluation import closed_form_probe_scores, compare_with_real
 
 
@@ -115,7 +116,7 @@ def test_a_page_of_real_images_and_one_of_many_classes(encoder, colors, tmp_path
 def test_targets_that_exist_are_kept(fitted, colors, tmp_path, monkeypatch):
     path = tmp_path / "report.html"
     path.write_text("mine")
-    monkeypatch.setattr(FrozenEncoder, "_encode", lambda *args: pytest.fail("long work was started"))
+    monkeypatch.setattr(FeatureExtractor, "_encode", lambda *args: pytest.fail("long work was started"))
     for target in (path, tmp_path):
         with pytest.raises(FileExistsError, match="another path"):
             distillation_report(fitted, *colors, target, overwrite=target is tmp_path)
@@ -130,7 +131,7 @@ def test_an_error_leaves_nothing_half_written(fitted, colors, tmp_path, monkeypa
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("sklearn_clpdd._report.os.replace", full)
+        patch.setattr("sklearn_clpdd.io._report.os.replace", full)
         with pytest.raises(OSError, match="No space"):
             distillation_report(fitted, *colors, path, overwrite=True)
     assert [(own.name, own.read_text()) for own in tmp_path.iterdir()] == [("report.html", "old")]
@@ -139,7 +140,7 @@ def test_an_error_leaves_nothing_half_written(fitted, colors, tmp_path, monkeypa
 
 
 def test_bad_input_is_refused_before_any_long_work(fitted, colors, tmp_path, monkeypatch):
-    monkeypatch.setattr(FrozenEncoder, "_encode", lambda *args: pytest.fail("long work was started"))
+    monkeypatch.setattr(FeatureExtractor, "_encode", lambda *args: pytest.fail("long work was started"))
     X, y = colors
     path = tmp_path / "report.html"
     with pytest.raises(NotFittedError):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from sklearn_clpdd._core.ridge import ridge, ridge_dual, ridge_primal, solve_ridged
+from sklearn_clpdd.utils._ridge import ridge, ridge_dual, ridge_primal, solve_ridged
 
 
 def _problem(n, d, C=3):

@@ -1,16 +1,15 @@
 """Around the steps of a distillation: checkpoints, stopping, held-out scores, callbacks."""
 
 import gc
-import importlib
 import itertools
-import logging
 import pickle
 import re
 import shutil
+import subprocess
+import sys
 import time
 import weakref
 from contextlib import nullcontext, suppress
-from functools import partial
 from itertools import product
 
 import joblib
@@ -25,11 +24,22 @@ from sklearn.exceptions import NotFittedError
 from sklearn.metrics import balanced_accuracy_score
 from sklearn.utils.fixes import parse_version
 
-from sklearn_clpdd import DSA, CLPDistiller, FrozenEncoder, SyntheticImagesDisplay, load_distilled, save_distilled
-from sklearn_clpdd import _run as run_module
-from sklearn_clpdd._core.checkpoints import read_checkpoint
-from sklearn_clpdd._core.objectives import CrossEntropy
-from sklearn_clpdd._iterative import _equal_weights
+from sklearn_clpdd import (
+    DSA,
+    Checkpoint,
+    CLPDistiller,
+    FrozenEncoder,
+    SyntheticImagesDisplay,
+    load_distilled,
+    save_distilled,
+)
+from sklearn_clpdd.distill import _checkpoint as checkpoint_module
+from sklearn_clpdd.distill import _trainer as trainer_module
+from sklearn_clpdd.distill._checkpoint import read_checkpoint
+from sklearn_clpdd.distill._held_out import balanced_weights
+from sklearn_clpdd.distill._objectives import CrossEntropy
+
+ONLY_VIEWS = DSA(unaugmented_weight=0)
 
 
 @pytest.fixture
@@ -72,7 +82,7 @@ def _stop_at(step, error=KeyboardInterrupt):
 def test_interrupted_and_gone_on_with_is_uninterrupted(encoder, colors, tmp_path, stop, parameters):
     X, y = colors
     path = tmp_path / "run"
-    run = distiller(encoder, **parameters, checkpoint=path, checkpoint_every=1)
+    run = distiller(encoder, **parameters, checkpoint=Checkpoint(path, every=1))
     with pytest.warns(UserWarning, match=f"interrupted after {stop} of 45 steps"):
         run.set_params(callback=_stop_at(stop)).fit(X, y)
     assert run.n_iter_ == stop + 1
@@ -103,7 +113,7 @@ def noisy(digits):
 )
 def test_interrupts_leave_no_trace(noisy, tmp_path, monkeypatch, stop, where, every):
     """The score of the moment of an interrupt is no score of the run, however often losses are looked at."""
-    monkeypatch.setattr(run_module, "_LOOK_EVERY_CPU", every)
+    monkeypatch.setattr(trainer_module, "_READ_EVERY_CPU", every)
     parameters = {"max_iter": 121, "n_iter_no_change": 90, "tol": 0.0, "temperature": 0.1, "init": "noise"}
     parameters["objective"] = "cross_entropy"
     whole = distiller(None, **parameters).fit(*noisy)
@@ -116,7 +126,7 @@ def test_interrupts_leave_no_trace(noisy, tmp_path, monkeypatch, stop, where, ev
             raise KeyboardInterrupt
         return CrossEntropy(1.0, 0.1)(Z, Y, R, r)
 
-    run = distiller(None, **parameters, checkpoint=tmp_path / "run", checkpoint_every=1)
+    run = distiller(None, **parameters, checkpoint=Checkpoint(tmp_path / "run", every=1))
     if where == "callback":
         run.set_params(callback=_stop_at(stop))
     else:
@@ -148,7 +158,7 @@ def test_a_finished_run_is_not_made_again(encoder, colors, tmp_path, parameters)
         ({"max_iter": 46}, "max_iter was 45.0 and is 46.0"),
         ({"random_state": 1}, "random_state was 0.0 and is 1.0"),
         ({"augmentation": DSA(flip=0)}, r"augmentation was 'dsa' and is DSA\(.*flip=0"),
-        ({"encoder__normalize": False}, "encoder differ"),
+        ({"encoder__l2_normalize": False}, "encoder differ"),
         ({"objective": CrossEntropy(1.0, 0.1)}, "objective was 'probe_and_neighbors' and is <"),
         ({"X": lambda X: X[::-1]}, "images differ"),
         ({"y": lambda y: y[::-1]}, "y differ"),
@@ -160,9 +170,9 @@ def test_another_run_is_refused_and_says_what_differs(encoder, colors, tmp_path,
     before = (tmp_path / "run").read_bytes()
     X, y = (change.pop(name, lambda values: values)(values) for name, values in (("X", X), ("y", y)))
     monkeypatch.setattr(
-        "sklearn_clpdd._encoder.FrozenEncoder._encode", lambda *args, **kwargs: pytest.fail("long work was started")
+        "sklearn_clpdd.encoder._extractor.FeatureExtractor._encode", lambda *args, **kwargs: pytest.fail("long work was started")
     )
-    with pytest.raises(ValueError, match=f"(?s)is that of another run: {words}"):
+    with pytest.raises(ValueError, match=f"(?s)belongs to another run: {words}"):
         clone(run).set_params(**change).fit(X, y)
     assert (tmp_path / "run").read_bytes() == before
 
@@ -211,100 +221,86 @@ def test_objectives_are_told_apart(digits, tmp_path):
                 clone(run).set_params(objective=other).fit(*digits)
 
 
+SCRIPT = """
+import torch
+from sklearn_clpdd.utils._fingerprint import fingerprint
+
 def own_loss(Z):
     return POWER * Z.square().sum()
 
+POWER = {power}
+NAMES = {{"red", "green", "blue"}}
 
-POWER = 1.0
-
-
-class OwnLoss:
-    """An object, whose class names a global."""
-
+class Loss:
     def __call__(self, Z, Y, R, r):
         return own_loss(Z)
 
+class Child(Loss):
+    scale = torch.ones({scale})
 
-@pytest.mark.parametrize("kind", ["function", "object"])
-def test_objectives_are_told_apart_by_the_globals_that_they_read(digits, tmp_path, monkeypatch, kind):
-    """Directly, or in a function that they call."""
-    objective = OwnLoss() if kind == "object" else lambda Z, Y, R, r: own_loss(Z)
+    def __call__(self, Z, Y, R, r):
+        return super().__call__(Z, Y, R, r) if NAMES else self.scale
+
+def outer():
+    steps = iter([1, 2, 3])
+    def inner(Z, Y, R, r):
+        next(steps, None)
+        return own_loss(Z)
+    return inner
+{comment}
+objectives = [lambda Z, Y, R, r: own_loss(Z), Loss(), Child(), outer(), Child]
+print(*map(fingerprint, objectives), sep="\\n")
+"""
+
+
+@pytest.fixture(scope="module")
+def fingerprints(tmp_path_factory):
+    """Fingerprints of the objectives of a script, which runs in a process of its own."""
+    folder = tmp_path_factory.mktemp("script")
+
+    def run(power=1.0, scale=2, comment=""):
+        path = folder / f"script{len(comment)}.py"
+        path.write_text(SCRIPT.format(power=power, scale=scale, comment=comment))
+        done = subprocess.run([sys.executable, path], capture_output=True, text=True, check=True)
+        return done.stdout.splitlines()
+
+    return run
+
+
+def test_objectives_of_a_script_are_recognised_by_what_they_read(fingerprints):
+    """In another process, whatever the order of sets, lines and iterators; and told apart by globals and class attributes."""
+    first = fingerprints()
+    assert len(set(first)) == 5
+    assert fingerprints() == first
+    assert fingerprints(comment="# in another file, and at another line\n\n") == first
+    changed = [one != other for one, other in zip(first, fingerprints(power=2.0), strict=True)]
+    assert changed == [True] * 5
+    assert [one != other for one, other in zip(first, fingerprints(scale=3), strict=True)] == [False, False, True, False, True]
+
+
+def test_an_objective_may_say_what_it_is(digits, tmp_path):
+    def objective(Z, Y, R, r):
+        return Z.square().sum()
+
+    objective.fingerprint = "squares, version 1"
     run = distiller(None, objective=objective, max_iter=2, checkpoint=tmp_path / "run").fit(*digits)
-    assert clone(run).fit(*digits).n_iter_ == 2
-    monkeypatch.setitem(globals(), "POWER", 2.0)
-    with pytest.raises(ValueError, match="objective was"):
-        clone(run).fit(*digits)
 
+    def other(Z, Y, R, r):
+        return (Z * Z).sum()
 
-def test_objectives_are_told_apart_by_what_they_are_made_of(tmp_path, monkeypatch):
-    """And by nothing else: neither names that happen to be those of attributes, nor what changes by itself."""
-    (tmp_path / "losses.py").write_text("scale = 1.0\ndef f(Z):\n    return scale * Z.sum()\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    losses = importlib.import_module("losses")
-    monkeypatch.setitem(globals(), "losses", losses)
-
-    class Base:
-        power = 2
-
-        def term(self, Z):
-            return (Z**self.power).sum()
-
-    class Loss(Base):
-        def __call__(self, Z, Y, R, r):
-            return self.term(Z)
-
-    class Slots:
-        __slots__ = ("power",)
-
-        def __call__(self, Z, Y, R, r):
-            return (Z**self.power).sum()
-
-    def of_module(Z, Y, R, r):
-        return losses.f(Z)
-
-    def plain(Z, Y, R, r):
-        LOG.info("a step")
-        return Z.mean()
-
-    slots = Slots()
-    slots.power = 2
-    chosen = partial(lambda Z, Y, R, r, *, classes: Z.sum(), classes={"b", "a"})
-    objectives = {"class": Loss(), "slots": slots, "module": of_module, "plain": plain, "partial": chosen}
-    before = {name: run_module.spelled(objective) for name, objective in objectives.items()}
-    assert len(set(before.values())) == len(before)
-    assert before == {name: run_module.spelled(objective) for name, objective in objectives.items()}
-
-    def changed():
-        return {name for name, objective in objectives.items() if run_module.spelled(objective) != before[name]}
-
-    monkeypatch.setitem(globals(), "mean", 3)  # of the same name as an attribute
-    logging.getLogger("another")
-    LOG.isEnabledFor(logging.INFO)
-    assert not changed()
-    monkeypatch.setattr(Base, "power", 3)
-    assert changed() == {"class"}
-    slots.power = 3
-    monkeypatch.setattr(losses, "scale", 2.0)
-    objectives["partial"] = partial(chosen.func, classes={"a", "c"})
-    assert changed() == {"class", "slots", "module", "partial"}
-
-
-LOG = logging.getLogger("objectives")
-
-
-def test_helpers_that_call_one_another_are_soon_spelled():
-    names = [f"helper_{i}" for i in range(30)]
-    code = "\n".join(f"def {name}(Z):\n    return {' + '.join(f'{other}(Z)' for other in names)}" for name in names)
-    exec(code, namespace := {"__name__": "__main__"})
-    assert run_module.spelled(namespace["helper_0"]) != run_module.spelled(namespace["helper_1"])
+    other.fingerprint = "squares, version 1"
+    assert clone(run).set_params(objective=other).fit(*digits).n_iter_ == 2
+    other.fingerprint = "squares, version 2"
+    with pytest.raises(ValueError, match=r"objective was .*version 1 and is .*version 2"):
+        clone(run).set_params(objective=other).fit(*digits)
 
 
 def test_another_version_of_a_package_is_named(encoder, colors, tmp_path):
     run = distiller(encoder, max_iter=2, checkpoint=tmp_path / "run").fit(*colors)
     tensors, info = read_checkpoint(tmp_path / "run")
     now = info["versions"]["torch"]
-    run_module.write_checkpoint(tmp_path / "run", tensors, {**info, "versions": {**info["versions"], "torch": "2.0.1"}})
-    with pytest.raises(ValueError, match=rf"another run: torch was 2\.0\.1 and is {re.escape(now)}\. Go on") as caught:
+    checkpoint_module.write_checkpoint(tmp_path / "run", tensors, {**info, "versions": {**info["versions"], "torch": "2.0.1"}})
+    with pytest.raises(ValueError, match=rf"another run: torch was 2\.0\.1 and is {re.escape(now)}\. Continue") as caught:
         clone(run).fit(*colors)
     assert "differ" not in str(caught.value)
 
@@ -312,13 +308,15 @@ def test_another_version_of_a_package_is_named(encoder, colors, tmp_path):
 def test_what_does_not_matter_may_differ(digits, tmp_path):
     X, y = digits
     run = distiller(None, checkpoint=tmp_path / "run", alpha=1).fit(X, y)
-    again = clone(run).set_params(verbose=1, checkpoint_every=7, alpha=np.float64(1), callback=print)
+    again = clone(run).set_params(
+        verbose=1, checkpoint=Checkpoint(tmp_path / "run", every=7), alpha=np.float64(1), callback=print
+    )
     np.testing.assert_array_equal(run.X_synthetic_, again.fit(X, y).X_synthetic_)
 
 
 @pytest.mark.parametrize("path", ["nowhere/run", "."])
 def test_a_checkpoint_needs_a_folder(encoder, colors, tmp_path, path):
-    with pytest.raises(FileNotFoundError, match="a file in a folder that is there"):
+    with pytest.raises(FileNotFoundError, match="a file in an existing folder"):
         distiller(encoder, checkpoint=tmp_path / path).fit(*colors)
 
 
@@ -326,8 +324,8 @@ def test_a_full_disk_does_not_end_the_run(digits, tmp_path, monkeypatch):
     def full(*args):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(run_module, "write_checkpoint", full)
-    with pytest.warns(RuntimeWarning, match=r"could not be written, the run goes on: No space left"):
+    monkeypatch.setattr(checkpoint_module, "write_checkpoint", full)
+    with pytest.warns(RuntimeWarning, match=r"could not be written, and the run continues: No space left"):
         fitted = distiller(None, checkpoint=tmp_path / "run").fit(*digits)
     assert fitted.n_iter_ == 45
 
@@ -335,12 +333,12 @@ def test_a_full_disk_does_not_end_the_run(digits, tmp_path, monkeypatch):
 @pytest.mark.parametrize("every", [10, 0.05])
 def test_checkpoints_are_written_by_steps_or_seconds(digits, tmp_path, monkeypatch, every):
     written = []
-    monkeypatch.setattr(run_module, "write_checkpoint", lambda path, tensors, info: written.append(info))
+    monkeypatch.setattr(checkpoint_module, "write_checkpoint", lambda path, tensors, info: written.append(info))
 
     def slow(distiller, record):
         time.sleep(0.01)
 
-    distiller(None, checkpoint=tmp_path / "run", checkpoint_every=every, callback=slow).fit(*digits)
+    distiller(None, checkpoint=Checkpoint(tmp_path / "run", every=every), callback=slow).fit(*digits)
     assert written[-1]["step"] == 45
     assert written[-1]["finished"]
     if every == 10:
@@ -353,7 +351,7 @@ def test_checkpoints_are_written_by_steps_or_seconds(digits, tmp_path, monkeypat
 @pytest.fixture
 def as_on_a_gpu(monkeypatch):
     """Losses are looked at ten at a time."""
-    monkeypatch.setattr(run_module, "_LOOK_EVERY_CPU", run_module._LOOK_EVERY)
+    monkeypatch.setattr(trainer_module, "_READ_EVERY_CPU", trainer_module._READ_EVERY)
 
 
 @pytest.mark.parametrize("error", [StopIteration, KeyboardInterrupt])
@@ -362,7 +360,7 @@ def as_on_a_gpu(monkeypatch):
 def test_records_in_tens_lose_nothing(encoder, colors, tmp_path, step, error):
     X, y = colors
     whole = distiller(encoder).fit(X, y)
-    run = distiller(encoder, checkpoint=tmp_path / "run", checkpoint_every=1, callback=_stop_at(step, error))
+    run = distiller(encoder, checkpoint=Checkpoint(tmp_path / "run", every=1), callback=_stop_at(step, error))
     with nullcontext() if error is StopIteration else pytest.warns(UserWarning, match="interrupted after"):
         run.fit(X, y)
     assert [record["step"] for record in run.history_] == list(range(run.n_iter_))
@@ -399,7 +397,7 @@ def test_interrupt_keeps_the_best_images(encoder, colors):
         return CrossEntropy(0.01, 0.1)(Z, Y, R, r) * (-1 if next(calls) > 21 and Z.requires_grad else 1)
 
     with pytest.warns(UserWarning, match="interrupted after 30 of 45 steps") as caught:
-        fitted = distiller(encoder, objective=objective, callback=spoil, whole_weight=0).fit(X, y)
+        fitted = distiller(encoder, objective=objective, callback=spoil, augmentation=ONLY_VIEWS).fit(X, y)
     assert caught[0].filename == __file__
     np.testing.assert_array_equal(fitted.X_synthetic_, seen["best"])
     assert fitted.score(X, y) >= 0.8
@@ -486,22 +484,22 @@ def test_held_out_accuracy_is_that_of_all_of_them(encoder, colors, kind):
 
 def test_held_out_accuracy_weighs_groups_of_a_class_alike():
     codes, groups = np.array([0, 0, 0, 0, 1, 1]), np.array([0, 0, 0, 1, 2, 2])
-    np.testing.assert_allclose(_equal_weights(codes, groups), [1 / 12] * 3 + [1 / 4] + [1 / 4] * 2)
-    np.testing.assert_allclose(_equal_weights(codes, codes), [1 / 8] * 4 + [1 / 4] * 2)
-    np.testing.assert_allclose(_equal_weights(codes, None), 1 / 6)
+    np.testing.assert_allclose(balanced_weights(codes, groups), [1 / 12] * 3 + [1 / 4] + [1 / 4] * 2)
+    np.testing.assert_allclose(balanced_weights(codes, codes), [1 / 8] * 4 + [1 / 4] * 2)
+    np.testing.assert_allclose(balanced_weights(codes, None), 1 / 6)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
 def test_gone_on_with_and_ended_before_a_step_at_a_score(noisy, tmp_path, error):
     """The file has the score of a step that is not made again: it is that of the last record there is."""
-    parameters = {"max_iter": 61, "init": "noise", "temperature": 0.1, "checkpoint": tmp_path / "run", "checkpoint_every": 1}
+    parameters = {"max_iter": 61, "init": "noise", "temperature": 0.1, "checkpoint": Checkpoint(tmp_path / "run", every=1)}
     run = distiller(None, **parameters, callback=_stop_at(20)).set_params(objective="cross_entropy")
     with pytest.warns(UserWarning, match="interrupted after 20"):
         run.fit(*noisy)
     assert read_checkpoint(tmp_path / "run")[1]["best_iter"] == 20
     resumed = clone(run).set_params(callback=None)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sklearn_clpdd._core.loop.backpropagate", _raise(error))
+        patch.setattr("sklearn_clpdd.distill._loop.backpropagate", _raise(error))
         with pytest.warns(UserWarning) if error is KeyboardInterrupt else pytest.raises(OSError):  # noqa: PT011, PT030
             resumed.fit(*noisy)
     assert (resumed.n_iter_, resumed.best_iter_) == (20, 19)
@@ -516,7 +514,7 @@ def _raise(error):
 
 
 def test_a_score_that_is_no_number_replaces_none(encoder, colors):
-    run = distiller(encoder, max_iter=41, objective=HeldOut([3.0, 2.0, 1.0, float("nan")]), whole_weight=0.0)
+    run = distiller(encoder, max_iter=41, objective=HeldOut([3.0, 2.0, 1.0, float("nan")]), augmentation=ONLY_VIEWS)
     with pytest.raises(FloatingPointError, match="held-out samples at step 40 is nan"):
         run.fit(*colors)
     assert (run.best_iter_, run.val_loss_, run.history_[40]["val_loss"]) == (40, 1.0, 1.0)
@@ -571,7 +569,7 @@ def test_the_score_of_what_is_kept_is_kept(encoder, colors, tmp_path, max_iter, 
     def watch(moment, record):
         seen.append(moment.transform().copy())
 
-    run = distiller(encoder, max_iter=max_iter, objective=HeldOut(losses), callback=watch, whole_weight=0.0).fit(X, y)
+    run = distiller(encoder, max_iter=max_iter, objective=HeldOut(losses), callback=watch, augmentation=ONLY_VIEWS).fit(X, y)
     assert run.best_iter_ == kept
     assert (run.val_loss_, run.history_[kept]["val_loss"]) == (min(losses), min(losses))
     assert run.val_accuracy_ == run.history_[kept]["val_accuracy"]
@@ -588,7 +586,7 @@ def test_the_score_of_what_is_kept_is_kept(encoder, colors, tmp_path, max_iter, 
 def test_a_run_that_is_gone_on_with_keeps_the_same(noisy, tmp_path, stop):
     parameters = {"max_iter": 61, "init": "noise", "temperature": 0.1}
     whole = distiller(None, **parameters).fit(*noisy)
-    run = distiller(None, **parameters, checkpoint=tmp_path / "run", checkpoint_every=1, callback=_stop_at(stop, StopIteration))
+    run = distiller(None, **parameters, checkpoint=Checkpoint(tmp_path / "run", every=1), callback=_stop_at(stop, StopIteration))
     resumed = clone(run.fit(*noisy)).set_params(callback=None).fit(*noisy)
     for name in ("best_iter_", "val_loss_", "val_accuracy_"):
         assert getattr(resumed, name) == getattr(whole, name)

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from sklearn_clpdd import ClosedFormProbe, CLPDistiller, FrozenEncoder, load_distilled, save_distilled
-from sklearn_clpdd._core.checkpoints import read_checkpoint
 from sklearn_clpdd.datasets import load_image_folder
+from sklearn_clpdd.distill._checkpoint import read_checkpoint
 from sklearn_clpdd.evaluation import compare_with_real, sgd_probe_scores
 
 pytestmark = pytest.mark.slow
@@ -109,7 +109,7 @@ from sklearn_clpdd import CLPDistiller, FrozenEncoder
 X, y = load_digits(return_X_y=True)
 images = (X[:200].reshape(-1, 8, 8) / 16).astype(np.float32)
 encoder = FrozenEncoder(image_size=32, device="cpu", memory=Path(sys.argv[1]).parent / "cache")
-distiller = CLPDistiller(encoder, max_iter=300, random_state=0, checkpoint=sys.argv[1], checkpoint_every=1)
+distiller = CLPDistiller(encoder, max_iter=300, random_state=0, checkpoint=Checkpoint(sys.argv[1], every=1))
 distiller.set_params(callback=lambda distiller, record: print(record["step"], flush=True))
 np.save(sys.argv[1] + ".npy", distiller.fit(images, y[:200]).X_synthetic_)
 """

@@ -4,6 +4,7 @@ import ast
 import random
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import numpy as np
@@ -12,72 +13,79 @@ import torch
 
 import sklearn_clpdd
 from sklearn_clpdd import CLPDistiller, FrozenEncoder
-from sklearn_clpdd._core import devices
+from sklearn_clpdd.utils import _device as devices
 
 ROOT = Path(sklearn_clpdd.__file__).parent
-# From the bottom up: a module imports from the lines above its own, and from no other.
-LAYERS = [
-    {
-        "_core.ridge",
-        "_core.rows",
-        "_core.reservoir",
-        "_core.augmentations",
-        "_core.parametrizations",
-        "_core.devices",
-        "_core.heap",
-        "_core.checkpoints",
-        "_core.weights",
-        "_core.frozen",
-    },
-    {"_core.real_features", "_core.objectives", "_core.folding", "_core.moments", "_core.kernels"},
-    {"_core.leave_one_out", "_core.stream", "_core.backbones"},
-    {"_core.calibration"},
-    {"_core.loop"},
-    {"_store", "_modules", "_output", "_pictures", "_probe", "_run", "_reals"},
-    {"_images"},
-    {"_encoder"},
-    {"_spaces"},
-    {"_base"},
-    {"_iterative"},
-    {"_distiller"},
-    {"datasets", "evaluation", "baselines", "_sampler", "_provenance"},
-    {"_display"},
-    {"io", "_report"},
-    {""},
+# A package, or module at the top, imports only from those before it.
+PACKAGES = ["utils", "probe", "encoder", "distill", "plot", "baselines", "evaluation", "datasets", "io", "__init__"]
+# Pure functions of tensors: torch only.
+MATHS = [
+    "utils/_ridge",
+    "probe/_leave_one_out",
+    "probe/_moments",
+    "encoder/_folding",
+    "encoder/_frozen_layers",
+    "distill/_loop",
+    "distill/_objectives",
+    "distill/_parametrizations",
 ]
+FILES = {path.relative_to(ROOT).with_suffix("").as_posix(): path for path in sorted(ROOT.rglob("*.py"))}
 
 
-def _imports(path):
-    """Modules of the package, and roots of other packages, that a file imports."""
+def _imports(name):
+    """Files of the package, and dotted names of other packages, that a file imports anywhere."""
     inside, outside = set(), set()
-    package = path.relative_to(ROOT).parts[:-1]
-    for node in ast.walk(ast.parse(path.read_text())):
+    folder = name.split("/")[:-1]
+    for node in ast.walk(ast.parse(FILES[name].read_text())):
         if isinstance(node, ast.Import):
-            outside |= {alias.name.partition(".")[0] for alias in node.names}
+            outside |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            outside.add(node.module.partition(".")[0])
+            outside |= {f"{node.module}.{alias.name}" for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            base = package[: len(package) - node.level + 1]
-            inside.add(".".join([*base, *(node.module or "").split(".")]).strip("."))
+            target = "/".join([*folder[: len(folder) - node.level + 1], *(node.module or "").split(".")]).strip("/")
+            inside.add(target if target in FILES else f"{target}/__init__")
     return inside, outside
 
 
-def _modules():
-    for path in sorted(ROOT.rglob("*.py")):
-        name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix("__init__").strip(".")
-        if name != "_core":
-            yield name, path
+@pytest.mark.parametrize("name", FILES)
+def test_imports_go_one_way(name):
+    inside, outside = _imports(name)
+    own = name.split("/")[0]
+    before = PACKAGES[: PACKAGES.index(own)]
+    assert {other.split("/")[0] for other in inside} <= {own, *before}
+    assert not [other for other in outside if other.startswith("sklearn_clpdd")], "an absolute import"
 
 
-@pytest.mark.parametrize(("name", "path"), list(_modules()))
-def test_imports_go_down_only(name, path):
-    (level,) = (i for i, layer in enumerate(LAYERS) if name in layer)
-    below = set().union(*LAYERS[:level])
-    inside, outside = _imports(path)
-    assert inside <= below, f"{name} imports {inside - below}, which is not below it"
-    if name.startswith("_core"):
-        assert "sklearn" not in outside
-    assert "sklearn_clpdd" not in outside, "an absolute import, which the layers do not see"
+@pytest.mark.parametrize("package", PACKAGES)
+def test_no_package_has_a_circle(package):
+    graph = {name: _imports(name)[0] for name in FILES if name.startswith(f"{package}/")}
+    order = list(TopologicalSorter(graph).static_order())  # raises for a circle
+    assert len(set(order)) == len(order)
+
+
+@pytest.mark.parametrize("name", MATHS)
+def test_the_maths_needs_torch_only(name):
+    borrowed = {other.split(".")[0] for other in _imports(name)[1]} - sys.stdlib_module_names
+    assert borrowed == {"torch"}
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if name != "utils/_sklearn_compat"])
+def test_private_parts_of_scikit_learn_are_used_in_one_place(name):
+    dotted = [other.split(".") for other in _imports(name)[1] if other.startswith("sklearn.")]
+    assert not [parts for parts in dotted if any(part.startswith("_") for part in parts)]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_files_and_functions_are_short(name):
+    source = FILES[name].read_text()
+    assert source.count("\n") <= 400
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef):
+            documentation = node.body[0] if ast.get_docstring(node) else None
+            lines = node.end_lineno - node.lineno + 1
+            if documentation is not None:
+                lines -= documentation.end_lineno - documentation.lineno + 1
+            assert lines <= 50 or node.name == "__init__", f"{node.name} has {lines} lines"
 
 
 def test_import_brings_neither_timm_nor_matplotlib():
@@ -134,7 +142,7 @@ def test_free_memory_is_that_of_the_container(groups, tmp_path, monkeypatch):
     for name, content in {"meminfo": MEMINFO, "own": own, **{f"groups/{name}": text for name, text in files.items()}}.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(content)
-    for name, place in {"_MEMINFO": "meminfo", "_OWN_GROUPS": "own", "_GROUPS": "groups"}.items():
+    for name, place in {"_MEMINFO": "meminfo", "_OWN_CGROUPS": "own", "_CGROUPS": "groups"}.items():
         monkeypatch.setattr(devices, name, tmp_path / place)
     assert devices.available_memory(torch.device("cpu")) == wanted
 

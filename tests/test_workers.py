@@ -20,9 +20,10 @@ from sklearn.pipeline import make_pipeline
 from torch import nn
 
 from sklearn_clpdd import ClosedFormProbe, CLPDistiller, FrozenEncoder
-from sklearn_clpdd import _images as images_module
-from sklearn_clpdd._modules import _packed
-from sklearn_clpdd._store import feature_store
+from sklearn_clpdd.encoder import _images as images_module
+from sklearn_clpdd.encoder._extractor import FeatureExtractor
+from sklearn_clpdd.encoder._feature_cache import feature_cache
+from sklearn_clpdd.encoder._shared_module import pickled
 
 
 class Noting(nn.Module):
@@ -111,15 +112,15 @@ def test_a_network_from_a_pickle_is_made_once(module, colors):
 
 
 def test_the_pickle_of_a_network_is_one_array_until_it_changes(module):
-    before = _packed(module)
-    assert _packed(module)[1] is before[1]
-    assert _packed(copy.deepcopy(module))[0] == before[0]  # wherever its tensors are
+    before = pickled(module)
+    assert pickled(module)[1] is before[1]
+    assert pickled(copy.deepcopy(module))[0] == before[0]  # wherever its tensors are
     module.note = "an attribute"
-    changed = _packed(module)
+    changed = pickled(module)
     assert changed[0] != before[0]
     with torch.no_grad():
         module[0].weight.add_(1)
-    assert _packed(module)[0] not in (before[0], changed[0])
+    assert pickled(module)[0] not in (before[0], changed[0])
 
 
 def test_a_network_of_a_class_that_was_written_anew_is_another():
@@ -128,7 +129,7 @@ def test_a_network_of_a_class_that_was_written_anew_is_another():
     for way in ("mean", "amax", "mean"):
         scope = {"nn": nn, "__name__": "__main__"}
         exec(f"class Pooled(nn.Module):\n    def forward(self, images):\n        return images.{way}((2, 3))", scope)
-        digests.append(_packed(scope["Pooled"]())[0])
+        digests.append(pickled(scope["Pooled"]())[0])
     assert digests[0] != digests[1]
 
 
@@ -169,9 +170,9 @@ def test_a_search_encodes_each_image_once(module, colors, tmp_path, monkeypatch)
     """Whatever the splits: the first fit encodes its own images, and what comes later only what is left."""
     X, y = colors
     encoded = []
-    original = FrozenEncoder._encode
+    original = FeatureExtractor._encode
     monkeypatch.setattr(
-        FrozenEncoder,
+        FeatureExtractor,
         "_encode",
         lambda self, images, indices, *args: encoded.append(len(indices)) or original(self, images, indices, *args),
     )
@@ -190,8 +191,8 @@ def test_a_full_disk_is_a_warning(module, colors, tmp_path, monkeypatch):
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("sklearn_clpdd._store.np.save", full)
-    with pytest.warns(UserWarning, match="could not be kept .* No space left"):
+    monkeypatch.setattr("sklearn_clpdd.encoder._feature_cache.np.save", full)
+    with pytest.warns(UserWarning, match="could not be cached .* No space left"):
         features = FrozenEncoder(module, image_size=16, device="cpu", memory=tmp_path).transform(X)
     np.testing.assert_array_equal(features, wanted)
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.name != ".gitignore"]  # no litter
@@ -207,7 +208,7 @@ def test_a_cache_that_is_damaged_is_as_if_it_were_empty(module, colors, tmp_path
         if not (lost != "*.keys.npy" and path.name.endswith(".keys.npy")):
             path.write_bytes(b"") if how == "cut off" else path.unlink()
     np.testing.assert_array_equal(encoder.transform(X), wanted)  # this process knows them to be there
-    feature_store.cache_clear()
+    feature_cache.cache_clear()
     np.testing.assert_array_equal(encoder.transform(X), wanted)
 
 
@@ -230,7 +231,7 @@ def test_a_network_that_cannot_be_pickled_is_told(module, colors):
     told = f"{caught.value}{caught.value.__cause__}"
     assert "a Unpicklable cannot be saved or sent to another process" in told
     assert "n_jobs=1" in told
-    with pytest.raises(pickle.PicklingError, match="Take out of the module"):
+    with pytest.raises(pickle.PicklingError, match="Remove from the module"):
         pickle.dumps(model)
     with joblib.parallel_config("threading"):  # what the error proposes
         assert cross_val_score(model, *colors, cv=2, n_jobs=2).shape == (2,)
@@ -245,7 +246,7 @@ def test_a_network_that_cannot_be_copied_is_told(module, colors):
 @pytest.mark.parametrize(("variable", "wanted"), [("1", 1), ("", joblib.cpu_count()), ("many", joblib.cpu_count())])
 def test_decoding_keeps_to_the_threads_that_a_process_may_have(monkeypatch, variable, wanted):
     monkeypatch.setenv("OMP_NUM_THREADS", variable)
-    threads = images_module._threads(-1)
+    threads = images_module._n_threads(-1)
     assert joblib.effective_n_jobs(threads) == wanted
-    assert images_module._threads(5) == 5  # as the user said
-    assert images_module._threads(None) is None
+    assert images_module._n_threads(5) == 5  # as the user said
+    assert images_module._n_threads(None) is None

@@ -1,0 +1,66 @@
+"""Dataset distillation: synthetic images learned for probes on a frozen encoder.
+
+The path of a fit, and where each part of it lives:
+
+========================= ==========================================================================================
+file                      what it holds
+========================= ==========================================================================================
+``_base.py``              validation and prediction, which all distillers share
+``_gradient.py``          distillers that learn images by gradient descent
+``_clp.py``               CLPDistiller: its objectives and temperatures
+``_fit_data.py``          what a distiller is fitted to, and what it has found
+``_adapters.py``          images behind encoders, or feature vectors, as the data of a fit
+``_real_features.py``     features of the real samples, their held-out part, and batches of them
+``_start.py``             what the synthetic images start from
+``_loop.py``              the optimisation: one step, in chunks of views
+``_objectives.py``        losses; add one here
+``_parametrizations.py``  what the optimiser moves; add one here
+``_augmentations.py``     random views; add one here
+``_schedule.py``          learning-rate schedule
+``_trainer.py``           history, held-out scores, stopping, progress
+``_held_out.py``          loss and accuracy on held-out features
+``_checkpoint.py``        checkpoint files
+``_callbacks.py``         what callbacks are told
+``_allocation.py``        images per class from a total
+``_sampler.py``           DistilledSampler, for imbalanced-learn
+``_summary.py``           provenance of a fitted distiller
+========================= ==========================================================================================
+
+Symbols, with one meaning in all of these files:
+
+====== ===============================================================================
+``n``  number of real images
+``C``  number of classes
+``m``  number of synthetic images
+``k``  views of each synthetic image per step, including the unaugmented image if it is one
+``d``  feature dimension
+``θ``  what the optimiser moves; a parametrisation decodes it to the images ``S``
+``S``  synthetic images, ``(m, 3, H, W)`` in [0, 1], or synthetic points ``(m, d)``
+``Z``  features of the ``mk`` views, ``(mk, d)``
+``Y``  their targets, ``(mk, C)``: one-hot, unless they are learned
+``K``  their Gram matrix ``Z Zᵀ``, ``(mk, mk)``
+``W``  weights of the linear probe, ``(d, C)``
+``R``  features of real images, ``(B, d)``, with class indices ``r`` of shape ``(B,)``
+``λ``  ridge strength, relative to the mean squared norm of the rows of ``Z``
+``τ``  temperature of the softmax of scores; ``τ'`` is that of squared distances
+====== ===============================================================================
+"""
+
+from ._allocation import allocate_images
+from ._augmentations import DSA, Augmentation
+from ._checkpoint import Checkpoint
+from ._clp import CLPDistiller
+from ._parametrizations import Parametrization
+from ._sampler import DistilledSampler
+from ._schedule import LinearSchedule
+
+__all__ = [
+    "DSA",
+    "Augmentation",
+    "CLPDistiller",
+    "Checkpoint",
+    "DistilledSampler",
+    "LinearSchedule",
+    "Parametrization",
+    "allocate_images",
+]

@@ -1,0 +1,260 @@
+"""The data of a fit behind one interface: images that pass through frozen encoders, or feature vectors."""
+
+import math
+import os
+import tempfile
+from itertools import accumulate
+from typing import Any, Protocol
+
+import joblib
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..encoder._encoder import FrozenEncoder
+from ..encoder._extractor import VERSIONS, FeatureExtractor, joint_features
+from ..encoder._images import Images, as_images
+from ..utils._arrays import row_chunks, standardize
+from ..utils._device import graph_memory
+from ._loop import ChunkPlan
+from ._parametrizations import Parametrization, Points
+
+# Bytes of float32 features above which they are stored on disk.
+_IN_MEMORY = 2**30
+
+
+class DataAdapter(Protocol):
+    """The real samples ``X``, and the form of the synthetic samples that replace them."""
+
+    device: torch.device
+    is_image: bool
+    sample_shape: tuple[int, ...]  # of a synthetic sample in `X_synthetic_`
+
+    @property
+    def encoders(self) -> list[FrozenEncoder]:
+        """The encoders; empty if ``X`` contains features."""
+
+    @property
+    def widths(self) -> list[int]:
+        """Number of features of each encoder, whose features are concatenated."""
+
+    @property
+    def center(self) -> np.ndarray | np.generic:
+        """Subtracted from the user's features."""
+
+    @property
+    def scale(self) -> np.generic:
+        """The user's features are divided by it after centring."""
+
+    def real_features(self, order: np.ndarray) -> np.ndarray:
+        """Standardised features ``(n, d)`` of the real samples in this order."""
+
+    def features(self, samples: np.ndarray) -> np.ndarray:
+        """Standardised features ``(m, d)`` of synthetic samples in the form of `X_synthetic_`."""
+
+    def identity(self) -> dict[str, str]:
+        """Digests of the real samples and of the encoders."""
+
+    def versions(self) -> dict[str, str]:
+        """Versions of the packages that compute the features."""
+
+    def provenance(self) -> list[dict[str, Any]]:
+        """Description of each encoder, as values that JSON has."""
+
+    def data_digest(self) -> str:
+        """Digest of the real samples, the same on every machine with a copy of them."""
+
+    def chunk_plan(self, n_views: int, chunk_size: int | None) -> ChunkPlan:
+        """How the views of a step pass through the encoders; ``chunk_size`` of None is chosen by memory."""
+
+    def read(self, indices: np.ndarray) -> Tensor:
+        """Real samples in the form of synthetic ones."""
+
+    def initialize(self, parametrization: type[Parametrization], m: int, generator: torch.Generator) -> Parametrization:
+        """Parametrise ``m`` synthetic samples of noise."""
+
+    def preprocess(self, samples: Tensor) -> Tensor:
+        """Prepare unaugmented samples for `encode`."""
+
+    def encode(self, views: Tensor) -> Tensor:
+        """Features ``(n, d)`` of preprocessed samples, differentiable."""
+
+    def to_user(self, samples: Tensor) -> np.ndarray:
+        """Synthetic samples in the form of `X_synthetic_`."""
+
+    def from_user(self, samples: np.ndarray) -> Tensor:
+        """The inverse of `to_user`."""
+
+
+class ImageAdapter:
+    """Synthetic images ``(m, 3, side, side)`` in [0, 1], which pass through one or several frozen encoders.
+
+    The features of several encoders are concatenated and divided by the square root of the number of encoders, so that they have
+    unit norm if those of each encoder do. Views have the input size of the largest encoder and are resized for the others.
+    Unaugmented images are cropped as for the largest encoder.
+    """
+
+    is_image = True
+    center = np.float32(0)
+    scale = np.float32(1)
+
+    def __init__(self, images: Images, encoders: list[FrozenEncoder], side: int | None):
+        self._images = images
+        self.encoders = encoders
+        self._extractors: list[FeatureExtractor] = [encoder.load() for encoder in encoders]
+        self.widths = [extractor.n_features for extractor in self._extractors]
+        self.device, *others = dict.fromkeys(extractor.device for extractor in self._extractors)
+        if others:
+            raise ValueError(f"encoders have to be on one device; got {[str(device) for device in (self.device, *others)]}")
+        if len({encoder.l2_normalize for encoder in encoders}) > 1:
+            raise ValueError("either all encoders or none need l2_normalize=True: otherwise their features differ in scale")
+        self.preprocess = max((own.preprocessing for own in self._extractors), key=lambda own: own.image_size)
+        self._side = side or self.preprocess.resized
+        self.sample_shape: tuple[int, ...] = (self._side, self._side, 3)
+        if self._side < self.preprocess.image_size:
+            raise ValueError(
+                f"image_size={side} is smaller than the input of the encoder, {self.preprocess.image_size} px; "
+                "use at least that, or FrozenEncoder(image_size=) with a smaller one"
+            )
+
+    def real_features(self, order):
+        n, d, normalized = len(order), sum(self.widths), self.encoders[0].l2_normalize
+        position = np.empty(n, dtype=np.int64)
+        position[order] = np.arange(n)
+        R = _on_disk(n, d, half=normalized) if 4 * n * d > _IN_MEMORY else np.empty((n, d), dtype=np.float32)
+        for extractor, columns in zip(self._extractors, _columns(self.widths), strict=True):
+            bad: list[int] = []
+            for rows, Z in extractor.blocks(self._images):
+                bad += (rows.start + np.flatnonzero(~np.isfinite(Z).all(axis=1))).tolist()
+                R[position[rows], columns] = Z / np.float32(math.sqrt(len(self.widths)))
+            if bad:
+                raise ValueError(f"the encoder returns non-finite features for {len(bad)} of {n} samples, first for X[{bad[0]}]")
+        return R
+
+    def features(self, samples):
+        return joint_features([own.uncached() for own in self._extractors], as_images(samples))
+
+    def identity(self):
+        return {
+            "images": joblib.hash(self._images.keys()),
+            "encoder": " ".join(extractor.network_identity() for extractor in self._extractors),
+        }
+
+    def versions(self):
+        return VERSIONS
+
+    def provenance(self):
+        return [extractor.provenance() for extractor in self._extractors]
+
+    def data_digest(self):
+        return joblib.hash(self._images.portable_keys())
+
+    def chunk_plan(self, n_views, chunk_size):
+        # Also raises if the encoders have no gradient.
+        graph_bytes = sum(extractor.backbone.graph_bytes for extractor in self._extractors)
+        if chunk_size is not None:
+            return ChunkPlan(chunk_size)
+        of_chunk, of_all = graph_memory(self.device)
+        return ChunkPlan(max(1, min(n_views, of_chunk // graph_bytes)), of_all // graph_bytes)
+
+    def read(self, indices):
+        return self._images.read(indices, self.preprocess.uncropped(self._side), self.encoders[0].n_jobs).to(self.device)
+
+    def initialize(self, parametrization, m, generator):
+        return parametrization((m, 3, self._side, self._side), generator, device=self.device)
+
+    def encode(self, views):
+        parts = [extractor(_resized(views, extractor.preprocessing.image_size), "float32") for extractor in self._extractors]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1) / math.sqrt(len(parts))
+
+    def to_user(self, samples):
+        return samples.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+
+    def from_user(self, samples):
+        return torch.from_numpy(samples).permute(0, 3, 1, 2).to(self.device)
+
+
+def _resized(views: Tensor, size: int) -> Tensor:
+    if size == views.shape[-1]:
+        return views
+    return F.interpolate(views, (size, size), mode="bilinear", antialias=True, align_corners=False)
+
+
+def _columns(widths: list[int]) -> list[slice]:
+    """Columns of each block of features."""
+    ends = list(accumulate(widths))
+    return [slice(stop - width, stop) for width, stop in zip(widths, ends, strict=True)]
+
+
+class FeatureAdapter:
+    """Synthetic points ``(m, d)`` in the space of the user's features.
+
+    Internally, features are centred and scaled to a mean squared norm of 1, so that λ and τ mean the same as for the normalised
+    features of an encoder.
+    """
+
+    is_image = False
+
+    def __init__(self, X: np.ndarray, device: torch.device):
+        self._X = X
+        self.encoders: list[FrozenEncoder] = []
+        self.widths = [X.shape[1]]
+        self.device = device
+        self.sample_shape = X.shape[1:]
+        # In float64 for float32 features too: a float32 mean of a million rows is inaccurate.
+        self.center = X.mean(axis=0, dtype=np.float64)
+        squares = np.empty(len(X))
+        for rows in row_chunks(X):
+            squares[rows] = np.square(X[rows] - self.center).sum(axis=1)
+        norm = np.sqrt(squares.mean())
+        self.scale = np.float64(norm if norm > 0 else 1)
+
+    def real_features(self, order):
+        return self.features(self._X[order])
+
+    def features(self, samples):
+        return standardize(samples, self.center, self.scale)
+
+    def identity(self):
+        return {"X": self.data_digest()}
+
+    def versions(self):
+        return {}
+
+    def provenance(self):
+        return []
+
+    def data_digest(self):
+        return joblib.hash(np.ascontiguousarray(self._X))
+
+    def chunk_plan(self, n_views, chunk_size):
+        return ChunkPlan(n_views)
+
+    def read(self, indices):
+        return self.from_user(self._X[indices])
+
+    def initialize(self, parametrization, m, generator):
+        dtype = torch.float64 if self._X.dtype == np.float64 else torch.float32
+        return Points((m, self._X.shape[1]), generator, device=self.device, dtype=dtype)
+
+    def preprocess(self, samples):
+        return samples
+
+    def encode(self, views):
+        return views
+
+    def to_user(self, samples):
+        return (samples.cpu().numpy() * self.scale + self.center).astype(self._X.dtype, copy=False)
+
+    def from_user(self, samples):
+        return torch.from_numpy(self.features(samples)).to(self.device)
+
+
+def _on_disk(n: int, d: int, *, half: bool) -> np.memmap:
+    """An array in a temporary file, which is deleted with the array; float16 for features of unit norm."""
+    itemsize = 2 if half else 4
+    with tempfile.TemporaryFile() as file:
+        if hasattr(os, "posix_fallocate"):  # a full disk then raises an error now, instead of ending the process later
+            os.posix_fallocate(file.fileno(), 0, itemsize * n * d)
+        return np.memmap(file, dtype=np.float16 if half else np.float32, mode="w+", shape=(n, d))

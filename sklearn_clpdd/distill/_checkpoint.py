@@ -1,0 +1,168 @@
+"""Checkpoints of a run: a safetensors file with JSON in its header, without any pickles.
+
+A file is written next to its final place and then moved there. Whenever a run is killed, there is a complete file: the latest one
+or the one before.
+"""
+
+import json
+import os
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from sklearn.base import BaseEstimator
+from torch import Tensor
+
+from ..utils._sklearn_compat import Interval
+from ..utils._warnings import warn
+
+_KEY = "sklearn_clpdd"
+# Version of the content of a checkpoint; files with another one are refused.
+_FORMAT = 3
+
+
+class Checkpoint(BaseEstimator):
+    """Where and how often a run is saved.
+
+    Parameters
+    ----------
+    path : str or path
+        File that is written. A `fit` that finds a file of the same run continues it.
+    every : float or int, default=60.0
+        Interval between two writes: seconds if it is a float, steps if it is an integer.
+
+    Examples
+    --------
+    >>> from sklearn_clpdd import Checkpoint, CLPDistiller
+    >>> CLPDistiller(checkpoint=Checkpoint("run.safetensors", every=50)).checkpoint.every
+    50
+    """
+
+    _parameter_constraints = {"path": [str, os.PathLike], "every": [Interval(Real, 0, None, closed="neither")]}
+
+    def __init__(self, path, *, every=60.0):
+        self.path = path
+        self.every = every
+
+
+class CheckpointFile:
+    """The file of a run, and what it contains.
+
+    Parameters
+    ----------
+    checkpoint : Checkpoint
+    parameters : dict of str to str
+        Fingerprints of the parameters that a run and its continuation have to share.
+    data : dict of str to str
+        Digests of the data.
+    versions : dict of str to str
+        Versions of the packages that compute the features.
+
+    Attributes
+    ----------
+    tensors, info : dict
+        Content of the file; empty if it does not exist.
+
+    Raises
+    ------
+    ValueError
+        If the file is not a checkpoint, or belongs to another run.
+    FileNotFoundError
+        If its folder does not exist.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, parameters: dict[str, str], data: dict[str, str], versions: dict[str, str]):
+        self.path, self._every = Path(checkpoint.path), checkpoint.every
+        if self.path.is_dir() or not self.path.parent.is_dir():
+            raise FileNotFoundError(f"checkpoint={str(self.path)!r} has to be a file in an existing folder")
+        self._run: dict[str, Any] = {"parameters": parameters, "data": data, "versions": versions, "format": _FORMAT}
+        self.tensors: dict[str, Tensor] = {}
+        self.info: dict[str, Any] = {}
+        if self.path.exists():
+            self.tensors, self.info = read_checkpoint(self.path)
+            differ = self._differences(self.info)
+            if differ:
+                raise ValueError(
+                    f"checkpoint={str(self.path)!r} belongs to another run: {'; '.join(differ)}. "
+                    "Continue with the settings that it was started with, pass another path, or delete the file"
+                )
+
+    def _differences(self, info: dict[str, Any]) -> list[str]:
+        """How the run of a file differs from this one."""
+        if info.get("format") != _FORMAT:
+            return [f"its format is {info.get('format', 1)}, and this version of the library writes {_FORMAT}"]
+        differ = [f"{name} differ" for name in _differing(info["data"], self._run["data"])]
+        for kind in ("versions", "parameters"):
+            was, now = info[kind], self._run[kind]
+            differ += [f"{name} was {was.get(name)} and is {now.get(name)}" for name in _differing(was, now)]
+        return differ
+
+    def is_due(self, steps: int, seconds: float) -> bool:
+        """Whether to write, this many steps and seconds after the last write."""
+        return (steps if isinstance(self._every, Integral) else seconds) >= self._every
+
+    def write(self, tensors: dict[str, Tensor], info: dict) -> None:
+        """Replace the file. A failure is only a warning, because the run is worth more."""
+        try:
+            write_checkpoint(self.path, tensors, info | self._run)
+        except OSError as error:
+            warn(f"the checkpoint could not be written, and the run continues: {error}", RuntimeWarning)
+
+
+def write_checkpoint(path: Path, tensors: dict[str, Tensor], info: dict) -> None:
+    """Replace the checkpoint at ``path``.
+
+    Parameters
+    ----------
+    path : Path
+    tensors : dict of str to Tensor
+    info : dict
+        Values that JSON has; floats are restored exactly.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written; the previous checkpoint is then unchanged.
+    """
+    part = path.with_name(path.name + ".part")
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part, metadata={_KEY: json.dumps(info)})
+    except SafetensorError as error:
+        raise OSError(f"{part}: {error}") from error
+    _sync(part, os.O_RDWR)
+    os.replace(part, path)
+    if os.name == "posix":
+        _sync(path.parent, os.O_RDONLY)
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict]:
+    """Tensors, on the CPU, and the information that was written with them.
+
+    Raises
+    ------
+    ValueError
+        If the file is not a checkpoint of this library.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            info = json.loads((file.metadata() or {})[_KEY])
+            return {name: file.get_tensor(name).clone() for name in file.keys()}, info  # noqa: SIM118 (not a mapping)
+    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f"checkpoint={os.fspath(path)!r} exists, but is not a checkpoint of a distillation: {error!r}"
+        ) from error
+
+
+def _sync(path: Path, flags: int) -> None:
+    """Wait until a file or folder is on disk."""
+    descriptor = os.open(path, flags)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _differing(was: dict[str, str], now: dict[str, str]) -> list[str]:
+    return sorted(name for name in {*was, *now} if was.get(name) != now.get(name))

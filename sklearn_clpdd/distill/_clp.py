@@ -1,0 +1,295 @@
+"""CLPDistiller: closed-form linear-probe dataset distillation."""
+
+import math
+from numbers import Real
+
+import numpy as np
+import torch
+
+from ..utils._arrays import evenly_spaced
+from ..utils._sklearn_compat import Interval, StrOptions
+from ._gradient import GradientDistiller, Temperatures
+from ._objectives import OBJECTIVES, WithNeighbors, spread_of_neighbor_logits, spread_of_scores
+
+# Real samples from which the temperatures are chosen, at most; and the smallest temperature that is chosen.
+_TEMPERATURE_ROWS = 20_000
+_LEAST_TEMPERATURE = 1e-3
+
+
+class CLPDistiller(GradientDistiller):
+    """Distil a labelled image set into a few synthetic images, for linear probes on a frozen encoder.
+
+    CLP-DD: each step computes the probe of the synthetic features in closed form, and improves the images by the gradient of the
+    softmax cross-entropy of its scores on real features. The real images pass through the encoder only once.
+
+    Parameters
+    ----------
+    encoder : str, torch.nn.Module, FrozenEncoder, list of these or None, default="tf_efficientnet_lite0"
+        Maps images to features; a name or a module stands for ``FrozenEncoder(encoder)``. With several encoders, the objective is
+        averaged over them, and the probe uses the features of all of them. ``None``: ``X`` contains features, and points of
+        feature space are learned; the parameters of images below are then ignored.
+    images_per_class : int or dict, default=1
+        Synthetic images of each class; a dict has a number for each label. For a given total, see :func:`allocate_images`.
+    image_size : int, default=None
+        Side of the synthetic images in pixels. ``None``: the size to which the encoder resizes images before its centre crop.
+    objective : {"probe_and_neighbors", "cross_entropy", "cosine_cross_entropy", "mse"} or callable, \
+            default="probe_and_neighbors"
+        Outer loss. ``"cross_entropy"``: softmax cross-entropy of the probe's scores, divided by the root mean square norm of
+        its columns. ``"probe_and_neighbors"``: the same for random views; for unaugmented images, a quarter of it plus three
+        quarters of the cross-entropy of a soft nearest-neighbour classifier, which makes each image typical of its class.
+        ``"cosine_cross_entropy"``: cross-entropy of the cosines to the class anchors, as in the paper. ``"mse"``: squared error
+        of the probe. A callable ``(Z, Y, R, r) -> scalar`` gets tensors: synthetic features ``(m·k, d)``, their targets
+        (one-hot labels), real features ``(B, d)`` and their class indices. It is differentiated in ``Z``, and called in each
+        step for the random views and for the ``(m, d)`` features of the unaugmented images, and for held-out real features.
+    alpha : float, default=1.0
+        Ridge strength of the inner problem, > 0, relative to the mean squared norm of the synthetic features.
+    temperature : "auto" or float, default="auto"
+        Temperature of the softmax of the probe's scores in the outer loss, > 0. ``"auto"``: the spread of the scores of the
+        classes, which depends on encoder and data: the standard deviation of the cosines between real features and the anchors of
+        the class means, about their mean over the classes, divided by the square root of the mean number of images per class. It
+        does not affect the loss of the neighbours.
+    learn_targets : bool, default=False
+        Whether to learn the targets of the inner problem with the images, starting from one-hot labels. The learned `targets_`
+        are real numbers for probes in closed form; other probes are trained with `y_synthetic_`.
+    parametrization : {"pyramid", "pixels"} or class, default="pyramid"
+        What the optimiser moves: a sum of upsampled levels in a decorrelated colour space, or single pixels. From noise, the
+        levels are added one after another, from coarse to fine.
+    augmentation : "dsa", Augmentation or None, default="dsa"
+        Random views of the synthetic images in each step. ``"dsa"`` stands for ``DSA()``, which also sets the number of views and
+        the weight of the unaugmented images. ``None``: unaugmented images only.
+    init : {"noise", "real", "kmeans"}, default="kmeans"
+        What the images start from: noise; random real images of their class, of which there have to be enough; or those nearest
+        to the k-means centres of the class, with as many clusters as images. If there are fewer real images, they are repeated
+        with some noise. Held-out images are never used. Images that start from real ones may remain recognisable; where that
+        must not happen, use noise.
+    learning_rate : float or LinearSchedule, default=0.05
+        Learning rate of Adam, > 0. A number stands for ``LinearSchedule(number)``: it is reached after ten steps and falls to
+        zero over the second half of the run.
+    max_iter : int, default=600
+        Steps, at most.
+    time_budget : float, default=None
+        Seconds of the steps, at most, without those of encoding the real images. Learning rate and pyramid follow whichever of
+        the two limits is closer, so that a short run has the same course as a long one.
+    real_batch_size : int, default=4096
+        Real samples in the outer loss of a step; all of them if there are not more.
+    sampling : {"auto", "uniform", "balanced"}, default="auto"
+        Whether a batch contains all real samples with equal probability, or all classes. ``"auto"``: all classes, if the largest
+        class has more than twice as many samples as the smallest.
+    encoder_batch_size : "auto" or int, default="auto"
+        Views in one forward pass of the encoder. If a step has more, they pass twice: once for the features and once for their
+        gradient, with the same result. ``"auto"``: as many as need a quarter of a GiB for their gradient, by the measured need of
+        one image. As many chunks as need 640 MiB together pass only once. On a GPU, both limits are a quarter of its memory.
+    n_iter_no_change : int, default=None
+        The run ends when the loss on held-out real features has not fallen by more than `tol` in this many steps.
+    validation_fraction : float in (0, 1) or None, default=0.1
+        Fraction of the real features of each class (rounded down; 10,000 in total, at most) that images are not learned from. The
+        images are scored on them at every 20th step and at the end, and those with the least loss are kept. ``None``: the last
+        images are kept; the same happens with `groups` in `fit` if one of them is too small.
+    tol : float, default=1e-4
+        See `n_iter_no_change`.
+    checkpoint : path, Checkpoint or None, default=None
+        File in which the run is saved once a minute, or at the interval of a :class:`Checkpoint`. A `fit` that finds the file of
+        the same run continues it: same data, parameters, and versions of torch, timm and this library. On the same CPU, with the
+        same number of threads and without `time_budget`, the images are then bit-identical to those of an uninterrupted run. An
+        objective of your own counts by its code, or by the name of a function that is imported from a module; a string attribute
+        ``fingerprint`` of the objective replaces both.
+    warm_start : bool, default=False
+        Whether `fit` continues from the images of the last fit, with up to `max_iter` further steps, instead of starting over.
+    callback : callable, default=None
+        Called as ``callback(distiller, record)`` with each record of `history_` and a copy of the distiller, whose
+        ``transform()`` returns the present images, and which has `n_iter_` and `history_`; the distiller itself is fitted at
+        the end. A ``StopIteration`` ends the run. On a GPU, records come in groups of ten. scikit-learn's own callbacks are set
+        by `set_callbacks` (scikit-learn 1.9 and later).
+    random_state : int, RandomState instance or None, default=None
+        Seed of start, views, batches and held-out samples.
+    verbose : int, default=0
+        Above 0: show progress bars.
+
+    Attributes
+    ----------
+    X_synthetic_ : ndarray of shape (n_synthetic, image_size, image_size, 3), float32
+        Synthetic images in [0, 1], grouped by class; ``(n_synthetic, n_features)`` if ``encoder=None``.
+    y_synthetic_ : ndarray of shape (n_synthetic,)
+        Their labels.
+    targets_ : ndarray of shape (n_synthetic, n_classes)
+        Targets of the probe: one-hot labels, or learned ones.
+    probe_ : ClosedFormProbe
+        Probe of the synthetic set: the solution of the inner problem, with a temperature calibrated on the real training
+        features.
+    anchors_ : ndarray of shape (n_classes, n_features)
+        Class anchors: unit vectors in feature space.
+    encoder_ : FrozenEncoder, list of FrozenEncoder or None
+        The encoder or encoders.
+    classes_ : ndarray of shape (n_classes,)
+        Class labels.
+    class_count_ : ndarray of shape (n_classes,), int64
+        Real samples of each class.
+    data_digest_ : str
+        Digest of ``X`` and ``y``, the same on another machine with the same numpy and joblib. Arrays and PIL images are
+        digested by their content, files by their names and sizes.
+    alpha_, temperature_ : float
+        Ridge strength and temperature that were used.
+    neighbor_temperature_ : float or None
+        Temperature τ' in the weights ``exp(-d² / 2τ')`` of the neighbours at distance ``d`` of the features, which are centred
+        and scaled to a mean squared norm of 1 if ``encoder=None``: the standard deviation of half the squared distances between
+        real features and class means, about their mean over the classes. ``None`` for an objective without neighbours.
+    history_ : list of dict
+        One record per step: ``step``, ``loss`` before the step, ``seconds`` in the loop; every 20th record and the last one also
+        have ``val_loss`` and ``val_accuracy`` on the held-out real features. Like the loss, they belong to the images before the
+        step, except in the last record: there they belong to the final images, unless those before the step were scored and were
+        better. ``pandas.DataFrame(history_)`` is a table.
+    n_iter_ : int
+        Number of steps.
+    best_iter_ : int or None
+        Step, and position in `history_`, of the record with the score of the final images, which are those with the least loss on
+        the held-out real features. ``None`` if none were held out, and the last images were kept.
+    val_loss_, val_accuracy_ : float or None
+        Loss of the final images, and accuracy of their probe, on the held-out real features. The accuracy is the mean over all of
+        them. If the loss balances classes or groups (see `sampling`), all classes have equal weights in it, and all groups of a
+        class.
+    n_views_ : int
+        Random views of each synthetic image per step.
+    encoder_batch_size_ : int
+        Views in one forward pass, at most.
+    n_features_in_ : int
+        Number of features, if ``encoder=None``.
+
+    Raises
+    ------
+    ValueError, TypeError, FileNotFoundError, OSError
+        In `fit`, before any long work, if parameters, images, labels or an encoder cannot be used, or a checkpoint belongs to
+        another run. Image files that cannot be decoded are found while they are encoded, and are all named in one error.
+    FloatingPointError
+        In `fit`, if the loss is no longer finite.
+
+    Warns
+    -----
+    UserWarning
+        If Ctrl-C ended the run early.
+    RuntimeWarning
+        If a checkpoint could not be written.
+
+    Notes
+    -----
+    Nothing that was computed is lost. After Ctrl-C, the estimator is fitted. After an error during the steps it is fitted, too,
+    with the images of the least held-out loss, or the last ones with a finite loss, and the error is raised. An error before the
+    first step leaves the estimator unchanged. All fitted attributes always belong to the same fit.
+
+    See Also
+    --------
+    ClosedFormProbe : The probe.
+    FrozenEncoder : The encoder and its preprocessing.
+    DSA : The default augmentation.
+
+    References
+    ----------
+    CLP-DD: *Closed-Form Linear-Probe Dataset Distillation for Pre-trained Vision Models*, arXiv 2605.07194; the image pyramid
+    is that of LGM, arXiv 2511.16674, section 3.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from sklearn_clpdd import CLPDistiller
+    >>> X, y = load_iris(return_X_y=True)
+    >>> distiller = CLPDistiller(encoder=None, max_iter=100, random_state=0).fit(X, y)
+    >>> distiller.transform().shape
+    (3, 4)
+    """
+
+    _parameter_constraints = {
+        **GradientDistiller._parameter_constraints,
+        "objective": [StrOptions(set(OBJECTIVES)), callable],
+        "temperature": [StrOptions({"auto"}), Interval(Real, 0, None, closed="neither")],
+        "learn_targets": ["boolean"],
+    }
+
+    def __init__(
+        self,
+        encoder="tf_efficientnet_lite0",
+        *,
+        images_per_class=1,
+        image_size=None,
+        objective="probe_and_neighbors",
+        alpha=1.0,
+        temperature="auto",
+        learn_targets=False,
+        parametrization="pyramid",
+        augmentation="dsa",
+        init="kmeans",
+        learning_rate=0.05,
+        max_iter=600,
+        time_budget=None,
+        real_batch_size=4096,
+        sampling="auto",
+        encoder_batch_size="auto",
+        n_iter_no_change=None,
+        validation_fraction=0.1,
+        tol=1e-4,
+        checkpoint=None,
+        warm_start=False,
+        callback=None,
+        random_state=None,
+        verbose=0,
+    ):
+        super().__init__(
+            encoder,
+            images_per_class=images_per_class,
+            image_size=image_size,
+            alpha=alpha,
+            parametrization=parametrization,
+            augmentation=augmentation,
+            init=init,
+            learning_rate=learning_rate,
+            max_iter=max_iter,
+            time_budget=time_budget,
+            real_batch_size=real_batch_size,
+            sampling=sampling,
+            encoder_batch_size=encoder_batch_size,
+            n_iter_no_change=n_iter_no_change,
+            validation_fraction=validation_fraction,
+            tol=tol,
+            checkpoint=checkpoint,
+            warm_start=warm_start,
+            callback=callback,
+            random_state=random_state,
+            verbose=verbose,
+        )
+        self.objective = objective
+        self.temperature = temperature
+        self.learn_targets = learn_targets
+
+    def _learns_targets(self):
+        return self.learn_targets
+
+    def _temperatures(self, data, real):
+        rows = evenly_spaced(len(real.training), _TEMPERATURE_ROWS)
+
+        def mean_over_encoders(spread, *parameters):
+            R, r = torch.from_numpy(real.values[rows]).float(), torch.from_numpy(real.codes[rows])
+            widths = data.adapter.widths
+            blocks = (math.sqrt(len(widths)) * R).split(widths, dim=1)
+            return float(np.mean([spread(block, r, len(data.classes), *parameters) for block in blocks]))
+
+        if self.temperature == "auto":
+            # With more images per class, class boundaries can be finer, and the scores that matter are closer to them.
+            apart = mean_over_encoders(spread_of_scores, float(self.alpha)) / math.sqrt(data.images_per_class.mean())
+            of_scores = max(apart, _LEAST_TEMPERATURE)
+        else:
+            of_scores = float(self.temperature)
+        objective = OBJECTIVES[self.objective] if isinstance(self.objective, str) else self.objective
+        if not getattr(objective, "with_neighbors", False):
+            return Temperatures(of_scores)
+        return Temperatures(of_scores, max(mean_over_encoders(spread_of_neighbor_logits), _LEAST_TEMPERATURE**2))
+
+    def _temperature_attributes(self, temperatures):
+        return {"temperature_": temperatures.of_scores, "neighbor_temperature_": temperatures.of_distances}
+
+    def _objective(self, random, temperatures):
+        if isinstance(self.objective, str):
+            return OBJECTIVES[self.objective](float(self.alpha), temperatures.of_scores)
+        return self.objective
+
+    def _unaugmented_objective(self, objective, codes, temperatures):
+        if temperatures.of_distances is None:
+            return objective
+        return WithNeighbors(objective, codes, temperatures.of_distances)

@@ -1,0 +1,88 @@
+"""Provenance of a fitted distiller: in words, and as values that JSON has."""
+
+import platform
+from datetime import datetime, timezone
+from importlib.metadata import version
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+from sklearn.base import BaseEstimator
+from sklearn.utils.validation import check_consistent_length, check_is_fitted
+
+from ..utils._fingerprint import fingerprint
+from ._base import BaseDistiller
+
+# Parameters that only concern one machine, or are described elsewhere.
+_LOCAL = {"encoder", "verbose", "callback", "checkpoint"}
+_PACKAGES = ("sklearn-clpdd", "torch", "timm", "scikit-learn", "numpy")
+
+
+def one_line_summary(distiller: BaseDistiller) -> str:
+    """Method, encoders, number of images, steps and seconds."""
+    names = [f"{entry['model']} at {entry['image_size']} px" for entry in distiller._encoder_provenance]
+    parts = [type(distiller).__name__, *(names or ["features"]), f"{len(distiller.y_synthetic_)} images"]
+    if getattr(distiller, "n_iter_", 0):
+        parts.append(f"{distiller.n_iter_} steps in {distiller.history_[-1]['seconds']:.0f} s")
+    return ", ".join(parts)
+
+
+def provenance_of(distiller: BaseDistiller) -> dict[str, Any]:
+    """Method, parameters, encoders, data and versions, as values that JSON has."""
+    fitted = ("alpha_", "temperature_", "neighbor_temperature_", "n_iter_", "n_views_")
+    seconds = {"seconds": distiller.history_[-1]["seconds"]} if getattr(distiller, "history_", None) else {}
+    return {
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "method": type(distiller).__name__,
+        "parameters": _parameters(distiller),
+        "fitted": {name[:-1]: _to_json(getattr(distiller, name)) for name in fitted if hasattr(distiller, name)} | seconds,
+        "encoders": distiller._encoder_provenance,
+        "data": {
+            "n_samples": int(distiller.class_count_.sum()),
+            "class_counts": distiller.class_count_.tolist(),
+            "digest": distiller.data_digest_,
+        },
+        "versions": {"python": platform.python_version(), **{package: version(package) for package in _PACKAGES}},
+    }
+
+
+def synthetic_images_of(distiller: BaseEstimator) -> np.ndarray:
+    """The synthetic images of a fitted distiller; an error if it has points of feature space."""
+    if not isinstance(distiller, BaseDistiller):
+        raise TypeError(f"expected a distiller, such as CLPDistiller; got {distiller!r}")
+    check_is_fitted(distiller)
+    if distiller.X_synthetic_.ndim != 4:
+        raise ValueError(
+            f"this {type(distiller).__name__} was fitted to features (encoder=None): it has points of feature space, not images"
+        )
+    return distiller.X_synthetic_
+
+
+def check_samples_and_labels(names: str, X, y) -> None:
+    """Raise if only one of samples and labels is given, or their numbers differ."""
+    if (X is None) != (y is None):
+        raise ValueError(f"{names} are samples and their labels: pass both, or neither")
+    if X is not None:
+        check_consistent_length(X, y)
+
+
+def _parameters(distiller: BaseDistiller) -> dict[str, Any]:
+    given = distiller.get_params(deep=False)
+    return {name: _to_json(value) for name, value in given.items() if name not in _LOCAL}
+
+
+def _to_json(value: Any) -> Any:
+    """A value that JSON has: for a distiller its parameters, for other objects a description."""
+    if isinstance(value, BaseDistiller):
+        return {"method": type(value).__name__, **_parameters(value)}
+    if value is None or isinstance(value, bool | str):
+        return value
+    if isinstance(value, Integral):
+        return int(value)
+    if isinstance(value, Real) and np.isfinite(float(value)):
+        return float(value)
+    if isinstance(value, list | tuple):
+        return [_to_json(one) for one in value]
+    if isinstance(value, dict):
+        return {str(key): _to_json(own) for key, own in value.items()}
+    return fingerprint(value)

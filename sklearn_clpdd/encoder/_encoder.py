@@ -1,0 +1,254 @@
+"""FrozenEncoder: images → features of a frozen pre-trained network."""
+
+import os
+from numbers import Integral, Real
+from pathlib import Path
+
+import joblib
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator
+from sklearn.utils.validation import check_memory
+from torch import nn
+
+from ..utils._device import resolve_device
+from ..utils._sklearn_compat import Interval, StrOptions, check_output_container
+from ..utils._transformer import EarlyCheckedTransformer
+from ._extractor import FeatureExtractor
+from ._images import as_images
+from ._loading import load_backbone, n_features_of
+from ._shared_module import SharedModuleMixin
+
+
+class FrozenEncoder(SharedModuleMixin, EarlyCheckedTransformer, BaseEstimator):
+    """Map images to the features of a frozen, pre-trained vision model.
+
+    The encoder applies the preprocessing that the model was trained with: resizing, centre crop and normalisation. It is
+    stateless, so `transform` works without `fit`. The network is built at first use and kept once per process, so that estimators
+    are cheap to clone and to pickle; its batch norms are folded into the convolutions.
+
+    Parameters
+    ----------
+    model : str or torch.nn.Module, default="tf_efficientnet_lite0"
+        The name of a `timm <https://huggingface.co/docs/timm>`_ model; one of ``"clip_vitb16"``, ``"dinov2_vitb14"``,
+        ``"eva02_vitb14"``, ``"mocov3_vitb16"``; or a module that maps ``(n, 3, H, W)`` to ``(n, d)``. CLIP's features are those
+        before the projection (768), as its authors probe them. A module is copied and evaluated in eval mode. Changes of its
+        weights or layers are noticed, changes of a plain attribute are not. Clones share the module, and so do copies that are
+        loaded from one pickle; each worker process receives it once. (As a value in a parameter grid, pass
+        ``FrozenEncoder(module)``, because scikit-learn copies bare modules there.)
+    weights : "auto", path or None, default="auto"
+        ``"auto"``: the weights of an installed package if there is one (those of the default model come with this library),
+        else the hub's; for a module, its own. A path: a safetensors file or a torch checkpoint, loaded strictly. ``None``:
+        untrained, always the same.
+    image_size : int, default=None
+        Side of the network's input in pixels. ``None``: that of the model's training; required for a bare module.
+    crop_pct : float in (0, 1], default=None
+        The shorter side of an image is resized to ``image_size / crop_pct``, and the centre is cropped. ``None``: the model's
+        own.
+    l2_normalize : bool, default=True
+        Whether to scale each feature vector to unit ℓ2 norm.
+    image_shape : tuple (H, W) or (H, W, C), default=None
+        Shape of the images if ``X`` contains them as rows.
+    mean, std : tuple of 3 floats, default=None
+        Normalisation of RGB values in [0, 1]. ``None``: the model's own; for a bare module, none.
+    batch_size : int, default=64
+        Images in one forward pass.
+    dtype : {"float32", "bfloat16"}, default="float32"
+        Precision inside the network. Features are always float32, and distillers always compute gradients in float32, because
+        bfloat16 is too coarse for them.
+    n_jobs : int, default=None
+        Threads that decode image files. ``None`` is one; ``-1`` is the number of cores, or that of ``OMP_NUM_THREADS``, which is
+        one in each worker of a parallel search that uses all cores.
+    memory : str, path or joblib.Memory, default=None
+        Folder in which the features of each image are cached, by image, model, weights and preprocessing. The splits and the
+        processes of a search share them, and an interrupted encoding is resumed to within 1,024 images. The cache only grows;
+        ``joblib.Memory.clear`` empties it.
+    device : str or torch.device, default="auto"
+        ``"auto"`` is CUDA if it is available, else the CPU.
+    verbose : int, default=0
+        Above 0: show a progress bar.
+
+    Raises
+    ------
+    ValueError
+        In `fit` and `transform`, if images cannot be used, the model is unknown, weights do not fit, or the device is not
+        available. Image files that cannot be decoded are all named in one error.
+    FileNotFoundError
+        If image files or a weights file do not exist. All image files are looked up before the first one is encoded.
+    OSError
+        If weights have to be downloaded and the hub cannot be reached.
+
+    See Also
+    --------
+    ClosedFormProbe : A classifier for these features.
+    CLPDistiller : Learns synthetic images through this encoder.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn_clpdd import FrozenEncoder
+    >>> images = np.random.default_rng(0).random((2, 32, 32, 3))
+    >>> FrozenEncoder(image_size=64).transform(images).shape
+    (2, 1280)
+    """
+
+    _module_parameter = "model"
+    _parameter_constraints = {
+        "model": [str, nn.Module],
+        "weights": [str, os.PathLike, None],
+        "image_size": [Interval(Integral, 1, None, closed="left"), None],
+        "crop_pct": [Interval(Real, 0, 1, closed="right"), None],
+        "l2_normalize": ["boolean"],
+        "image_shape": [tuple, list, None],
+        "mean": ["array-like", None],
+        "std": ["array-like", None],
+        "batch_size": [Interval(Integral, 1, None, closed="left")],
+        "dtype": [StrOptions({"float32", "bfloat16"})],
+        "n_jobs": [Integral, None],
+        "memory": [str, os.PathLike, joblib.Memory, None],
+        "device": [str, torch.device],
+        "verbose": ["verbose"],
+    }
+
+    def __init__(
+        self,
+        model="tf_efficientnet_lite0",
+        *,
+        weights="auto",
+        image_size=None,
+        crop_pct=None,
+        l2_normalize=True,
+        image_shape=None,
+        mean=None,
+        std=None,
+        batch_size=64,
+        dtype="float32",
+        n_jobs=None,
+        memory=None,
+        device="auto",
+        verbose=0,
+    ):
+        self.model = model
+        self.weights = weights
+        self.image_size = image_size
+        self.crop_pct = crop_pct
+        self.l2_normalize = l2_normalize
+        self.image_shape = image_shape
+        self.mean = mean
+        self.std = std
+        self.batch_size = batch_size
+        self.dtype = dtype
+        self.n_jobs = n_jobs
+        self.memory = memory
+        self.device = device
+        self.verbose = verbose
+
+    def fit(self, X=None, y=None):
+        """Check the parameters and load the model; nothing is learned.
+
+        Parameters
+        ----------
+        X : images, default=None
+            Only their form is checked.
+        y : ignored
+
+        Returns
+        -------
+        FrozenEncoder
+            The encoder itself.
+        """
+        self.load()
+        if X is not None:
+            as_images(X, self.image_shape)
+        return self
+
+    def transform(self, X):
+        """Encode images.
+
+        Parameters
+        ----------
+        X : images
+            ``(n, H, W)`` or ``(n, H, W, 1 or 3)`` arrays or ``(n, 1 or 3, H, W)`` tensors, uint8 or float in [0, 1]; rows, with
+            `image_shape`; one-dimensional arrays, lists, or columns of paths or PIL images.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_features), float32
+            Features, of unit norm if `l2_normalize`.
+        """
+        check_output_container(self)
+        return self.encode(X)
+
+    def encode(self, X) -> np.ndarray:
+        """Encode images to an array, whatever container `set_output` asks for.
+
+        Parameters
+        ----------
+        X : images
+            As in `transform`.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_features), float32
+            Features.
+        """
+        extractor = self.load()
+        return extractor.encode(as_images(X, self.image_shape))
+
+    def load(self) -> FeatureExtractor:
+        """Load the network, or find it among those that this process has loaded.
+
+        Returns
+        -------
+        FeatureExtractor
+            A callable from image tensors ``(n, 3, image_size, image_size)`` in [0, 1] to features ``(n, n_features)``, with the
+            attributes ``n_features``, ``device`` and ``preprocessing``.
+        """
+        self._validate_params()
+        memory = check_memory(os.fspath(self.memory) if isinstance(self.memory, os.PathLike) else self.memory)
+        if memory.location is not None and memory.backend != "local":
+            raise ValueError(f"memory= stores features in files; got a joblib.Memory with backend={memory.backend!r}")
+        backbone = load_backbone(
+            self.model,
+            self.weights,
+            resolve_device(self.device),
+            image_size=self.image_size,
+            crop_pct=self.crop_pct,
+            mean=self.mean,
+            std=self.std,
+        )
+        return FeatureExtractor(
+            backbone,
+            model=self.model if isinstance(self.model, str) else type(self.model).__name__,
+            l2_normalize=self.l2_normalize,
+            dtype=self.dtype,
+            batch_size=self.batch_size,
+            n_jobs=self.n_jobs,
+            cache_root=None if memory.location is None else Path(memory.store_backend.location),
+            verbose=self.verbose,
+        )
+
+    @property
+    def _n_features_out(self):
+        known = None if isinstance(self.model, str) else n_features_of(self.model, self.image_size)
+        return self.load().n_features if known is None else known
+
+    def __sklearn_is_fitted__(self):
+        return True
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.requires_fit = False
+        tags.input_tags.two_d_array = self.image_shape is not None
+        tags.input_tags.three_d_array = True
+        tags.input_tags.string = True
+        return tags
+
+
+def as_encoder(given, **parameters) -> FrozenEncoder:
+    """A `FrozenEncoder` as it is; for a name or a module, one with these parameters."""
+    if isinstance(given, FrozenEncoder):
+        return given
+    if isinstance(given, str | nn.Module):
+        return FrozenEncoder(given, **parameters)
+    raise TypeError(f"an encoder is a FrozenEncoder, the name of a timm model, or a torch module; got {given!r}")

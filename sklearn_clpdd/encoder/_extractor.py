@@ -1,0 +1,196 @@
+"""A loaded network with the settings of a `FrozenEncoder`: images → features, in batches and cached blocks."""
+
+import math
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from random import Random
+from typing import Any
+from uuid import uuid4
+
+import joblib
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ..utils._heap import reuse_freed_memory
+from ._backbone import Backbone, Preprocessing
+from ._feature_cache import FeatureCache, feature_cache
+from ._images import Images
+
+# Images whose features are written to the cache together.
+_BLOCK = 1024
+# Versions of the packages that compute the features.
+VERSIONS = {package: version(package) for package in ("sklearn-clpdd", "torch", "timm")}
+
+
+@dataclass(frozen=True)
+class FeatureExtractor:
+    """What `FrozenEncoder.load` returns: a backbone, and how images pass through it.
+
+    Parameters
+    ----------
+    backbone : Backbone
+    model : str
+        Name of the model.
+    l2_normalize : bool
+        Whether features are scaled to unit norm.
+    dtype : {"float32", "bfloat16"}
+        Precision inside the network.
+    batch_size : int
+        Images in one forward pass.
+    n_jobs : int or None
+        Threads that decode image files.
+    cache_root : Path or None
+        Folder of the feature cache.
+    verbose : int
+        Above 0: show a progress bar.
+    """
+
+    backbone: Backbone
+    model: str = ""
+    l2_normalize: bool = True
+    dtype: str = "float32"
+    batch_size: int = 64
+    n_jobs: int | None = None
+    cache_root: Path | None = None
+    verbose: int = 0
+
+    @property
+    def n_features(self) -> int:
+        """Number of features."""
+        return self.backbone.n_features
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the network."""
+        return self.backbone.device
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How images are resized, cropped and normalised."""
+        return self.backbone.preprocessing
+
+    def __call__(self, views: Tensor, dtype: str | None = None) -> Tensor:
+        """Features ``(n, d)`` float32 of preprocessed images ``(n, 3, s, s)`` in [0, 1], differentiable in the images."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=(dtype or self.dtype) == "bfloat16"):
+            Z = self.backbone(views).float()
+        return F.normalize(Z, dim=1) if self.l2_normalize else Z
+
+    def encode(self, images: Images) -> np.ndarray:
+        """Features ``(n, d)`` float32 of images."""
+        features = np.empty((len(images), self.n_features), dtype=np.float32)
+        for rows, Z in self.blocks(images):
+            features[rows] = Z
+        return features
+
+    def blocks(self, images: Images) -> Iterator[tuple[slice, np.ndarray]]:
+        """Yield rows and features of one block of images after another.
+
+        Each image file is decoded once. Files that cannot be decoded are collected and reported in one error at the end; from the
+        first one on, nothing more is encoded.
+        """
+        cache = self._cache()
+        faults: dict[int, str] = {}
+        with tqdm(total=len(images), desc="encoding", unit="img", disable=not self.verbose) as bar:
+            if cache is not None:
+                yield from self._cached_blocks(images, cache, bar, faults)
+            else:
+                images.check()
+                for rows in _in_blocks(len(images)):
+                    Z = self._encode(images, rows, bar, faults)
+                    if not faults:
+                        yield slice(rows.start, rows.stop), Z
+        images.report(faults)
+
+    def _cached_blocks(
+        self, images: Images, cache: FeatureCache, bar: tqdm, faults: dict[int, str]
+    ) -> Iterator[tuple[slice, np.ndarray]]:
+        keys = images.keys()
+        images.check(np.flatnonzero(~cache.contains(keys)).tolist())
+        blocks = _in_blocks(len(images))
+        Random(uuid4().int).shuffle(blocks)  # processes that start with the same images together divide the work
+        for rows in blocks:
+            Z = np.empty((len(rows), self.n_features), dtype=np.float32)
+            known = cache.read(keys[rows.start : rows.stop], Z)
+            bar.update(int(known.sum()))
+            if not known.all():
+                missing = rows.start + np.flatnonzero(~known)
+                encoded = self._encode(images, missing.tolist() if known.any() else rows, bar, faults)
+                if faults:
+                    continue
+                Z[~known] = encoded
+                cache.write(keys[missing], encoded)
+            if not faults:
+                yield slice(rows.start, rows.stop), Z
+
+    def _encode(self, images: Images, indices: Sequence[int], bar: tqdm, faults: dict[int, str]) -> np.ndarray:
+        """Features ``(len(indices), d)`` float32 of the images at these positions; incomplete if there are faults."""
+        features = np.empty((len(indices), self.n_features), dtype=np.float32)
+        done = 0
+        batches = images.batches(indices, self.batch_size, self.preprocessing, self.n_jobs, faults)
+        if self.device.type != "cpu":
+            batches = _prefetched(batches)
+        # A single batch has no memory to reuse.
+        with reuse_freed_memory() if self.device.type == "cpu" and len(indices) > self.batch_size else nullcontext():
+            for batch in batches:
+                with torch.inference_mode():
+                    features[done : done + len(batch)] = self(batch.to(self.device, non_blocking=True)).cpu().numpy()
+                done += len(batch)
+                bar.update(len(batch))
+        return features
+
+    def _cache(self) -> FeatureCache | None:
+        if self.cache_root is None:
+            return None
+        return feature_cache(Path(self.cache_root, "sklearn_clpdd", self.identity()).absolute())
+
+    def identity(self) -> str:
+        """Digest of everything that the features of an image depend on, besides the image."""
+        return joblib.hash((self.network_identity(), VERSIONS))
+
+    def network_identity(self) -> str:
+        """`identity` without the versions of the packages that compute the features."""
+        return joblib.hash((self.backbone.digest, self.l2_normalize, self.dtype))
+
+    def uncached(self) -> "FeatureExtractor":
+        """The same without cache and progress bar, for images that are encoded only once."""
+        return replace(self, cache_root=None, verbose=0)
+
+    def provenance(self) -> dict[str, Any]:
+        """Model, digest of its weights, and preprocessing, as values that JSON has."""
+        own = self.preprocessing
+        return {
+            "model": self.model,
+            "weights_sha256": self.backbone.weights_sha256,
+            "l2_normalize": bool(self.l2_normalize),
+            "image_size": int(own.image_size),
+            "crop_pct": float(own.crop_pct),
+            "mean": [float(value) for value in own.mean],
+            "std": [float(value) for value in own.std],
+            "interpolation": own.interpolation,
+        }
+
+
+def joint_features(extractors: list[FeatureExtractor], images: Images) -> np.ndarray:
+    """Features ``(n, Σd)`` of images under several encoders, side by side, divided by the square root of their number."""
+    parts = [extractor.encode(images) for extractor in extractors]
+    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1) / np.float32(math.sqrt(len(parts)))
+
+
+def _in_blocks(n: int) -> list[range]:
+    return [range(start, min(start + _BLOCK, n)) for start in range(0, n, _BLOCK)]
+
+
+def _prefetched(batches: Iterator[Tensor]) -> Iterator[Tensor]:
+    """The same batches; a thread prepares each while the one before it is being encoded."""
+    with ThreadPoolExecutor(1) as pool:
+        following = pool.submit(next, batches, None)
+        while (batch := following.result()) is not None:
+            following = pool.submit(next, batches, None)
+            yield batch

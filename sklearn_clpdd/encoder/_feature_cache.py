@@ -1,0 +1,93 @@
+"""Features on disk, image by image, shared by processes and by the fits of a search."""
+
+import os
+import uuid
+from functools import lru_cache
+from pathlib import Path
+from threading import Lock
+
+import numpy as np
+
+from ..utils._warnings import warn
+
+# Bytes of the digest of an image.
+KEY_BYTES = 16
+
+
+class FeatureCache:
+    """Features of single images under one encoder, in files that are written once and never changed.
+
+    Each file contains the features of some images; a second file contains their keys. Any number of processes may read and write
+    at once: a file counts once its keys are written, and features that two processes have computed are stored twice. Files that
+    cannot be read are ignored.
+
+    Parameters
+    ----------
+    folder : Path
+        Folder of one encoder and its preprocessing.
+    """
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        self._seen: set[str] = set()
+        self._places: dict[bytes, tuple[str, int]] = {}  # file and row of each key
+        self._lock = Lock()
+
+    def contains(self, keys: np.ndarray) -> np.ndarray:
+        """Whether each of the keys ``(n, KEY_BYTES)`` is cached, as bools ``(n,)``."""
+        with self._lock:
+            self._refresh()
+            return np.array([key.tobytes() in self._places for key in keys], dtype=bool)
+
+    def read(self, keys: np.ndarray, features: np.ndarray) -> np.ndarray:
+        """Fill in the rows of ``features`` whose keys are cached, and return which these are, as bools ``(n,)``."""
+        with self._lock:
+            self._refresh()
+            places = [self._places.get(key.tobytes()) for key in keys]
+        rows: dict[str, list[tuple[int, int]]] = {}
+        for i, place in enumerate(places):
+            if place is not None:
+                rows.setdefault(place[0], []).append((i, place[1]))
+        known, lost = np.zeros(len(keys), dtype=bool), set()
+        for name, pairs in rows.items():
+            here, there = np.array(pairs).T
+            try:
+                features[here] = np.load(self._folder / f"{name}.npy", mmap_mode="r")[there]
+                known[here] = True
+            except (OSError, ValueError, IndexError, EOFError):
+                lost.add(name)
+        if lost:
+            with self._lock:
+                self._places = {key: place for key, place in self._places.items() if place[0] not in lost}
+        return known
+
+    def write(self, keys: np.ndarray, features: np.ndarray) -> None:
+        """Store features. A failure is only a warning, because the features have been computed."""
+        name = uuid.uuid4().hex
+        partial = self._folder / f"{name}.partial"
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            for suffix, array in ((".npy", features), (".keys.npy", keys)):  # in this order
+                with partial.open("wb") as file:
+                    np.save(file, array)
+                os.replace(partial, self._folder / f"{name}{suffix}")
+        except OSError as error:
+            warn(f"features could not be cached in {self._folder}, and will be computed again: {error}")
+            partial.unlink(missing_ok=True)
+
+    def _refresh(self) -> None:
+        """Read the keys of files that are new."""
+        found = {path.name.removesuffix(".keys.npy") for path in self._folder.glob("*.keys.npy")} - self._seen
+        for name in sorted(found):
+            self._seen.add(name)
+            try:
+                keys = np.load(self._folder / f"{name}.keys.npy")
+            except (OSError, ValueError, EOFError):  # truncated by a crash of the machine
+                continue
+            self._places |= {key.tobytes(): (name, row) for row, key in enumerate(keys)}
+
+
+@lru_cache(maxsize=16)
+def feature_cache(folder: Path) -> FeatureCache:
+    """The cache in a folder, one object per process, so that the folder is not read again in every call."""
+    return FeatureCache(folder)

@@ -1,0 +1,247 @@
+"""From a name or a module to a frozen network, loaded once per process."""
+
+import copy
+import difflib
+import importlib
+import importlib.util
+import os
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from threading import RLock
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from ..utils._fingerprint import module_digest
+from ..utils._torch_compat import fixed_input_size, pretrained_config
+from ._backbone import Backbone, Preprocessing
+from ._folding import fold
+from ._frozen_layers import save_less_for_backward
+from ._names import BACKBONES, BackboneSpec
+from ._weights import load_strictly, read_state_dict
+
+# Networks of this process by source and image size. Each has backbones by the rest of the preprocessing, which share the network.
+_Cache = OrderedDict[tuple, dict[tuple, Backbone]]
+_named: _Cache = OrderedDict()
+_modules: WeakKeyDictionary[nn.Module, _Cache] = WeakKeyDictionary()  # a module's networks are freed with it
+# Held while a network is loaded: other threads wait for it, and untrained weights come from torch's global generator.
+_lock = RLock()
+# How many networks are kept: in total for names, and for each module.
+_MOST_NAMED, _MOST_PER_MODULE = 8, 4
+
+
+def load_backbone(model: str | nn.Module, weights: str | os.PathLike | None, device: torch.device, **preprocessing) -> Backbone:
+    """A frozen backbone, loaded once per process for the same content and configuration, from any thread.
+
+    Parameters
+    ----------
+    model : str or nn.Module
+        A key of `BACKBONES`, a timm name, or a module, which is copied and never changed.
+    weights : "auto", path or None
+        ``"auto"``: those of an installed package if there is one, else the hub's; for a module, its own.
+        ``None``: untrained weights from a fixed seed; for a module, its own.
+    device : torch.device
+    **preprocessing
+        Fields of `Preprocessing` that replace the model's own, unless they are None.
+
+    Raises
+    ------
+    ValueError
+        If the name is unknown, weights do not fit or leave a parameter untrained, a module's image size is unknown, or the
+        network does not accept the image size.
+    FileNotFoundError
+        If a weights file does not exist.
+    OSError
+        If weights have to be downloaded and the hub cannot be reached.
+
+    Notes
+    -----
+    A module may be changed in place between two calls. Each call therefore computes a digest of its weights (about 0.2 s for a
+    ViT-B).
+    """
+    given = {name: value for name, value in preprocessing.items() if value is not None}
+    for name in {"mean", "std"} & set(given):
+        given[name] = tuple(map(float, given[name]))
+        if len(given[name]) != 3 or (name == "std" and min(given[name]) <= 0):
+            raise ValueError(
+                f"{name} has to be three numbers{' > 0' if name == 'std' else ''}, one per channel; got {given[name]}"
+            )
+    stamp = None
+    if weights is not None and weights != "auto":
+        if not Path(weights).is_file():
+            raise FileNotFoundError(f"weights={os.fspath(weights)!r} does not exist; pass a checkpoint's path, 'auto' or None")
+        weights = os.path.abspath(weights)
+        stamp = os.stat(weights).st_mtime_ns
+    content = model if isinstance(model, str) else (repr(model), module_digest(model))
+    source = (content, weights, stamp, device)
+    # Tensors that are created in inference mode never have gradients.
+    with _lock, torch.inference_mode(False):
+        cache = _named if isinstance(model, str) else _modules.setdefault(model, OrderedDict())
+        if not isinstance(model, str):  # forget the networks of what the module was before it changed
+            for key in [key for key in cache if key[0][0] != content]:
+                del cache[key]
+        most = _MOST_NAMED if isinstance(model, str) else _MOST_PER_MODULE
+        return _cached(cache, most, source, given, lambda: _load(model, weights, device, given.get("image_size")))
+
+
+def n_features_of(model: nn.Module, image_size: int | None) -> int | None:
+    """Number of features of a module that this process has loaded, if its layers have not changed; no look at its weights."""
+    with _lock:
+        for (source, size), backbones in _modules.get(model, {}).items():
+            if size == image_size and source[0][0] == repr(model):
+                return next(iter(backbones.values())).n_features
+    return None
+
+
+def _cached(cache: _Cache, most: int, source: tuple, given: dict[str, Any], load: Callable[[], Backbone]) -> Backbone:
+    """The backbone from the cache, or a loaded one. Backbones that differ in crop or normalisation only share one network."""
+    key = (source, given.get("image_size"))
+    if key not in cache:
+        cache[key] = {(): load()}
+    cache.move_to_end(key)
+    while len(cache) > most:
+        cache.popitem(last=False)
+    of_network = cache[key]
+    rest = {name: value for name, value in given.items() if name != "image_size"}
+    variant = tuple(sorted(rest.items()))
+    if variant not in of_network:
+        own = of_network[()]
+        preprocessing = replace(own.preprocessing, **rest)
+        of_network[variant] = Backbone(own.module, preprocessing, own.n_features, own.device, own.weights_sha256)
+    return of_network[variant]
+
+
+def _load(model: str | nn.Module, weights: str | None, device: torch.device, image_size: int | None) -> Backbone:
+    """A network for an image size, with its own crop and normalisation."""
+    size = {} if image_size is None else {"image_size": image_size}
+    if isinstance(model, str):
+        return _load_named(model, weights, device, size)
+    module = _copied(model)
+    if weights is not None and weights != "auto":
+        load_strictly(module, read_state_dict(weights), weights)
+    return _freeze(module, _preprocessing(module, size), device)
+
+
+def _copied(module: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(module)
+    except Exception as error:  # copying a user's module can fail in many ways
+        raise ValueError(
+            f"a {type(module).__name__} cannot be copied, and the encoder freezes a copy ({type(error).__name__}: {error}). "
+            "Remove from the module what cannot be copied"
+        ) from error
+
+
+def _load_named(name: str, weights: str | None, device: torch.device, size: dict[str, int]) -> Backbone:
+    import timm
+
+    spec = BACKBONES.get(name, BackboneSpec(name))
+    if not timm.is_model(spec.architecture) and not spec.architecture.startswith("hf-hub:"):
+        near = difflib.get_close_matches(name, sorted({*BACKBONES, *timm.list_models()}), n=5)
+        raise ValueError(
+            f"unknown encoder {name!r}; {f'did you mean one of {near}? ' if near else ''}"
+            f"Known are {sorted(BACKBONES)} and all names of timm.list_models()"
+        )
+    wanted = {**spec.preprocessing, **size}
+    state = torch.default_generator.get_state()
+    try:  # untrained weights come from a fixed seed, and the caller's random state is restored
+        torch.default_generator.manual_seed(0)
+        module = _create(spec, weights, wanted.get("image_size"))
+    finally:
+        torch.default_generator.set_state(state)
+    return _freeze(module, _preprocessing(module, wanted), device)
+
+
+def _create(spec: BackboneSpec, weights: str | None, image_size: int | None) -> nn.Module:
+    """timm's module without its classifier, with the weights that are asked for."""
+    import timm
+
+    sized: dict[str, Any] = {"img_size": image_size} if image_size and fixed_input_size(spec.architecture) else {}
+    packaged = _packaged(spec)
+    if weights == "auto" and packaged is None and spec.hub_id is None:
+        # timm loads a checkpoint strictly if the model has the checkpoint's classifier.
+        module = _from_hub(spec, lambda: timm.create_model(spec.architecture, pretrained=True, **sized))
+        module.reset_classifier(0)
+        return module
+    module = timm.create_model(spec.architecture, num_classes=0, **sized)
+    if weights == "auto" and packaged is not None:
+        # The package has its authors' names for the parameters, in timm's order.
+        full = timm.create_model(spec.architecture).state_dict()
+        state = read_state_dict(packaged)
+        kinds = [[(key.rpartition(".")[2], value.shape) for key, value in weights.items()] for weights in (full, state)]
+        if kinds[0] != kinds[1]:
+            raise ValueError(f"the weights in {packaged} do not fit {spec.architecture}: their number, kinds or shapes differ")
+        load_strictly(module, dict(zip(full, state.values(), strict=True)), packaged)
+    elif weights == "auto" and spec.hub_id is not None:
+        hub_id = spec.hub_id
+        state = _from_hub(spec, lambda: timm.models.load_state_dict_from_hf(hub_id, weights_only=True))
+        load_strictly(module, state, hub_id)
+    elif weights is not None:
+        load_strictly(module, read_state_dict(weights), weights)
+    return module
+
+
+def _preprocessing(module: nn.Module, wanted: dict) -> Preprocessing:
+    """timm's configuration if the module has one; other modules get values in [0, 1] without a crop."""
+    own = pretrained_config(module)
+    config: dict[str, Any] = {key: own[key] for key in ("mean", "std", "crop_pct", "interpolation") if own.get(key)}
+    if own:
+        config["image_size"] = own["input_size"][-1]
+    config.update(wanted)
+    if "image_size" not in config:
+        raise ValueError(f"the image size of a {type(module).__name__} is unknown: pass image_size=")
+    if config.get("interpolation") not in ("bilinear", "bicubic"):  # torch has no antialiased lanczos; bicubic is the closest
+        config["interpolation"] = "bicubic"
+    return Preprocessing(**config)
+
+
+def _freeze(module: nn.Module, preprocessing: Preprocessing, device: torch.device) -> Backbone:
+    """Freeze, fold and move a module; a forward pass gives the number of features, and checks the folding."""
+    module = module.eval().requires_grad_(False).float()
+    parameter = next(module.parameters(), torch.zeros(()))
+    size = preprocessing.image_size
+    noise = torch.rand((1, 3, size, size), generator=torch.Generator().manual_seed(0), device="cpu").to(parameter)
+    with torch.no_grad():
+        try:
+            features = module(noise)
+        except (RuntimeError, ValueError, AssertionError, TypeError) as error:
+            raise ValueError(f"{type(module).__name__} fails on an image of {size} × {size} px: {error}") from error
+    if not isinstance(features, Tensor) or features.ndim != 2:
+        seen = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
+        raise ValueError(
+            f"an encoder maps images (n, 3, H, W) to a tensor of features (n, d); {type(module).__name__} returned {seen} "
+            "for one image. Wrap it in a module that pools or selects its output"
+        )
+    weights_sha256 = module_digest(module)
+    module = fold(module, noise, features, paddings=device.type == "cpu")
+    save_less_for_backward(module)
+    module = module.to(device).to(memory_format=torch.channels_last)
+    return Backbone(module, preprocessing, features.shape[1], device, weights_sha256)
+
+
+def _packaged(spec: BackboneSpec) -> str | None:
+    """Path of the weights in an installed package, if there is one."""
+    if spec.package is None:
+        return None
+    package, name = spec.package.split(":")
+    if importlib.util.find_spec(package) is None:
+        return None
+    return getattr(importlib.import_module(package), name).get_model_file_path()
+
+
+def _from_hub(spec: BackboneSpec, load):
+    try:
+        return load()
+    except RuntimeError as error:  # timm's error for weights that do not fit or do not exist
+        raise ValueError(f"{spec.architecture!r} cannot be loaded with pretrained weights: {error}") from error
+    except Exception as error:  # the hub's client, its transport and its cache raise errors of many types
+        installed = sorted(name for name, spec in BACKBONES.items() if _packaged(spec))
+        raise OSError(
+            f"the pretrained weights of {spec.architecture!r} could not be downloaded ({type(error).__name__}: {error}). "
+            "Without a network, pass weights= a local checkpoint, or choose an encoder whose weights are installed, "
+            f"one of {installed}; weights=None builds it untrained"
+        ) from error

@@ -1,0 +1,153 @@
+"""A linear head trained by SGD on random views, as in LGM's released evaluator."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import islice
+from numbers import Integral
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from sklearn.utils import check_random_state, check_scalar
+
+from ..distill._augmentations import LGM_PROBE_VIEWS
+from ..utils._device import standard_torch_modes
+from ._probes import BATCH_SIZE, ProbeTask, collect, make_task, pixel_reader
+
+# Adam's rate for a batch of 256 images, and standard deviation of the initial weights (commit 1d84ffd:
+# `src/distillation/eval.py`, `src/models/linear_classifier.py`).
+_LEARNING_RATE = 1e-3
+_INITIAL_STD = 0.01
+
+
+def sgd_probe_scores(images, labels, X_test, y_test, *, encoder=None, n_epochs=1000, n_repeats=1, groups=None, random_state=None):
+    """Test scores of a linear head trained by SGD on random views of a small image set, by LGM's protocol.
+
+    Weights are initialised from a normal distribution of standard deviation 0.01, biases with zero. An epoch uses one random
+    resized crop (0.08 to 1 of the area) with a random flip of each image, in shuffled batches of up to 100. The head is trained
+    on the encoder's features, which are not normalised, by Adam with a rate of ``1e-3 · batch / 256`` that falls to zero along
+    a cosine over the epochs. The test set is scored once, with the head of the last epoch.
+
+    Parameters
+    ----------
+    images : images
+        Training images, in any form that :class:`FrozenEncoder` accepts.
+    labels : array-like of shape (n_images,)
+        Their classes.
+    X_test : images
+        Test images.
+    y_test : array-like of shape (n_test,)
+        Their classes.
+    encoder : FrozenEncoder, str, torch.nn.Module or None, default=None
+        A name or a module stands for ``FrozenEncoder(encoder)``, ``None`` for ``FrozenEncoder()``.
+    n_epochs : int, default=1000
+        Passes over ``images``.
+    n_repeats : int, default=1
+        Heads to train, each with its own initial weights and views; the published protocol has five.
+    groups : array-like of shape (n_test,), default=None
+        Groups of the test images, such as pairs of class and background.
+    random_state : int, RandomState instance or None, default=None
+        Seed.
+
+    Returns
+    -------
+    dict of str to ndarray of shape (n_repeats,)
+        ``"top1"`` accuracy; ``"top5"`` accuracy, if there are more than five classes; ``"worst_group"``, the least accuracy of a
+        group, if there are groups.
+
+    Raises
+    ------
+    ValueError, TypeError, FileNotFoundError, OSError
+        As :func:`closed_form_probe_scores`.
+
+    See Also
+    --------
+    closed_form_probe_scores : The probe in closed form.
+
+    Notes
+    -----
+    This is the evaluator of LGM's released code (commit 1d84ffd: ``src/distillation/eval.py``,
+    ``src/models/linear_classifier.py``, ``src/augmentation/basic_aug.py``), compared line by line. Remaining differences:
+
+    * Images are normalised as in the training of the encoder; there, by ImageNet's mean and standard deviation for all encoders.
+    * Features and head are computed in float32 (the encoder in its own `dtype`); the released code trains under mixed precision,
+      with a scaled loss, and tests in float32.
+    * Test images are resized and cropped as the encoder does it; there, they are resized to 256 and cropped to 224 px for all
+      encoders, as the four of the paper are here.
+    * On several GPUs the released code divides the rate by their number; here one device computes.
+    * ``"top5"`` is computed for more than five classes; there, for five too, where it is always 1.
+
+    References
+    ----------
+    *Dataset Distillation for Pre-Trained Self-Supervised Vision Models*, arXiv 2511.16674, evaluation.
+
+    Examples
+    --------
+    >>> from sklearn_clpdd import FrozenEncoder
+    >>> from sklearn_clpdd.datasets import load_digit_images
+    >>> from sklearn_clpdd.evaluation import sgd_probe_scores
+    >>> X, y = load_digit_images()
+    >>> encoder = FrozenEncoder(image_size=32)
+    >>> scores = sgd_probe_scores(X[:20], y[:20], X[100:200], y[100:200], encoder=encoder, n_epochs=2, n_repeats=3)
+    >>> scores["top1"].shape
+    (3,)
+    """
+    check_heads(n_epochs, n_repeats, 1)
+    task = make_task(images, labels, X_test, y_test, groups, encoder, raw=True)
+    return head_metrics(task, n_epochs, n_repeats, random_state)
+
+
+def check_heads(n_epochs, n_repeats, least):
+    """Raise if a number of epochs or heads is too small."""
+    check_scalar(n_epochs, "n_epochs", Integral, min_val=1)
+    check_scalar(n_repeats, "n_repeats", Integral, min_val=least)
+
+
+def head_metrics(task: ProbeTask, n_epochs: int, n_repeats: int, random_state) -> dict[str, np.ndarray]:
+    """Metrics of heads trained by SGD on features that are not normalised."""
+    seeds = check_random_state(random_state).randint(2**31 - 1, size=n_repeats)
+    read = pixel_reader(task)  # raises for unusable training images before the test images are encoded
+    test, runs = task.raw_test_features, []
+    for seed in seeds:
+        with standard_torch_modes(task.extractor.device):
+            weight, bias = _train_head(task, read, n_epochs, torch.Generator().manual_seed(int(seed)))
+        runs.append(task.metrics(test @ weight.T + bias))
+    return collect(runs)
+
+
+def _train_head(task: ProbeTask, read: Callable, n_epochs: int, generator: torch.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Train a linear head; return its weights ``(C, d)`` and biases ``(C,)``. ``read`` maps positions to images."""
+    extractor, device = replace(task.extractor, l2_normalize=False), task.extractor.device
+    classes, codes = np.unique(task.labels, return_inverse=True)
+    y, n_classes = torch.from_numpy(codes), len(classes)
+    drawn = torch.randn(n_classes, extractor.n_features, generator=generator, dtype=torch.float32, device="cpu")
+    weight = (_INITIAL_STD * drawn).to(device).requires_grad_()
+    bias = torch.zeros(n_classes, dtype=torch.float32, device=device, requires_grad=True)
+    batch_size = min(BATCH_SIZE, len(y))
+    optimizer = torch.optim.Adam([weight, bias], lr=_LEARNING_RATE * batch_size / 256)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_epochs)
+
+    def batches():
+        """Yield rows, the random numbers of their views, and whether they end an epoch."""
+        for _ in range(n_epochs):
+            parts = torch.randperm(len(y), generator=generator, device="cpu").split(batch_size)
+            for i, rows in enumerate(parts):
+                yield rows, LGM_PROBE_VIEWS.draw(len(rows), generator), i == len(parts) - 1
+
+    remaining = batches()
+    # Views do not depend on the head, so those of several small batches are encoded together.
+    while together := list(islice(remaining, max(1, BATCH_SIZE // batch_size))):
+        rows = torch.cat([rows for rows, _, _ in together])
+        draws = {name: torch.cat([drawn[name] for _, drawn, _ in together]) for name in together[0][1]}
+        with torch.no_grad():
+            features = extractor(LGM_PROBE_VIEWS(read(rows), draws, extractor.preprocessing))
+        targets = y[rows].to(device)
+        sizes = [len(rows) for rows, _, _ in together]
+        for Z, r, (_, _, ends) in zip(features.split(sizes), targets.split(sizes), together, strict=True):
+            loss = F.cross_entropy(F.linear(Z, weight, bias), r)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            if ends:
+                schedule.step()
+    return weight.detach().cpu().numpy(), bias.detach().cpu().numpy()

@@ -1,0 +1,154 @@
+"""Training and scoring of probes on a small image set."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from numbers import Real
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from sklearn.utils import check_random_state, check_scalar
+from sklearn.utils.validation import assert_all_finite, check_consistent_length, column_or_1d
+from torch import Tensor
+
+from ..distill._augmentations import DSA, Augmentation
+from ..encoder._encoder import FrozenEncoder, as_encoder
+from ..encoder._extractor import FeatureExtractor
+from ..encoder._images import Images, as_images
+from ..probe import ClosedFormProbe
+from ..probe._solved import relative_probe
+
+# Images in a batch, as in LGM's evaluator.
+BATCH_SIZE = 100
+# Random views on which the closed-form probe is trained.
+_VIEWS = DSA()
+# Bytes of pixels that are kept in memory; more are read again for each batch.
+_IN_MEMORY = 2**30
+
+
+@dataclass
+class ProbeTask:
+    """Training and test images of a probe. The test images are encoded once, when they are first needed."""
+
+    source: Images
+    labels: np.ndarray
+    extractor: FeatureExtractor
+    test: Images
+    y_test: np.ndarray
+    groups: np.ndarray | None
+    needs_raw: bool  # whether raw features are needed; normalised ones are then computed from them
+
+    @cached_property
+    def features(self) -> np.ndarray:
+        """Features of the training images."""
+        return self.extractor.encode(self.source)
+
+    @cached_property
+    def raw_test_features(self) -> np.ndarray:
+        """Features of the test images that are not normalised."""
+        return replace(self.extractor, l2_normalize=False).encode(self.test)
+
+    @cached_property
+    def test_features(self) -> np.ndarray:
+        """Features of the test images as the encoder returns them."""
+        if not self.needs_raw:
+            return self.extractor.encode(self.test)
+        R = self.raw_test_features
+        return F.normalize(torch.from_numpy(R), dim=1).numpy() if self.extractor.l2_normalize else R
+
+    def metrics(self, scores: np.ndarray) -> dict[str, float]:
+        """Metrics of scores ``(n_test, n_classes)``, with the classes in sorted order."""
+        return _metrics(scores, np.unique(self.labels), self.y_test, self.groups)
+
+
+def make_task(images, labels, X_test, y_test, groups, encoder, *, raw=False) -> ProbeTask:
+    """Check everything except the images themselves, which are checked when they are read."""
+    labels, y_test, groups = check_sets(images, labels, X_test, y_test, groups)
+    encoder = FrozenEncoder() if encoder is None else as_encoder(encoder)
+    extractor, shape = encoder.load(), encoder.image_shape
+    return ProbeTask(as_images(images, shape), labels, extractor, as_images(X_test, shape), y_test, groups, raw)
+
+
+def loaded_encoders(encoders) -> dict[Any, FrozenEncoder]:
+    """Check a dict of encoders by loading all of them, before the first one is used."""
+    if not isinstance(encoders, Mapping):
+        raise TypeError(f"encoders has to be a dict from names of your choice to encoders; got {encoders!r}")
+    known = {name: as_encoder(given) for name, given in encoders.items()}
+    for encoder in known.values():
+        encoder.load()
+    return known
+
+
+def check_alpha(alpha):
+    """Raise if a ridge strength is neither "loo" nor a number above 0."""
+    if alpha != "loo":
+        check_scalar(alpha, "alpha", Real, min_val=0, include_boundaries="neither")
+
+
+def check_sets(images, labels, X_test, y_test, groups):
+    """Check numbers of samples and labels; return labels and groups as one-dimensional arrays."""
+    labels, y_test = (column_or_1d(values, warn=True) for values in (labels, y_test))
+    groups = None if groups is None else column_or_1d(groups)
+    check_consistent_length(images, labels)
+    check_consistent_length(X_test, y_test, groups)
+    for name, values in (("labels", labels), ("y_test", y_test), ("groups", groups)):
+        if values is not None:
+            assert_all_finite(values, input_name=name)
+    classes = np.unique(labels).tolist()
+    if len(classes) < 2:
+        raise ValueError(f"a probe needs images of at least two classes; labels contains {classes}")
+    unknown = np.setdiff1d(y_test, labels).tolist()
+    if unknown:
+        raise ValueError(f"y_test contains classes without training images: {unknown[:10]}")
+    return labels, y_test, groups
+
+
+def closed_form_metrics(Z: np.ndarray, task: ProbeTask, alpha) -> dict[str, np.ndarray]:
+    """Metrics of the probe of features ``Z``: of the images, or of several views of all images, view after view."""
+    probe = ClosedFormProbe() if alpha == "loo" else relative_probe(Z, alpha)
+    n_views = len(Z) // len(task.labels)
+    scores = probe.fit(Z, np.tile(task.labels, n_views)).decision_function(task.test_features)
+    return collect([task.metrics(np.stack([-scores, scores], 1) if scores.ndim == 1 else scores)])
+
+
+def features_of_views(task: ProbeTask, n_views: int, random_state, views: Augmentation = _VIEWS) -> np.ndarray:
+    """Features ``(n_views · n_images, d)`` of random views: one view of all images after another."""
+    extractor, read = task.extractor, pixel_reader(task)
+    generator = torch.Generator().manual_seed(int(check_random_state(random_state).randint(2**31 - 1)))
+    parts = []
+    for _ in range(n_views):
+        for rows in torch.arange(len(task.source)).split(BATCH_SIZE):
+            draws = views.draw(len(rows), generator)
+            with torch.no_grad():
+                parts.append(extractor(views(read(rows), draws, extractor.preprocessing)).cpu())
+    return torch.cat(parts).numpy()
+
+
+def pixel_reader(task: ProbeTask) -> Callable[[Tensor], Tensor]:
+    """A function from positions to images, in the size from which the encoder crops."""
+    source, n_jobs, device = task.source, task.extractor.n_jobs, task.extractor.device
+    source.check()
+    whole = task.extractor.preprocessing.uncropped(task.extractor.preprocessing.resized)
+    if 4 * len(source) * 3 * whole.image_size**2 > _IN_MEMORY:
+        return lambda rows: source.read(rows.numpy(), whole, n_jobs).to(device)
+    pixels = source.read(range(len(source)), whole, n_jobs).to(device)
+    return lambda rows: pixels[rows.to(pixels.device)]
+
+
+def _metrics(scores: np.ndarray, classes: np.ndarray, y_test: np.ndarray, groups: np.ndarray | None) -> dict[str, float]:
+    right = classes[scores.argmax(axis=1)] == y_test
+    metrics = {"top1": right.mean()}
+    if len(classes) > 5:
+        best = classes[np.argpartition(scores, -5, axis=1)[:, -5:]]
+        metrics["top5"] = (best == y_test[:, None]).any(axis=1).mean()
+    if groups is not None:
+        _, members = np.unique(groups, return_inverse=True)
+        metrics["worst_group"] = (np.bincount(members, right) / np.bincount(members)).min()
+    return metrics
+
+
+def collect(runs: list[dict[str, float]]) -> dict[str, np.ndarray]:
+    """Metrics of several runs as arrays."""
+    return {name: np.array([run[name] for run in runs]) for name in runs[0]}

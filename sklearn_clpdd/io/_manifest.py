@@ -1,0 +1,94 @@
+"""The manifest of a distilled set: where it comes from, and which files it has."""
+
+import json
+import re
+import unicodedata
+from collections.abc import Mapping
+from hashlib import sha256
+from numbers import Real
+from typing import Any
+
+import numpy as np
+from sklearn.utils import check_scalar
+
+from ..distill._summary import check_samples_and_labels, provenance_of
+
+FORMAT = "sklearn-clpdd distilled set"
+VERSION = 1
+MANIFEST, CARD = "manifest.json", "README.md"
+
+# Bytes of a class in the name of its folder, at most; characters that some file systems do not allow; names with another meaning.
+_LONGEST = 200
+_UNSAFE = re.compile(r'[\\/:*?"<>|%\x00-\x1f]')
+_SPLITS = {"train", "val", "valid", "test"}
+_DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
+
+
+def manifest_of(distiller, images: np.ndarray, accuracies: list[dict[str, Any]]) -> dict[str, Any]:
+    """Manifest of a distilled set, but for the digests of its files."""
+    folders = class_folders(distiller.classes_)
+    codes = np.searchsorted(distiller.classes_, distiller.y_synthetic_)
+    width = max(5, len(str(len(images))))
+    manifest = {
+        "format": FORMAT,
+        "format_version": VERSION,
+        **provenance_of(distiller),
+        "accuracies": accuracies,
+        "image_shape": list(images.shape[1:]),
+        "label_dtype": "object" if distiller.classes_.dtype == object else distiller.classes_.dtype.str,
+        "classes": [
+            {"label": label, "folder": folder} for label, folder in zip(distiller.classes_.tolist(), folders, strict=True)
+        ],
+        "images": [{"file": f"{folders[c]}/{i:0{width}}.png", "class": int(c)} for i, c in enumerate(codes)],
+    }
+    if not np.array_equal(distiller.targets_, np.eye(len(folders))[codes]):
+        manifest["targets"] = distiller.targets_.tolist()
+    return manifest
+
+
+def recorded_accuracies(distiller, X_test, y_test, others) -> list[dict[str, Any]]:
+    """Accuracies on test samples and on held-out samples, and those that the user passes."""
+    if others is not None and not isinstance(others, Mapping):
+        raise TypeError(f"accuracies has to be a dict from protocols to numbers; got {others!r}")
+    others = {} if others is None else others
+    for protocol, accuracy in others.items():
+        check_scalar(accuracy, f"accuracies[{protocol!r}]", Real, min_val=0, max_val=1)
+    recorded = []
+    check_samples_and_labels("X_test and y_test", X_test, y_test)
+    if X_test is not None:
+        accuracy = distiller.score(X_test, y_test)
+        recorded.append({"protocol": "closed-form probe, test samples", "accuracy": accuracy, "n_samples": len(y_test)})
+    held_out = getattr(distiller, "val_accuracy_", None)
+    if held_out is not None:
+        recorded.append({"protocol": "closed-form probe, held-out training samples", "accuracy": held_out})
+    return recorded + [{"protocol": str(protocol), "accuracy": float(accuracy)} for protocol, accuracy in others.items()]
+
+
+def class_folders(classes: np.ndarray) -> list[str]:
+    """Folder names of the classes, whose sorted order is that of the classes, because readers of image folders sort them."""
+    labels = classes.tolist()
+    if all(isinstance(label, int) and not isinstance(label, bool) and label >= 0 for label in labels):
+        width = len(str(max(labels)))
+        return [f"{label:0{width}}" for label in labels]
+    spelled = (str(label).encode("utf-8", "backslashreplace").decode() for label in labels)
+    names = [_UNSAFE.sub(lambda found: f"%{ord(found[0]):02X}", label) for label in spelled]
+    unsafe = {name.casefold() for name in names} <= _SPLITS or any(
+        name[:1] in (".", "_", "") or name[-1:] in (".", " ") or _DEVICES.fullmatch(name) for name in names
+    )
+    alike = {unicodedata.normalize("NFC", name).casefold() for name in names}
+    long = max(len(name.encode()) for name in names) > _LONGEST
+    if unsafe or long or len(alike) < len(names) or names != sorted(names):
+        width = len(str(len(names) - 1))
+        return [f"{i:0{width}} {name.encode()[:_LONGEST].decode(errors='ignore')}".rstrip(". ") for i, name in enumerate(names)]
+    return names
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a name in a manifest is that of an image of a class, inside the folder of the set."""
+    return bool(re.fullmatch(r"[^/\\]+/\d+\.png", name)) and not name.startswith("..") and ":" not in name
+
+
+def manifest_digest(manifest: dict[str, Any]) -> str:
+    """SHA-256 of a manifest without its own digest."""
+    content = {name: value for name, value in manifest.items() if name != "sha256"}
+    return sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

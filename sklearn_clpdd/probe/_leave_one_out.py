@@ -1,0 +1,337 @@
+"""Leave-one-out predictions of ridge regression for many penalties, from one factorisation.
+
+The prediction for a sample is linear in the targets; its leverage ``h`` is the weight of its own target. Refitting without the
+sample gives
+
+    ``(prediction − h·y) / (1 − h)``
+
+exactly, with the intercept and the sample weights in ``h``. In sample space the same number is ``y − a/(w·g)``, for the
+coefficients ``a`` of the samples, their weights ``w`` and the diagonal ``g`` of the inverse. This form does not cancel when ``h``
+is close to one, which it usually is when there are fewer samples than features.
+
+Targets are ±1 class indicators with one column per class, for two classes too. ``n`` is the number of samples, ``d`` that of
+features, ``C`` that of classes, ``P`` that of penalties; ``A`` is the matrix that is factorised.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from ..utils._ridge import add_gram_, symmetric, to_float64
+from ._moments import Moments
+from ._rows import CHUNK, Rows
+
+# float32 is used if squared norms are at most this many times the smallest eigenvalue, penalty included: in feature space the
+# norms of single rows, in sample space their sum, which bounds the condition number.
+_FLOAT32_RANGE = 1e4
+# A sample for which ``1 − h`` is below this is computed in float64.
+_FLOAT32_SHARE = 0.05
+# Largest rounding error that centring leaves of a constant, in multiples of the precision.
+_ROUNDING = 64
+# Columns of one matrix product of predictions, in multiples of the number of features; bytes of weights that are held at once.
+_COLUMNS = 2
+_WEIGHT_BYTES = 2**24
+
+Candidates = Sequence[int]
+# Maps the mean squared norm of the rows to the penalties to try.
+Penalties = Callable[[float], Sequence[float]]
+
+
+class RidgedInverse:
+    """``(A + penalty·I)⁻¹`` for several penalties: by Cholesky for one, by eigenvalues for more.
+
+    For penalty number ``j`` it is ``basis · diag(gains[:, j]) · basisᵀ``. The gains, and every solution, are NaN for a penalty
+    with which the matrix is singular to working precision.
+
+    Parameters
+    ----------
+    A : Tensor of shape (k, k)
+        Positive semi-definite.
+    penalties : sequence of P floats
+
+    Raises
+    ------
+    ValueError
+        If ``A`` has negative eigenvalues beyond rounding errors.
+    """
+
+    gains: Tensor  # (k, P)
+    smallest: float  # lower bound of the smallest eigenvalue of A + penalty·I over the penalties
+
+    def __init__(self, A: Tensor, penalties: Sequence[float]):
+        # Eigenvalues have errors of about k·eps times the largest one, which have to be at most a hundredth of the smallest one.
+        error = 100 * len(A) * torch.finfo(A.dtype).eps
+        p = torch.tensor(penalties, dtype=A.dtype, device=A.device)
+        self._L: Tensor | None = None
+        if len(penalties) == 1:
+            ridged = A.clone()
+            ridged.diagonal().add_(p)
+            self._L, info = torch.linalg.cholesky_ex(ridged)
+            # Each pivot is compared with its own column, because Cholesky is accurate for columns of different scales.
+            regular = (info == 0) & (self._L.diagonal().square() > error * ridged.diagonal()).all()
+            gains, self.smallest = torch.ones_like(A[:, :1]), min(penalties)
+        else:
+            eigenvalues, self.basis = torch.linalg.eigh(A)
+            lowest, highest = eigenvalues[0].item(), eigenvalues[-1].item()
+            if lowest < -error * max(highest, -lowest):
+                raise ValueError(
+                    f"the kernel is not positive semi-definite: its matrix has eigenvalues from {lowest:.3g} to {highest:.3g}; "
+                    "use a kernel that is an inner product"
+                )
+            self.smallest = max(lowest, 0.0) + min(penalties)
+            regular = max(lowest, 0.0) + p > error * highest
+            gains = 1 / (eigenvalues.clamp_min_(0)[:, None] + p)
+        self.gains = torch.where(regular, gains, torch.nan)
+
+    @cached_property
+    def basis(self) -> Tensor:  # (k, k); set in __init__ for several penalties
+        assert self._L is not None
+        return torch.linalg.solve_triangular(self._L, torch.eye(len(self._L)).to(self._L), upper=False).T
+
+    def solve(self, B: Tensor, candidates: Candidates) -> Tensor:
+        """The inverses times ``B`` ``(k, C)`` for some penalties, ``(k, P', C)``."""
+        if self._L is not None:
+            return (self.gains[:1] * torch.cholesky_solve(B, self._L))[:, None]
+        targets = self.gains[:, candidates, None] * (self.basis.T @ B)[:, None]
+        return (self.basis @ targets.flatten(1)).view(len(B), len(candidates), -1)
+
+
+class SampleSpace:
+    """Ridge regression on an ``(n, n)`` kernel matrix.
+
+    Parameters
+    ----------
+    K : Tensor of shape (n, n)
+        Kernel matrix of the samples; overwritten. All results have its dtype.
+    codes : Tensor of shape (n,), int64
+        Indices of the classes.
+    weight : Tensor of shape (n,)
+        Sample weights, > 0.
+    n_classes : int
+    penalties : callable
+        Maps the mean of the rows' weighted squared norms to the penalties to try.
+    fit_intercept : bool
+    """
+
+    def __init__(self, K: Tensor, codes: Tensor, weight: Tensor, n_classes: int, penalties: Penalties, fit_intercept: bool):
+        self.codes, self.weight, self.n_classes, self.dtype = codes, weight.to(K.dtype), n_classes, K.dtype
+        self.class_rows = torch.bincount(codes, minlength=n_classes)
+        self._Y = K.new_full((len(K), n_classes), -1).scatter_(1, codes[:, None], 1)
+        self._root = self.weight.sqrt()
+        K.mul_(self._root).mul_(self._root[:, None])
+        targets = self._root[:, None] * self._Y
+        self._direction = None
+        self.prior, self._center = K.new_zeros(n_classes), torch.zeros_like(self._root)
+        if fit_intercept:
+            # The direction of the intercept is projected out of the kernel and the targets.
+            norm = torch.linalg.vector_norm(self._root)
+            u = self._direction = self._root / norm
+            self.prior = u @ targets / norm
+            targets -= torch.outer(self._root, self.prior)
+            Ku = K @ u
+            self._center = Ku / (self._root * norm)  # mean kernel with every sample
+            before = K.diagonal().mean()
+            K.addr_(u, Ku, alpha=-1).addr_(Ku, u, alpha=-1)
+            K.addr_(u * (u @ Ku), u)
+            K *= (
+                K.diagonal().mean() > _ROUNDING * torch.finfo(K.dtype).eps * before
+            )  # otherwise the kernel is constant, and this is rounding
+        scale = K.diagonal().mean().item()
+        self.penalties = penalties(scale)
+        if fit_intercept:  # put back with an eigenvalue that keeps the matrix regular without a penalty
+            K.addr_(scale * u, u)
+        self._inverse = RidgedInverse(K, self.penalties)
+        self._targets = targets
+
+    def coefficients(self, candidate: int) -> Tensor:
+        """Coefficients of the samples, ``(n, C)``."""
+        return self._root[:, None] * self._inverse.solve(self._targets, [candidate])[:, 0]
+
+    def intercept(self, coefficients: Tensor) -> Tensor:
+        """Intercepts for these coefficients, ``(C,)``."""
+        return self.prior - self._center @ coefficients
+
+    @cached_property
+    def _diagonal(self) -> Tensor:
+        """Diagonal of the inverse without the direction of the intercept, times the square root of the weight, ``(n, P)``."""
+        basis = self._inverse.basis
+        if self._direction is not None:
+            basis = basis - torch.outer(self._direction, self._direction @ basis)
+        return self._root[:, None] * (basis.square() @ self._inverse.gains)
+
+    def leave_one_out(
+        self, candidates: Candidates, positions: Tensor | None = None, *, exact: bool = False
+    ) -> Iterator[tuple[slice, slice, Tensor]]:
+        """Yield rows, columns of ``candidates``, and their predictions ``(n', P', C)``, each without the sample itself.
+
+        ``positions`` selects samples; ``exact`` matters in `FeatureSpace` only.
+        """
+        chosen = slice(None) if positions is None else positions
+        together = max(1, CHUNK // self._Y.numel())
+        for start in range(0, len(candidates), together):
+            group = candidates[start : start + together]
+            residuals = self._inverse.solve(self._targets, group)[chosen] / self._diagonal[chosen][:, group, None]
+            yield slice(0, len(residuals)), slice(start, start + len(group)), self._Y[chosen][:, None] - residuals
+
+
+class LinearSampleSpace(SampleSpace):
+    """Linear ridge regression where there are fewer samples than features: a `SampleSpace` with coefficients of the features.
+
+    Parameters
+    ----------
+    rows : Rows
+        Training rows.
+    n_classes : int
+    penalties : callable
+        Maps the mean of the rows' weighted squared norms to the penalties to try.
+    fit_intercept : bool
+    dtype : torch.dtype
+        dtype in which rows are read. Computations are in float32 only if the penalty is given and large enough for it.
+    """
+
+    def __init__(self, rows: Rows, n_classes: int, penalties: Penalties, fit_intercept: bool, dtype: torch.dtype):
+        Z, weight = rows.load(dtype), rows.weight
+        self._mean = torch.zeros_like(Z[0])
+        if fit_intercept:
+            self._mean = _weighted_mean(Z, weight).to(Z)
+            Z -= self._mean
+            rounding = _ROUNDING * torch.finfo(Z.dtype).eps * torch.linalg.vector_norm(self._mean, torch.inf)
+            Z *= torch.linalg.vector_norm(Z, torch.inf) > rounding  # otherwise the features are constant
+        trace = (weight @ Z.square().sum(1).to(weight)).item()
+        given = penalties(trace / len(Z))
+        if len(given) > 1 or trace > _FLOAT32_RANGE * given[0]:
+            Z = to_float64(Z)
+        self._Z = Z
+        K = Z.new_zeros(len(Z), len(Z))
+        add_gram_(K, Z.T)
+        super().__init__(symmetric(K), rows.codes, weight, n_classes, penalties, fit_intercept)
+
+    def coefficients(self, candidate: int) -> Tensor:
+        """Coefficients of the features, ``(d, C)``."""
+        return self._Z.T @ super().coefficients(candidate)
+
+    def intercept(self, coefficients: Tensor) -> Tensor:
+        """Intercepts for these coefficients, ``(C,)``."""
+        return self.prior - self._mean.to(coefficients) @ coefficients
+
+
+def _weighted_mean(Z: Tensor, weight: Tensor) -> Tensor:
+    """Mean of rows in the dtype of their weights (float64 if the device has it), chunk by chunk."""
+    total = weight.new_zeros(Z.shape[1])
+    step = max(1, CHUNK // Z.shape[1])
+    for start in range(0, len(Z), step):
+        total += weight[start : start + step] @ Z[start : start + step].to(weight)
+    return total / weight.sum()
+
+
+class FeatureSpace:
+    """Ridge regression on the ``(d, d)`` moments of rows, which are read again for their leave-one-out predictions.
+
+    Parameters
+    ----------
+    moments : Moments
+        Moments of all training rows.
+    rows : Rows
+        All training rows, or some of them.
+    penalties : callable
+        Maps the mean of the rows' weighted squared norms to the penalties to try.
+    fit_intercept : bool
+    dtype : torch.dtype
+        dtype in which rows are read; float32 is used only where it is accurate enough.
+    """
+
+    def __init__(self, moments: Moments, rows: Rows, penalties: Penalties, fit_intercept: bool, dtype: torch.dtype):
+        self.codes, self.weight, self.n_classes = rows.codes, rows.weight, len(moments.class_weights)
+        self.class_rows = moments.class_rows
+        self._rows = rows
+        gram, cross = moments.gram(centered=fit_intercept), moments.cross(centered=fit_intercept)
+        # Constant features are zero after centring, except for rounding errors.
+        rounding = (_ROUNDING * torch.finfo(gram.dtype).eps) ** 2 * moments.mean.square().sum()
+        varies = gram.diagonal().sum() > moments.weight * rounding
+        gram, cross = gram * varies, cross * varies
+        trace = gram.diagonal().sum()
+        self.penalties = penalties((trace / moments.n_rows).item())
+        self._inverse = RidgedInverse(gram, self.penalties)
+        self._cross = cross
+        self._mean = moments.mean if fit_intercept else torch.zeros_like(moments.mean)
+        shares = moments.class_weights / moments.weight
+        self._prior = 2 * shares - 1 if fit_intercept else torch.zeros_like(shares)
+        self._intercept_leverage = 1 / moments.weight if fit_intercept else torch.zeros_like(moments.weight)
+        mean_square = (trace / moments.weight + moments.mean.square().sum()).item()
+        safe = mean_square <= _FLOAT32_RANGE * self._inverse.smallest
+        self.dtype = dtype if safe else gram.dtype
+
+    def coefficients(self, candidate: int) -> Tensor:
+        """Coefficients of the features, ``(d, C)``."""
+        return self._inverse.solve(self._cross, [candidate])[:, 0]
+
+    def intercept(self, coefficients: Tensor) -> Tensor:
+        """Intercepts for these coefficients of the features, ``(C,)``."""
+        return self._prior - self._mean @ coefficients
+
+    @cached_property
+    def leverages(self) -> Tensor:
+        """Leverage of each row for each penalty, ``(n, P)``."""
+        leverages = self._leverages_of(self._rows, self.dtype)
+        if self.dtype == torch.float32:
+            high = ((1 - leverages).amin(1) < _FLOAT32_SHARE).nonzero()[:, 0]
+            if len(high):
+                leverages[high] = self._leverages_of(self._rows.take(high), self._mean.dtype).float()
+        return leverages
+
+    def _leverages_of(self, rows: Rows, dtype: torch.dtype) -> Tensor:
+        basis, gains, mean = (value.to(dtype) for value in (self._inverse.basis, self._inverse.gains, self._mean))
+        leverages = torch.empty(len(rows), len(self.penalties), dtype=dtype, device=basis.device)
+        projected = None
+        for positions, chunk in rows.chunks(dtype):
+            if projected is None:
+                projected = torch.empty_like(chunk)
+            out = torch.mm(chunk.sub_(mean), basis, out=projected[: len(chunk)])
+            torch.mm(out.square_(), gains, out=leverages[positions])
+        leverages += self._intercept_leverage.to(dtype)
+        return leverages.mul_(rows.weight[:, None].to(dtype))
+
+    def leave_one_out(
+        self, candidates: Candidates, positions: Tensor | None = None, *, exact: bool = False
+    ) -> Iterator[tuple[slice, slice, Tensor]]:
+        """Yield rows, columns of ``candidates``, and their predictions ``(n', P', C)``, each without the sample itself.
+
+        ``positions`` selects rows, ``exact`` computes in float64 whatever `dtype` is. Each result overwrites the last one.
+        """
+        rows = self._rows if positions is None else self._rows.take(positions)
+        if exact:
+            dtype, leverages = self._mean.dtype, self._leverages_of(rows, self._mean.dtype)
+        else:
+            dtype, leverages = self.dtype, self.leverages if positions is None else self.leverages[positions]
+        leverages = leverages[:, candidates]
+        mean, prior = self._mean.to(dtype), self._prior.to(dtype)
+        d, C = len(mean), len(prior)
+        together = max(1, _COLUMNS * d // C)  # candidates whose predictions are computed in one matrix product
+        block = together * max(
+            1, _WEIGHT_BYTES // (dtype.itemsize * d * C * together)
+        )  # candidates whose weights are held at once
+        for first in range(0, len(candidates), block):
+            last = min(first + block, len(candidates))
+            groups = [slice(start, min(start + together, last)) for start in range(first, last, together)]
+            weights = [self._inverse.solve(self._cross, candidates[group]).flatten(1).to(dtype) for group in groups]
+            scores: dict[int, Tensor] = {}
+            for part, chunk in rows.chunks(dtype, width=weights[0].shape[1]):
+                chunk -= mean
+                for group, W in zip(groups, weights, strict=True):
+                    width = W.shape[1]
+                    if width not in scores:
+                        scores[width] = torch.empty(len(chunk), width, dtype=dtype, device=chunk.device)
+                    shift = prior.repeat(width // C)
+                    predictions = torch.addmm(shift, chunk, W, out=scores[width][: len(chunk)]).view(len(chunk), -1, C)
+                    remove_own_target_(predictions, rows.codes[part], leverages[part][:, group])
+                    yield part, group, predictions
+
+
+def remove_own_target_(predictions: Tensor, codes: Tensor, h: Tensor) -> None:
+    """Remove the contribution of the samples' own ±1 targets from predictions ``(n, P, C)``, in place; ``h`` is ``(n, P)``."""
+    rest = 1 / (1 - h).clamp_min(torch.finfo(h.dtype).eps)
+    torch.addcmul((h * rest)[..., None], predictions, rest[..., None], out=predictions)
+    own = codes[:, None, None].expand(-1, predictions.shape[1], 1)
+    predictions.scatter_add_(2, own, (-2 * h * rest)[..., None])

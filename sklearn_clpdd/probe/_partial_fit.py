@@ -1,0 +1,212 @@
+"""Fitting batch by batch: `partial_fit`, `merge`, and a solution that is computed when it is first read."""
+
+import copy
+from collections.abc import Callable
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from sklearn.utils.metaestimators import available_if
+from sklearn.utils.validation import check_is_fitted
+
+from ..utils._device import resolve_device
+from ..utils._sklearn_compat import check_partial_fit_first_call
+from ..utils._warnings import warn
+from ._solver import LINEAR_KERNELS
+from ._stream import Stream
+
+# Rows of a stream on which `partial_fit` chooses alpha and the temperature.
+_RESERVOIR = 2048
+# Fitted attributes that are computed by solving.
+_SOLVED = (
+    "coef_",
+    "intercept_",
+    "alpha_",
+    "alphas_",
+    "temperature_",
+    "loo_score_",
+    "loo_scores_",
+    "gamma_",
+    "dual_coef_",
+    "X_fit_",
+)
+
+
+def _has_linear_kernel(probe) -> bool:
+    if probe.kernel in LINEAR_KERNELS:
+        return True
+    raise AttributeError(f"partial_fit and merge need kernel='linear' or 'cosine'; got {probe.kernel!r}")
+
+
+class PartialFitMixin:
+    """The methods of :class:`ClosedFormProbe` that see the samples in batches."""
+
+    classes_: np.ndarray
+    device: Any
+    kernel: Any
+    class_weight: Any
+    _check_params: Callable
+    _check: Callable
+    _weights: Callable
+    _dtype_for: Callable
+    get_params: Callable
+
+    @available_if(_has_linear_kernel)
+    def partial_fit(self, X, y, classes=None, sample_weight=None):
+        """Add a batch of samples: after the last batch, the coefficients are those of one `fit` on all samples with that `alpha`.
+
+        Keeps the weighted Gram matrix, means and counts in float64, about ``n_features · (n_features + n_classes)`` numbers
+        whatever the number of samples is. The system is solved when a result is asked for, with the parameters at the time of
+        the last batch. If `alpha` or the temperature is ``"loo"``, it is chosen by the leave-one-out predictions of a uniform
+        sample of up to 2048 rows, which is the choice of `fit` if there are no more rows and no copies among them. `fit` does
+        not keep these sums, so after `fit` this method starts over, with a warning.
+
+        Parameters
+        ----------
+        X : array-like or Tensor of shape (n_samples, n_features)
+            Features.
+        y : array-like or Tensor of shape (n_samples,)
+            Class labels.
+        classes : array-like of shape (n_classes,), default=None
+            All labels that will occur; needed in the first call.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Weights of the squared errors, ≥ 0.
+
+        Returns
+        -------
+        ClosedFormProbe
+            Itself.
+
+        Raises
+        ------
+        ValueError
+            If a label is not in `classes`, or with ``class_weight="balanced"``, which needs all labels at once.
+
+        Warns
+        -----
+        UserWarning
+            If the probe was fitted by `fit`, whose samples are then forgotten.
+        """
+        self._check_params()
+        if self.class_weight == "balanced":
+            raise ValueError(
+                "class_weight='balanced' needs the labels of all batches; pass a dict of class weights instead, for example "
+                "from compute_class_weight('balanced', classes=classes, y=all_labels)"
+            )
+        after_fit = hasattr(self, "classes_") and "_stream" not in vars(self)
+        if after_fit:
+            classes = self.classes_ if classes is None else classes
+        elif hasattr(self, "classes_"):
+            self._check_stream()
+        with self._restored_on_error():
+            if after_fit:
+                self._forget()
+            first = check_partial_fit_first_call(self, classes)
+            if len(self.classes_) < 2:
+                raise ValueError(f"a classifier needs at least two classes; classes are {self.classes_.tolist()}")
+            X, y = self._check(X, y, reset=first)
+            codes = np.searchsorted(self.classes_, y).clip(max=len(self.classes_) - 1)
+            unknown = self.classes_[codes] != y
+            if unknown.any():
+                raise ValueError(f"y holds {np.unique(y[unknown]).tolist()}, not among the classes {self.classes_.tolist()}")
+            weight = self._weights(sample_weight, X, y, self.classes_, codes)
+            rows = self._solver.rows(X, codes, weight, resolve_device(self.device), keep_duplicates=True)
+            if after_fit:
+                warn(
+                    "the samples that `fit` has seen are forgotten, because it keeps no sums that others could be added to. "
+                    "Use `partial_fit` from the first batch on"
+                )
+            if first:
+                self._stream = Stream(len(self.classes_), X.shape[1], _RESERVOIR, self.kernel, rows.device)
+            self._stream.add(rows, self._dtype_for(X))
+            self._stream_solver = copy.deepcopy(self._solver)
+            self._forget_solution()
+        return self
+
+    def _check_stream(self):
+        """Raise if there are no sums that samples could be added to."""
+        if "_stream" not in vars(self):
+            raise ValueError(
+                "a probe that was fitted by `fit` keeps no sums that could be merged; fit both probes by `partial_fit`"
+            )
+        if self._stream.kernel != self.kernel:
+            raise ValueError(f"the samples so far were added for kernel={self._stream.kernel!r}; it is now {self.kernel!r}")
+
+    @available_if(_has_linear_kernel)
+    def merge(self, other):
+        """Add the samples that another probe has seen.
+
+        Parameters
+        ----------
+        other : ClosedFormProbe
+            Another probe that was fitted by `partial_fit`, with the same classes. It is not changed. The result is solved with
+            the parameters of this probe.
+
+        Returns
+        -------
+        ClosedFormProbe
+            Itself.
+
+        Raises
+        ------
+        NotFittedError
+            If one of the probes has seen no samples.
+        ValueError
+            If one of them was fitted by `fit`, or if their classes, numbers of features, kernels or class weights differ.
+        """
+        for probe in (self, other):
+            check_is_fitted(probe, "classes_")
+        for name in ("n_features_in_", "kernel", "class_weight"):
+            if getattr(self, name) != getattr(other, name):
+                raise ValueError(f"the probes differ in {name}: {getattr(self, name)!r} and {getattr(other, name)!r}")
+        for probe in (self, other):
+            probe._check_stream()
+        if not np.array_equal(self.classes_, other.classes_):
+            raise ValueError(f"the probes have different classes: {self.classes_.tolist()} and {other.classes_.tolist()}")
+        self._stream.merge(other._stream)
+        self._stream_solver = copy.deepcopy(self._solver)
+        self._forget_solution()
+        return self
+
+    def __sklearn_is_fitted__(self):
+        return hasattr(self, "intercept_")
+
+    def __getattr__(self, name):
+        # Only called for missing attributes: after `partial_fit`, those that are computed when they are first read.
+        if name in _SOLVED and self._is_unsolved():
+            try:
+                self._solve_stream()
+            except Exception as error:  # hasattr expects an AttributeError
+                raise AttributeError(f"{name} cannot be computed from the samples so far: {error}") from error
+            if name in vars(self):
+                return vars(self)[name]
+        if name in ("partial_fit", "merge"):
+            _has_linear_kernel(self)  # raises an error that says why
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def _is_unsolved(self) -> bool:
+        return "_stream" in vars(self) and "intercept_" not in vars(self)
+
+    def _solve_stream(self):
+        """Solve for the samples of `partial_fit`, with the parameters that were set at the last batch."""
+        self.__dict__.update(self._stream_solver.solve_stream(self._stream, resolve_device(self.device)))
+
+    def _forget(self):
+        """Remove the results of an earlier `fit` or `partial_fit`."""
+        self._forget_solution()
+        for name in ("classes_", "_stream", "_stream_solver"):
+            self.__dict__.pop(name, None)
+
+    def _forget_solution(self):
+        for name in _SOLVED:
+            self.__dict__.pop(name, None)
+
+    @contextmanager
+    def _restored_on_error(self):
+        """Restore all attributes if the block fails, or Ctrl-C ends it."""
+        before = dict(vars(self))
+        try:
+            yield
+        except BaseException:
+            self.__dict__ = before
+            raise

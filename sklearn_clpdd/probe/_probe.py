@@ -1,0 +1,329 @@
+"""ClosedFormProbe: ridge classification of features, linear or with kernels, whose settings are chosen by leave-one-out."""
+
+from numbers import Real
+
+import numpy as np
+import torch
+from scipy.special import expit, softmax
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils import compute_class_weight
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import assert_all_finite, check_is_fitted, validate_data
+from torch import Tensor
+
+from ..utils._arrays import tensor_from_numpy
+from ..utils._device import resolve_device
+from ..utils._ridge import SOLVERS
+from ..utils._sklearn_compat import Interval, StrOptions, check_sample_weight
+from ._kernels import KERNELS, kernel_matrix
+from ._partial_fit import PartialFitMixin
+from ._rows import CHUNK, Rows
+from ._solver import LINEAR_KERNELS, RidgeSolver
+
+_SCORINGS = ("accuracy", "neg_log_loss", "neg_mean_squared_error")
+
+
+class ClosedFormProbe(PartialFitMixin, ClassifierMixin, BaseEstimator):
+    """Ridge classifier for the features of a frozen encoder, computed in closed form.
+
+    Fits a ridge regression of ±1 class indicators on the features, as :class:`sklearn.linear_model.RidgeClassifier` does. Exact
+    leave-one-out predictions choose the ridge strength and calibrate the probabilities. They all come from one factorisation, in
+    feature space or in sample space, whichever is smaller.
+
+    Parameters
+    ----------
+    alpha : "loo", float, or array-like of shape (n_candidates,), default="loo"
+        Ridge strength, ≥ 0: ``alpha · ‖coef‖²`` is added to the sum of squared errors. From several candidates, the first one
+        with the best leave-one-out `scoring` is chosen. ``"loo"`` tries two candidates per decade, from 0.001 to 1000 times the
+        mean weighted squared norm of the samples (about their mean if there is an intercept; rounded to a power of ten). Among
+        those whose accuracy is within one standard error of the best, it chooses the one with the least log-loss.
+    kernel : {"linear", "cosine", "rbf", "poly"} or callable, default="linear"
+        ``"cosine"`` is linear in features scaled to unit norm. The other kernels are solved in sample space, with memory
+        proportional to ``n_samples²``. A callable maps two matrices to the matrix of the kernels of their rows, as for
+        :class:`sklearn.svm.SVC`.
+    gamma : float, default=None
+        Parameter of the kernels ``exp(−gamma · ‖a − b‖²)`` and ``(gamma · aᵀb + coef0) ** degree``, > 0. ``None`` is
+        ``1 / (n_features · X.var())``, which :class:`sklearn.svm.SVC` calls "scale".
+    degree : float, default=3
+        Degree of the polynomial kernel, > 0.
+    coef0 : float, default=1
+        Constant of the polynomial kernel.
+    fit_intercept : bool, default=True
+        Whether to fit an unpenalised intercept.
+    class_weight : dict or "balanced", default=None
+        Weights of the classes; ``"balanced"`` is ``n_samples / (n_classes · bincount(y))``.
+    temperature : "loo" or float, default="loo"
+        `predict_proba` is the softmax of the scores divided by the temperature, > 0. ``"loo"`` chooses the one between 0.0001
+        and 100 with the least log-loss of the leave-one-out predictions.
+    scoring : {"accuracy", "neg_log_loss", "neg_mean_squared_error"}, default="accuracy"
+        Leave-one-out score by which candidates for `alpha` are compared. Sample and class weights are taken into account.
+    solver : {"auto", "primal", "dual"}, default="auto"
+        ``"primal"`` solves an ``(n_features, n_features)`` system, ``"dual"`` an ``(n_samples, n_samples)`` one, with the same
+        result. Kernels other than ``"linear"`` and ``"cosine"`` are always solved in the dual form.
+    dtype : {"float32", "float64"}, default=None
+        Dtype of the fitted attributes, and of intermediate results that do not need float64. ``None``: float64 for float64
+        features, float32 for float32 and float16 ones.
+    device : str or torch.device, default="auto"
+        Device on which the systems are solved. Fitted attributes are numpy arrays in any case.
+
+    Attributes
+    ----------
+    classes_ : ndarray of shape (n_classes,)
+        Class labels.
+    coef_ : ndarray of shape (1, n_features) or (n_classes, n_features)
+        Weights of the features, for the kernels ``"linear"`` and ``"cosine"``; one row for two classes.
+    intercept_ : ndarray of shape (1,) or (n_classes,)
+        Intercepts.
+    alpha_ : float
+        Ridge strength.
+    temperature_ : float
+        Temperature of `predict_proba`.
+    alphas_ : ndarray of shape (n_candidates,)
+        Ridge strengths that were compared. This and the next two are only set if leave-one-out was used.
+    loo_scores_ : ndarray of shape (n_candidates,)
+        Their leave-one-out scores, higher is better; NaN for strengths with which the system is singular.
+    loo_score_ : float
+        Leave-one-out score of `alpha_`; NaN if no class has two samples.
+    gamma_ : float
+        The `gamma` that was used, for ``"rbf"`` and ``"poly"``.
+    dual_coef_ : ndarray of shape (n_kept, 1) or (n_kept, n_classes)
+        Weights of training samples, for kernels that are solved in sample space.
+    X_fit_ : ndarray of shape (n_kept, n_features)
+        The training samples that these weights belong to: those of positive weight, without duplicates.
+    n_features_in_ : int
+        Number of features seen in `fit`.
+    feature_names_in_ : ndarray of shape (n_features,)
+        Their names, if ``X`` had names.
+
+    Raises
+    ------
+    ValueError
+        In `fit`, if there are fewer than two classes, non-finite features, or the system is singular (``alpha=0`` on collinear
+        features).
+    MemoryError
+        In `fit`, if a kernel matrix does not fit into memory; raised before it is allocated.
+
+    Notes
+    -----
+    A leave-one-out prediction is that of a refit without the sample, with the same `alpha`, and with the intercept and weights of
+    the other samples. Identical rows of one class are left out together, so that a sample of weight 2 counts like two copies of
+    it, and oversampling does not inflate the scores (`partial_fit` only recognises copies among the rows that it keeps). The
+    only sample of a class does not contribute to the scores.
+
+    References
+    ----------
+    CLP-DD, arXiv 2605.07194, for the inner problem in closed form. Rifkin and Lippert, *Notes on Regularized Least Squares*,
+    2007, for leave-one-out predictions from one eigendecomposition.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_digits
+    >>> from sklearn_clpdd import ClosedFormProbe
+    >>> X, y = load_digits(return_X_y=True)
+    >>> probe = ClosedFormProbe(kernel="rbf").fit(X[::2], y[::2])
+    >>> round(probe.loo_score_, 2), round(probe.score(X[1::2], y[1::2]), 2)
+    (0.99, 0.98)
+    """
+
+    _parameter_constraints = {
+        "alpha": [StrOptions({"loo"}), Interval(Real, 0, None, closed="left"), "array-like"],
+        "kernel": [StrOptions({*LINEAR_KERNELS, *KERNELS}), callable],
+        "gamma": [Interval(Real, 0, None, closed="neither"), None],
+        "degree": [Interval(Real, 0, None, closed="neither")],
+        "coef0": [Real],
+        "fit_intercept": ["boolean"],
+        "class_weight": [dict, StrOptions({"balanced"}), None],
+        "temperature": [StrOptions({"loo"}), Interval(Real, 0, None, closed="neither")],
+        "scoring": [StrOptions(set(_SCORINGS))],
+        "solver": [StrOptions(set(SOLVERS))],
+        "dtype": [StrOptions({"float32", "float64"}), None],
+        "device": [str, torch.device],
+    }
+
+    def __init__(
+        self,
+        alpha="loo",
+        *,
+        kernel="linear",
+        gamma=None,
+        degree=3,
+        coef0=1,
+        fit_intercept=True,
+        class_weight=None,
+        temperature="loo",
+        scoring="accuracy",
+        solver="auto",
+        dtype=None,
+        device="auto",
+    ):
+        self.alpha = alpha
+        self.kernel = kernel
+        self.gamma = gamma
+        self.degree = degree
+        self.coef0 = coef0
+        self.fit_intercept = fit_intercept
+        self.class_weight = class_weight
+        self.temperature = temperature
+        self.scoring = scoring
+        self.solver = solver
+        self.dtype = dtype
+        self.device = device
+
+    def fit(self, X, y, sample_weight=None):
+        """Fit the probe.
+
+        Parameters
+        ----------
+        X : array-like or Tensor of shape (n_samples, n_features)
+            Features. float16 and float32 are kept, everything else is converted to float64. With more samples than features,
+            a memmap is read in chunks and never copied as a whole.
+        y : array-like or Tensor of shape (n_samples,)
+            Class labels.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Weights of the squared errors, ≥ 0.
+
+        Returns
+        -------
+        ClosedFormProbe
+            Itself.
+        """
+        with self._restored_on_error():
+            self._check_params()
+            X, y = self._check(X, y, reset=True)
+            classes, codes = np.unique(y, return_inverse=True)
+            if len(classes) < 2:
+                raise ValueError(
+                    f"a classifier needs samples of at least two classes; y holds one class, {classes.tolist()[0]!r}"
+                )
+            weight = self._weights(sample_weight, X, y, classes, codes)
+            rows = self._solver.rows(X, codes, weight, resolve_device(self.device))
+            solution = self._solver.solve(rows, len(classes), self._dtype_for(X))
+            self._forget()
+            self.__dict__.update(solution, classes_=classes)
+        return self
+
+    def decision_function(self, X):
+        """Scores of the classes.
+
+        Parameters
+        ----------
+        X : array-like or Tensor of shape (n_samples, n_features)
+            Features.
+
+        Returns
+        -------
+        ndarray of shape (n_samples,) or (n_samples, n_classes)
+            Predicted class indicators, between about −1 and 1; for two classes, those of ``classes_[1]``.
+        """
+        if self._is_unsolved():
+            self._solve_stream()  # raises the error that explains why it cannot be solved
+        check_is_fitted(self)
+        X = self._check(X)
+        is_linear = self._solver.is_linear
+        weights = self.coef_.T if is_linear else self.dual_coef_
+        dtype = np.result_type(X.dtype, weights.dtype)
+        if self.kernel == "linear" and X.dtype == dtype:
+            scores = X @ weights + self.intercept_
+        else:
+            device = torch.device("cpu") if is_linear else resolve_device(self.device)
+            rows = Rows.unlabelled(X, device, unit=self.kernel == "cosine")
+            scores = np.empty((len(X), weights.shape[1]), dtype)
+            W, b = (tensor_from_numpy(array).to(device, _torch_dtype(dtype)) for array in (weights, self.intercept_))
+            kernel_parameters = self._solver.kernel_parameters(getattr(self, "gamma_", None))
+            known = None if is_linear else tensor_from_numpy(self.X_fit_).to(device, _torch_dtype(dtype))
+            for positions, chunk in rows.chunks(_torch_dtype(dtype), width=len(W)):
+                Z = chunk if known is None else kernel_matrix(self.kernel, chunk, known, **kernel_parameters)
+                scores[positions] = torch.addmm(b, Z, W).cpu().numpy()
+        return scores.ravel() if len(self.classes_) == 2 else scores
+
+    def predict(self, X):
+        """Most likely classes.
+
+        Parameters
+        ----------
+        X : array-like or Tensor of shape (n_samples, n_features)
+            Features.
+
+        Returns
+        -------
+        ndarray of shape (n_samples,)
+            Labels from `classes_`.
+        """
+        scores = self.decision_function(X)
+        return self.classes_[(scores > 0).astype(int) if scores.ndim == 1 else scores.argmax(axis=1)]
+
+    def predict_proba(self, X):
+        """Probabilities of the classes: the softmax of the scores divided by the temperature.
+
+        Parameters
+        ----------
+        X : array-like or Tensor of shape (n_samples, n_features)
+            Features.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_classes)
+            Rows sum to 1.
+        """
+        scores = self.decision_function(X)
+        if scores.ndim == 2:
+            return softmax(scores / self.temperature_, axis=1)
+        positive = expit(2 * scores / self.temperature_)
+        return np.stack([1 - positive, positive], axis=1)
+
+    @property
+    def _solver(self) -> RidgeSolver:
+        names = ("alpha", "kernel", "gamma", "degree", "coef0", "fit_intercept", "temperature", "scoring", "solver")
+        return RidgeSolver(**{name: getattr(self, name) for name in names})
+
+    def _check_params(self):
+        self._validate_params()
+        if not isinstance(self.alpha, str | Real):
+            alphas = np.asarray(self.alpha)
+            if alphas.ndim != 1 or not len(alphas) or alphas.dtype.kind not in "iuf" or not (alphas >= 0).all():
+                raise ValueError(f"alpha has to be 'loo', a number ≥ 0, or a non-empty list of such numbers; got {self.alpha!r}")
+        if not np.isfinite(self.alpha if not isinstance(self.alpha, str) else 0).all():
+            raise ValueError(f"alpha has to be finite; got {self.alpha!r}")
+
+    def _check(self, X, *labels, reset=False):
+        """Features as an array, not copied where that can be avoided, and labels if given; all of them finite."""
+        arrays = [_from_tensor(array) for array in (X, *labels)]
+        half = getattr(arrays[0], "dtype", None) == np.float16
+        checks = {"dtype": [np.float64, np.float32, np.float16], "reset": reset, "ensure_all_finite": not half}
+        checked = validate_data(self, *arrays, **checks)
+        X = checked[0] if labels else checked
+        for y in checked[1:] if labels else ():
+            if y.dtype.kind not in "biuU":  # the others need a check of every label
+                check_classification_targets(y)
+        if half:
+            step = max(1, CHUNK // X.shape[1])
+            for start in range(0, len(X), step):
+                part = X[start : start + step]
+                if not tensor_from_numpy(part).sum(dtype=torch.float32).isfinite():
+                    assert_all_finite(part.astype(np.float32), input_name="X")
+        return checked
+
+    def _weights(self, sample_weight, X, y, classes, codes) -> np.ndarray:
+        weight = check_sample_weight(_from_tensor(sample_weight), X, dtype=np.float64, ensure_non_negative=True)
+        if self.class_weight is not None:
+            by_class = compute_class_weight(self.class_weight, classes=classes, y=y)
+            if (by_class < 0).any():
+                raise ValueError(f"class weights have to be ≥ 0; got {self.class_weight}")
+            weight = weight * by_class[codes]
+        if not weight.any():  # scikit-learn checks the sample weights without the class weights
+            raise ValueError("all weights are zero; at least one sample needs a positive weight")
+        return weight
+
+    def _dtype_for(self, X: np.ndarray) -> torch.dtype:
+        return _torch_dtype(self.dtype or ("float64" if X.dtype == np.float64 else "float32"))
+
+
+def _from_tensor(array):
+    if not isinstance(array, Tensor):
+        return array
+    array = array.detach().cpu()
+    return (array.float() if array.dtype == torch.bfloat16 else array).numpy()
+
+
+def _torch_dtype(dtype) -> torch.dtype:
+    return getattr(torch, np.dtype(dtype).name)

@@ -1,0 +1,134 @@
+"""Feature matrices that are read in chunks, so that one on disk or in half precision is never copied as a whole."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from hashlib import sha1
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..utils._arrays import tensor_from_numpy
+
+# Numbers of a chunk: 4 MB in float32. Larger chunks cost memory and hardly speed up the matrix products.
+CHUNK = 2**20
+
+# Rows that agree in these columns are compared in full; most differ in a few of their numbers.
+_KEY_COLUMNS = 16
+_ODD = 2 * np.random.default_rng(0).integers(2**62, size=_KEY_COLUMNS + 1, dtype=np.uint64) + 1
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Weighted, labelled rows of a feature matrix, read in chunks on a device.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n_total, d), float16, float32 or float64
+        May be a memmap, or an array whose memory torch cannot share.
+    index : ndarray of shape (n,), int, or None
+        Rows of ``X`` that are meant; ``None``: all.
+    codes : Tensor of shape (n,), int64
+        Indices of the classes.
+    weight : Tensor of shape (n,), float64
+        Sample weights, > 0.
+    unit : bool
+        Whether each row is divided by its norm (cosine kernel).
+    device : torch.device
+        Device of the chunks, of ``codes`` and of ``weight``.
+    """
+
+    X: np.ndarray
+    index: np.ndarray | None
+    codes: Tensor
+    weight: Tensor
+    unit: bool
+    device: torch.device
+
+    @classmethod
+    def unlabelled(cls, X: np.ndarray, device: torch.device, *, unit: bool = False) -> "Rows":
+        """Rows without labels or weights."""
+        return cls(
+            X, None, torch.zeros(len(X), dtype=torch.int64, device=device), torch.ones(len(X), device=device), unit, device
+        )
+
+    def __len__(self):
+        return len(self.codes)
+
+    def take(self, positions: Tensor) -> "Rows":
+        """The rows at these positions."""
+        chosen = positions.cpu().numpy()
+        index = chosen if self.index is None else self.index[chosen]
+        return replace(self, index=index, codes=self.codes[positions], weight=self.weight[positions])
+
+    def chunks(self, dtype: torch.dtype, width: int = 0, numbers: int | None = None) -> Iterator[tuple[slice, Tensor]]:
+        """Yield slices of positions, and the rows there in a buffer that the next chunk overwrites.
+
+        ``width`` is how many numbers the caller computes per row. A chunk has as many rows as keep both the rows and these
+        numbers below ``numbers``, by default `CHUNK`.
+        """
+        d = self.X.shape[1]
+        length = max(1, min(len(self), (numbers or CHUNK) // max(d, width, 1)))
+        buffer = torch.empty(length, d, dtype=dtype, device=self.device)
+        for start in range(0, len(self), length):
+            positions = slice(start, min(start + length, len(self)))
+            part = self.X[positions] if self.index is None else self.X[self.index[positions]]
+            chunk = buffer[: len(part)].copy_(tensor_from_numpy(part))
+            if self.unit:
+                to_unit_norm_(chunk)
+            yield positions, chunk
+
+    def load(self, dtype: torch.dtype) -> Tensor:
+        """All rows at once, as a copy."""
+        X = self.X if self.index is None else self.X[self.index]
+        rows = tensor_from_numpy(X).to(self.device, dtype, copy=True)
+        return to_unit_norm_(rows) if self.unit else rows
+
+
+def to_unit_norm_(rows: Tensor) -> Tensor:
+    """Divide rows by their norms, in place; rows of zeros stay zero."""
+    norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    return rows.div_(torch.where(norms == 0, 1, norms))
+
+
+def merge_duplicates(
+    X: np.ndarray, codes: np.ndarray, weight: np.ndarray, index: np.ndarray | None = None
+) -> tuple[np.ndarray | None, np.ndarray]:
+    """Merge bit-identical rows of one class into one row with the sum of their weights.
+
+    Leave-one-out then leaves all copies of a sample out together, so that a weight of 2 means the same as two copies.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n_total, d)
+    codes, weight : ndarray of shape (n,)
+    index : ndarray of shape (n,), int, or None
+        Rows of ``X`` that they belong to; ``None``: all.
+
+    Returns
+    -------
+    kept : ndarray of int, or None
+        Positions that are kept; ``None`` if there are no duplicates.
+    weight : ndarray
+        Their weights.
+    """
+    columns = np.linspace(0, X.shape[1] - 1, min(_KEY_COLUMNS, X.shape[1])).astype(int)
+    keys = codes.astype(np.uint64) * _ODD[-1]
+    for start in range(0, len(codes), CHUNK // _KEY_COLUMNS):
+        part = slice(start, start + CHUNK // _KEY_COLUMNS)
+        some = X[part][:, columns] if index is None else X[np.ix_(index[part], columns)]
+        keys[part] += np.ascontiguousarray(some).view(f"u{X.dtype.itemsize}").astype(np.uint64) @ _ODD[: len(columns)]
+    order = np.argsort(keys, kind="stable")
+    same = np.diff(keys[order]) == 0
+    if not same.any():
+        return None, weight
+    first: dict[tuple[int, bytes], int] = {}
+    original = np.arange(len(codes))
+    for i in np.sort(order[np.r_[same, False] | np.r_[False, same]]):
+        row = X[i if index is None else index[i]]
+        # By a digest, because the rows of a large set would not fit in memory twice.
+        original[i] = first.setdefault((int(codes[i]), sha1(row.tobytes(), usedforsecurity=False).digest()), i)
+    kept = np.flatnonzero(original == np.arange(len(codes)))
+    if len(kept) == len(codes):
+        return None, weight
+    return kept, np.bincount(original, weights=weight, minlength=len(codes))[kept]

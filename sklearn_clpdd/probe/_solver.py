@@ -1,0 +1,166 @@
+"""From training rows, or their sufficient statistics, to coefficients, a ridge strength and a temperature."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+
+from ..utils._arrays import tensor_from_numpy
+from ..utils._device import available_memory
+from ..utils._ridge import to_float64
+from ..utils._warnings import warn
+from ._kernels import kernel_matrix, variance_gamma
+from ._leave_one_out import FeatureSpace, LinearSampleSpace, SampleSpace
+from ._moments import Moments
+from ._rows import Rows, merge_duplicates
+from ._selection import best_temperatures, choose_penalty
+from ._stream import Stream
+
+LINEAR_KERNELS = ("linear", "cosine")
+
+# Candidates of `alpha="loo"`, in units of the power of ten nearest to the mean squared norm of the centred features.
+_CANDIDATES = np.logspace(-3, 3, 13)
+# Used where leave-one-out cannot choose, because no class has two samples.
+_DEFAULT_TEMPERATURE = 0.2
+# Float64 matrices of shape (n, n) that a factorisation in sample space needs at once.
+_N_MATRICES = 5
+# Below this many bytes, skip the check of free memory.
+_NO_MEMORY_CHECK = 2**28
+
+
+@dataclass(frozen=True)
+class RidgeSolver:
+    """The parameters of :class:`ClosedFormProbe` on which its solution depends."""
+
+    alpha: str | float | Sequence[float]
+    kernel: str | Callable
+    gamma: float | None
+    degree: float
+    coef0: float
+    fit_intercept: bool
+    temperature: str | float
+    scoring: str
+    solver: str
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether the solution has coefficients of the features."""
+        return self.kernel in LINEAR_KERNELS
+
+    @property
+    def uses_leave_one_out(self) -> bool:
+        """Whether leave-one-out chooses the ridge strength or the temperature."""
+        return not isinstance(self.alpha, Real) or self.temperature == "loo"
+
+    def kernel_parameters(self, gamma: float | None = None) -> dict[str, Any]:
+        """Parameters of a kernel that is given by name."""
+        return {"gamma": gamma, "degree": self.degree, "coef0": self.coef0} if isinstance(self.kernel, str) else {}
+
+    def rows(
+        self, X: np.ndarray, codes: np.ndarray, weight: np.ndarray, device: torch.device, *, keep_duplicates: bool = False
+    ) -> Rows:
+        """Samples of positive weight; duplicates are merged where leave-one-out is used."""
+        index = None if weight.all() else np.flatnonzero(weight)
+        if index is not None:
+            codes, weight = codes[index], weight[index]
+        if self.uses_leave_one_out and not keep_duplicates:
+            kept, weight = merge_duplicates(X, codes, weight, index)
+            if kept is not None:
+                codes, index = codes[kept], kept if index is None else index[kept]
+        w = tensor_from_numpy(weight).to(device, torch.float32 if device.type == "mps" else torch.float64)
+        return Rows(X, index, tensor_from_numpy(codes).to(device), w, self.kernel == "cosine", device)
+
+    def solve(self, rows: Rows, n_classes: int, dtype: torch.dtype) -> dict[str, Any]:
+        """Fitted attributes of the probe for training rows, in the smaller of the two spaces."""
+        prefers_primal = self.solver == "primal" or (self.solver == "auto" and len(rows) >= rows.X.shape[1])
+        if self.is_linear and prefers_primal:
+            moments = Moments(n_classes, rows.X.shape[1], rows.device).add(rows)
+            return self._solve(FeatureSpace(moments, rows, self._penalties, self.fit_intercept, dtype), dtype)
+        self._check_memory(len(rows), rows.device)
+        if self.is_linear:
+            return self._solve(LinearSampleSpace(rows, n_classes, self._penalties, self.fit_intercept, dtype), dtype)
+        Z, kernel = rows.load(rows.weight.dtype), {}
+        if isinstance(self.kernel, str):
+            kernel["gamma_"] = variance_gamma(Z, rows.weight) if self.gamma is None else self.gamma
+        K = kernel_matrix(self.kernel, Z, Z, **self.kernel_parameters(kernel.get("gamma_")))
+        kept = rows.X.copy() if rows.index is None else rows.X[rows.index]
+        space = SampleSpace(K, rows.codes, rows.weight, n_classes, self._penalties, self.fit_intercept)
+        return self._solve(space, dtype) | {"X_fit_": kept} | kernel
+
+    def solve_stream(self, stream: Stream, device: torch.device) -> dict[str, Any]:
+        """Fitted attributes of the probe for a stream, whose leave-one-out predictions are those of a sample of its rows."""
+        rows = self.rows(*stream.reservoir.rows, device)
+        space = FeatureSpace(stream.moments.to(device), rows, self._penalties, self.fit_intercept, stream.dtype)
+        return self._solve(space, stream.dtype)
+
+    def _penalties(self, mean_square: float) -> Sequence[float]:
+        """Ridge strengths to try, for features of a mean squared norm."""
+        if isinstance(self.alpha, Real):
+            return [float(self.alpha)]
+        if isinstance(self.alpha, str):
+            scale = 10.0 ** round(np.log10(mean_square)) if mean_square > 0 else 1.0
+            return (scale * _CANDIDATES).tolist()
+        return np.asarray(self.alpha, dtype=float).tolist()
+
+    def _solve(self, space: FeatureSpace | SampleSpace, dtype: torch.dtype) -> dict[str, Any]:
+        """Fitted attributes for the chosen ridge strength; two classes have one column, that of the second class."""
+        chosen, solution = self._choose(space)
+        coefficients = space.coefficients(chosen)
+        intercept = space.intercept(coefficients)
+        if not coefficients.isfinite().all():
+            self._raise_singular()
+        wanted = slice(1 if space.n_classes == 2 else 0, None)
+        weights, solution["intercept_"] = (values[..., wanted].to(dtype).cpu().numpy() for values in (coefficients, intercept))
+        if self.is_linear:
+            solution["coef_"] = np.ascontiguousarray(weights.T)
+        else:
+            solution["dual_coef_"] = weights
+        return solution
+
+    def _choose(self, space: FeatureSpace | SampleSpace) -> tuple[int, dict[str, Any]]:
+        """Index of the chosen ridge strength, and the fitted attributes that leave-one-out determines."""
+        temperature = None if self.temperature == "loo" else float(self.temperature)
+        chosen = 0
+        found: dict[str, Any] = {}
+        if self.uses_leave_one_out:
+            found["alphas_"] = np.asarray(space.penalties)
+            # A refit without the only sample of a class has never seen that class.
+            is_only_one = space.class_rows[space.codes] == 1
+            weight = to_float64(torch.where(is_only_one, 0, space.weight))
+            if is_only_one.all():
+                found["loo_scores_"] = np.full(len(space.penalties), np.nan)
+                chosen = len(space.penalties) // 3
+                temperature = temperature or _DEFAULT_TEMPERATURE
+                warn(
+                    "no class has two samples, so leave-one-out can choose neither alpha nor the temperature. Using alpha="
+                    f"{space.penalties[chosen]:g} and temperature={temperature:g}; pass both as numbers to choose them yourself"
+                )
+            else:
+                scores, best = choose_penalty(space, weight, self.scoring, temperature, within_error=isinstance(self.alpha, str))
+                if best is None:
+                    self._raise_singular()
+                chosen = best
+                found["loo_scores_"] = scores.cpu().numpy()
+                temperature = temperature or best_temperatures(space, weight, [chosen])[0]
+            found["loo_score_"] = float(found["loo_scores_"][chosen])
+        assert temperature is not None  # temperature="loo" implies leave-one-out
+        return chosen, found | {"alpha_": float(space.penalties[chosen]), "temperature_": temperature}
+
+    def _check_memory(self, n: int, device: torch.device) -> None:
+        needed = 8 * _N_MATRICES * n**2
+        available = available_memory(device) if needed > _NO_MEMORY_CHECK else None
+        if available is not None and needed > available:
+            raise MemoryError(
+                f"kernel={self.kernel!r} in sample space needs {_N_MATRICES} float64 matrices of {n} × {n}, "
+                f"{needed / 2**30:.1f} GiB, and {available / 2**30:.1f} GiB are free; use fewer samples, kernel='linear' with "
+                "solver='auto', or an approximate kernel: make_pipeline(Nystroem(...), ClosedFormProbe())"
+            )
+
+    def _raise_singular(self) -> NoReturn:
+        raise ValueError(
+            f"the system is singular to working precision with alpha={self.alpha}: features are collinear, or their scales are "
+            "too different; use a larger alpha, or scale the features"
+        )

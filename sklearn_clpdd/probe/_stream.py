@@ -1,0 +1,41 @@
+"""What `partial_fit` keeps of the samples that it has seen, and `merge` adds up."""
+
+import numpy as np
+import torch
+
+from ._moments import Moments
+from ._reservoir import Reservoir
+from ._rows import Rows
+
+
+class Stream:
+    """Sufficient statistics of all samples, and a uniform sample of them.
+
+    Parameters
+    ----------
+    n_classes, n_features : int
+    sample_size : int
+        Rows of the uniform sample, at most.
+    kernel : str
+        Kernel that the samples are for: with ``"cosine"`` the statistics are those of unit rows.
+    device : torch.device
+    """
+
+    def __init__(self, n_classes: int, n_features: int, sample_size: int, kernel: str, device: torch.device):
+        self.moments = Moments(n_classes, n_features, device)
+        self.reservoir = Reservoir(sample_size)
+        self.kernel = kernel
+        self.dtype = torch.float32
+
+    def add(self, rows: Rows, dtype: torch.dtype) -> None:
+        """Add samples."""
+        self.moments.to(rows.device).add(rows)
+        X = rows.X if rows.index is None else rows.X[rows.index]
+        self.reservoir.add(X, rows.codes.cpu().numpy(), rows.weight.cpu().numpy().astype(np.float64))
+        self.dtype = torch.promote_types(self.dtype, dtype)
+
+    def merge(self, other: "Stream") -> None:
+        """Add the samples of another stream."""
+        self.moments.merge(other.moments)
+        self.reservoir.merge(other.reservoir)
+        self.dtype = torch.promote_types(self.dtype, other.dtype)

@@ -1,0 +1,99 @@
+"""Devices: which one is meant, how much memory it has left, and the modes that torch is in."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+# Where Linux says how much memory there is, and how much a process and its control groups may use.
+_MEMINFO, _CGROUPS, _OWN_CGROUPS = Path("/proc/meminfo"), Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+
+
+def resolve_device(device) -> torch.device:
+    """The torch device that ``device`` names; ``"auto"`` is CUDA if it is available, else the CPU.
+
+    MPS is never chosen automatically, because it has no float64.
+
+    Raises
+    ------
+    ValueError
+        If the name is not that of a device, or this machine does not have it.
+    """
+    present = ["cpu"]
+    if torch.backends.mps.is_available():
+        present.append("mps")
+    if torch.cuda.is_available():
+        present += ["cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    if device == "auto":
+        return torch.device("cuda" if "cuda" in present else "cpu")
+    try:
+        resolved = torch.device(device)
+    except (RuntimeError, TypeError):
+        resolved = None
+    if resolved is None or str(resolved) not in present:
+        raise ValueError(f"device={device!r} is not available on this machine; choose 'auto' or one of {present}")
+    return resolved
+
+
+def graph_memory(device: torch.device) -> tuple[int, int]:
+    """Bytes that the autograd graph of one chunk of views may use, and those of all chunks that are kept.
+
+    On CPUs the chunks need not be large, because from about twenty views on their speed is the same. The limits do not depend on
+    what else is running.
+    """
+    if device.type == "cuda":
+        quarter = torch.cuda.get_device_properties(device).total_memory // 4
+        return quarter, quarter
+    return 2**28, 5 * 2**27
+
+
+def available_memory(device: torch.device) -> int | None:
+    """Bytes that can still be allocated on a device; ``None`` if that is unknown."""
+    if device.type == "cuda":
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
+    try:
+        (line,) = (line for line in _MEMINFO.read_text().splitlines() if line.startswith("MemAvailable:"))
+        return min(1024 * int(line.split()[1]), *_available_in_cgroups())
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _available_in_cgroups() -> Iterator[int]:
+    """Bytes that each control group of the process (a container, for example) can still allocate, where it has a limit."""
+    yield 2**63  # no limit
+    for line in _OWN_CGROUPS.read_text().splitlines() if _OWN_CGROUPS.exists() else ():
+        _, controllers, own = line.split(":", 2)
+        if controllers == "":  # version 2
+            root, names = _CGROUPS, ("memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):  # version 1
+            root, names = _CGROUPS / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        else:
+            continue
+        limit, usage, cache = names
+        group = root / own.lstrip("/")
+        # Inside a container, its own group may be mounted as the root, whatever it is called outside.
+        for folder in (group, *(parent for parent in group.parents if parent.is_relative_to(root))):
+            try:
+                most, used = ((folder / name).read_text().strip() for name in (limit, usage))
+                statistics = dict(entry.split() for entry in (folder / "memory.stat").read_text().splitlines())
+            except (OSError, ValueError):
+                continue
+            if most != "max":
+                yield max(0, int(most) - int(used) + int(statistics.get(cache, 0)))
+
+
+def has_full_float32_matmul() -> bool:
+    """Whether float32 matrices are multiplied in float32, and not in TF32 or bfloat16, which torch can be told to use."""
+    try:
+        return torch.get_float32_matmul_precision() == "highest"
+    except RuntimeError:  # two settings contradict each other
+        return False
+
+
+@contextmanager
+def standard_torch_modes(device: torch.device) -> Iterator[None]:
+    """Enable gradients and disable autocast and inference mode, whatever the caller has set."""
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
+        yield

@@ -1,0 +1,62 @@
+"""Everything that is private in torch and timm and used here, with its public replacement where there is one.
+
+``tests/test_compat.py`` checks each of these, and says which version broke it.
+
+=============================== ==============================================================================
+private name                    public replacement
+=============================== ==============================================================================
+``fuse_conv_bn_weights``        none for weights; ``fuse_conv_bn_eval`` takes whole modules, also undocumented
+``aten.threshold_backward``     none; torch offers a rectifier's gradient only as a part of autograd
+``aten.hardtanh_backward``      none
+``nn.Conv2d._conv_forward``     none; overriding ``forward`` would lose the padding modes
+``checkpoint_filter_fn``        none; timm's models translate other layouts of checkpoints in it
+``Conv2dSame``                  ``timm.layers.Conv2dSame``, which would import timm
+=============================== ==============================================================================
+"""
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+__all__ = [
+    "checkpoint_filter",
+    "clamp_backward",
+    "fixed_input_size",
+    "fuse_conv_bn_weights",
+    "is_conv2d_same",
+    "pretrained_config",
+]
+
+
+def clamp_backward(dy: Tensor, y: Tensor, low: float, high: float) -> Tensor:
+    """Gradient of ``y = x.clamp(low, high)`` in ``x``, from ``y``; with ``high`` infinite it is 1 at infinity."""
+    if high == float("inf"):
+        return torch.ops.aten.threshold_backward(dy, y, low)
+    return torch.ops.aten.hardtanh_backward(dy, y, low, high)
+
+
+def is_conv2d_same(module: nn.Module) -> bool:
+    """Whether a module is timm's convolution with TensorFlow's "same" padding."""
+    return type(module).__name__ == "Conv2dSame"
+
+
+def checkpoint_filter(module: nn.Module) -> Callable | None:
+    """timm's function that translates other layouts of checkpoints for a model, if it has one."""
+    return getattr(sys.modules[type(module).__module__], "checkpoint_filter_fn", None)
+
+
+def pretrained_config(module: nn.Module) -> dict[str, Any]:
+    """timm's preprocessing configuration of a module; empty for modules of other origin."""
+    return getattr(module, "pretrained_cfg", None) or {}
+
+
+def fixed_input_size(architecture: str) -> bool:
+    """Whether timm has to be told the image size when it builds a model."""
+    import timm
+
+    config = timm.get_pretrained_cfg(architecture)
+    return config is not None and bool(config.fixed_input_size)
