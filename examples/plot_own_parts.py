@@ -76,6 +76,7 @@ class Shift(Augmentation):
     """Random shifts by up to a tenth of the image, which digits may have and flips they may not."""
 
     is_random = True
+    n_views = 2  # of each image, in each step
 
     def draw(self, n_views, generator):
         return {"shift": 0.2 * (2 * torch.rand(n_views, 2, generator=generator) - 1)}
@@ -89,7 +90,7 @@ class Shift(Augmentation):
         return preprocessing(views)
 
 
-distiller = CLPDistiller(encoder, augmentation=Shift(), n_views=2, **settings).fit(X_train, y_train)
+distiller = CLPDistiller(encoder, augmentation=Shift(), **settings).fit(X_train, y_train)
 print(f"shifts: {distiller.score(X_test, y_test):.3f}")
 # end augmentation
 
@@ -103,10 +104,10 @@ print(f"shifts: {distiller.score(X_test, y_test):.3f}")
 class Grey(Parametrization):
     """Grey pixels, through a sigmoid."""
 
-    def _start(self, generator, factory):
+    def initial(self, generator, device, dtype):
         m, _, height, width = self.shape
         noise = torch.randn((m, 1, height, width), generator=generator)
-        return [noise.to(**factory).requires_grad_()]
+        return [noise.to(device, dtype).requires_grad_()]
 
     def decode(self, theta):
         return theta[0].sigmoid().expand(-1, 3, -1, -1)

@@ -2,10 +2,14 @@ import os
 
 import numpy as np
 import pytest
+import torch
 from networks import tiny_encoder
 
 # Nothing here may need a network.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Side by side (pytest -n), each process computes with its share of the cores.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])))
 
 
 @pytest.fixture

@@ -289,6 +289,33 @@ def test_every_parameter_is_documented_with_its_default(kind):
         assert attributes >= {name for name in vars(fitted) if name.endswith("_") and not name.startswith("_")}
 
 
+def _entries(kind):
+    """Text of the entries of the sections for parameters and attributes, by name."""
+    entries = {}
+    for section in re.findall(
+        r"(?ms)^(?:Parameters|Attributes)\n-+\n(.*?)(?=\n\n[A-Z][A-Za-z ]+\n-+\n|\Z)", inspect.cleandoc(kind.__doc__)
+    ):
+        for entry in re.split(r"\n(?=\S)", section):
+            entries |= dict.fromkeys(entry.partition(" :")[0].split(", "), entry)
+    return entries
+
+
+# Entries that say something else than those of `CLPDistiller`.
+OWN_ENTRIES = {
+    LGMDistiller: {"alpha", "alpha_", "checkpoint", "targets_", "probe_"},
+    DMDistiller: {"alpha", "alpha_", "checkpoint", "targets_", "probe_"},
+    RandomSubset: {"images_per_class", "alpha", "random_state", "X_synthetic_", "targets_", "probe_", "alpha_"},
+    ClassCentroids: {"images_per_class", "alpha", "random_state", "X_synthetic_", "targets_", "probe_", "alpha_"},
+    NearestReals: {"X_synthetic_", "targets_", "probe_", "alpha_"},
+}
+
+
+@pytest.mark.parametrize("kind", OWN_ENTRIES)
+def test_shared_parameters_and_attributes_have_one_text(kind):
+    own, shared = _entries(kind), _entries(CLPDistiller)
+    assert {name for name in own.keys() & shared.keys() if own[name] != shared[name]} == OWN_ENTRIES[kind]
+
+
 def test_the_neighbours_distiller_is_looked_at_before_the_long_work(encoder, colors, monkeypatch):
     monkeypatch.setattr("sklearn_clpdd.encoder._extractor.FeatureExtractor._encode", None)  # no long work is begun
     with pytest.raises(ValueError, match="needs held-out real samples"):

@@ -31,9 +31,9 @@ ESTIMATORS = [
     RandomSubset(encoder=None, random_state=0),
     ClassCentroids(encoder=None),
     NearestReals(CLPDistiller(encoder=None, max_iter=20, random_state=0)),
-    LGMDistiller(encoder=None, max_iter=100, random_state=0),
-    DMDistiller(encoder=None, max_iter=100, random_state=0),
-    CLPDistiller(encoder=None, max_iter=100, random_state=0),
+    LGMDistiller(encoder=None, max_iter=40, random_state=0),
+    DMDistiller(encoder=None, max_iter=40, random_state=0),
+    CLPDistiller(encoder=None, max_iter=40, random_state=0),
 ]
 
 CHECKS = [case for estimator in ESTIMATORS for case in estimator_checks_generator(estimator)]

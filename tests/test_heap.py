@@ -7,9 +7,10 @@ import sys
 
 import pytest
 
+from sklearn_clpdd.utils._heap import _glibc
+
 SCRIPT = """
 import os
-from contextlib import ExitStack
 import torch
 from sklearn_clpdd.utils._heap import reuse_freed_memory
 
@@ -23,7 +24,7 @@ def resident():
 def work():
     before = faults()
     for _ in range(20):
-        torch.ones(2**24)  # 64 MB
+        torch.ones(2**23)  # 32 MB
     return faults() - before
 
 work()
@@ -44,14 +45,16 @@ def test_memory_is_kept_within_and_given_back_after():
     plain = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
     lines = subprocess.run([sys.executable, "-c", SCRIPT], check=True, capture_output=True, text=True, env=plain).stdout.split()
     before, nested, within, after, given_back = map(int, lines)
-    assert min(before, after) > 500  # each tensor anew: pages of 4 kB, or of 2 MB
+    assert min(before, after) > 100  # each tensor anew: pages of 4 kB, or of 2 MB
     assert max(nested, within) < before / 10
-    assert given_back > 2**25
+    assert given_back > 2**24
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="there are other allocators")
 @pytest.mark.parametrize("tuned", [{"MALLOC_ARENA_MAX": "2"}, {"GLIBC_TUNABLES": "glibc.malloc.check=0"}])
-def test_a_tuned_allocator_is_left_alone(tuned):
-    script = "from sklearn_clpdd.utils._heap import _glibc; print(_glibc())"
-    out = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True, env=tuned).stdout
-    assert out.strip() == "None"
+def test_a_tuned_allocator_is_left_alone(tuned, monkeypatch):
+    plain = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
+    monkeypatch.setattr(os, "environ", plain)
+    assert _glibc.__wrapped__() is not None
+    monkeypatch.setattr(os, "environ", plain | tuned)
+    assert _glibc.__wrapped__() is None

@@ -145,11 +145,11 @@ def test_bad_input_is_refused_before_any_long_work(fitted, colors, tmp_path, mon
     path = tmp_path / "report.html"
     with pytest.raises(NotFittedError):
         distillation_report(CLPDistiller(), X, y, path)
-    with pytest.raises(ValueError, match="no images"):
+    with pytest.raises(ValueError, match="not images"):
         distillation_report(CLPDistiller(None, max_iter=1).fit(np.eye(4), [0, 0, 1, 1]), np.eye(4), [0, 0, 1, 1], path)
     with pytest.raises(ValueError, match="inconsistent numbers"):
         distillation_report(fitted, X, y[:3], path)
-    with pytest.raises(ValueError, match="give both of them, or none"):
+    with pytest.raises(ValueError, match="pass both, or neither"):
         distillation_report(fitted, X, y, path, X=X)
     with pytest.raises(TypeError, match="encoders is a dict"):
         distillation_report(fitted, X, y, path, encoders=["resnet18"])

@@ -38,6 +38,7 @@ from sklearn_clpdd.distill import _trainer as trainer_module
 from sklearn_clpdd.distill._checkpoint import read_checkpoint
 from sklearn_clpdd.distill._held_out import balanced_weights
 from sklearn_clpdd.distill._objectives import CrossEntropy
+from sklearn_clpdd.utils._fingerprint import fingerprint
 
 ONLY_VIEWS = DSA(unaugmented_weight=0)
 
@@ -68,16 +69,20 @@ def _stop_at(step, error=KeyboardInterrupt):
 # ---- checkpoints --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("stop", [0, 1, 19, 20, 30, 44])
-@pytest.mark.parametrize(
-    "parameters",
-    [
-        {},
-        {"random_state": None, "init": "real", "augmentation": DSA(noise=0.02), "real_batch_size": 16},
+STOPS = {
+    "default": ({}, [0, 1, 19, 20, 30, 44]),
+    "no seed": ({"random_state": None, "init": "real", "augmentation": DSA(noise=0.02), "real_batch_size": 16}, [1, 20, 44]),
+    "chunks": (
         {"images_per_class": 2, "parametrization": "pixels", "sampling": "balanced", "encoder_batch_size": 5},
-        {"validation_fraction": None, "objective": "mse", "augmentation": None},
-    ],
-    ids=["default", "no seed", "chunks", "nothing held out"],
+        [0, 19, 30],
+    ),
+    "nothing held out": ({"validation_fraction": None, "objective": "mse", "augmentation": None}, [1, 20, 44]),
+}
+
+
+@pytest.mark.parametrize(
+    ("parameters", "stop"),
+    [pytest.param(own, stop, id=f"{name}-{stop}") for name, (own, stops) in STOPS.items() for stop in stops],
 )
 def test_interrupted_and_gone_on_with_is_uninterrupted(encoder, colors, tmp_path, stop, parameters):
     X, y = colors
@@ -93,10 +98,21 @@ def test_interrupted_and_gone_on_with_is_uninterrupted(encoder, colors, tmp_path
         shutil.copy(path, tmp_path / "copy")
         whole = clone(run).set_params(callback=None, checkpoint=tmp_path / "copy").fit(X, y)
     else:
-        whole = distiller(encoder, **parameters).fit(X, y)
+        whole = uninterrupted("images", encoder, colors, **parameters)
     np.testing.assert_array_equal(resumed.X_synthetic_, whole.X_synthetic_)
     without_time = [[{**record, "seconds": 0} for record in one.history_] for one in (resumed, whole)]
     assert without_time[0] == without_time[1]
+
+
+_WHOLE = {}
+
+
+def uninterrupted(data, encoder, sets, **parameters):
+    """The run without an interruption, made once for the same data and parameters."""
+    key = data, repr(sorted(parameters.items(), key=str))
+    if key not in _WHOLE:
+        _WHOLE[key] = distiller(encoder, **parameters).fit(*sets)
+    return _WHOLE[key]
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +132,7 @@ def test_interrupts_leave_no_trace(noisy, tmp_path, monkeypatch, stop, where, ev
     monkeypatch.setattr(trainer_module, "_READ_EVERY_CPU", every)
     parameters = {"max_iter": 121, "n_iter_no_change": 90, "tol": 0.0, "temperature": 0.1, "init": "noise"}
     parameters["objective"] = "cross_entropy"
-    whole = distiller(None, **parameters).fit(*noisy)
+    whole = uninterrupted(f"noisy, read every {every}", None, noisy, **parameters)
     table = pd.DataFrame(whole.history_)
     assert table.val_loss.idxmin() < 60 < whole.n_iter_ - 30
     calls = itertools.count()
@@ -249,32 +265,26 @@ def outer():
     return inner
 {comment}
 objectives = [lambda Z, Y, R, r: own_loss(Z), Loss(), Child(), outer(), Child]
-print(*map(fingerprint, objectives), sep="\\n")
 """
 
 
-@pytest.fixture(scope="module")
-def fingerprints(tmp_path_factory):
-    """Fingerprints of the objectives of a script, which runs in a process of its own."""
-    folder = tmp_path_factory.mktemp("script")
-
-    def run(power=1.0, scale=2, comment=""):
-        path = folder / f"script{len(comment)}.py"
-        path.write_text(SCRIPT.format(power=power, scale=scale, comment=comment))
-        done = subprocess.run([sys.executable, path], capture_output=True, text=True, check=True)
-        return done.stdout.splitlines()
-
-    return run
+def fingerprints(power=1.0, scale=2, comment=""):
+    """Fingerprints of the objectives of the script, which runs here."""
+    namespace = {"__name__": "__main__"}
+    exec(compile(SCRIPT.format(power=power, scale=scale, comment=comment), "elsewhere.py", "exec"), namespace)
+    return list(map(fingerprint, namespace["objectives"]))
 
 
-def test_objectives_of_a_script_are_recognised_by_what_they_read(fingerprints):
+def test_objectives_of_a_script_are_recognised_by_what_they_read(tmp_path):
     """In another process, whatever the order of sets, lines and iterators; and told apart by globals and class attributes."""
-    first = fingerprints()
+    (tmp_path / "script.py").write_text(
+        SCRIPT.format(power=1.0, scale=2, comment="") + "print(*map(fingerprint, objectives), sep='\\n')"
+    )
+    done = subprocess.run([sys.executable, tmp_path / "script.py"], capture_output=True, text=True, check=True)
+    first = done.stdout.splitlines()
     assert len(set(first)) == 5
-    assert fingerprints() == first
     assert fingerprints(comment="# in another file, and at another line\n\n") == first
-    changed = [one != other for one, other in zip(first, fingerprints(power=2.0), strict=True)]
-    assert changed == [True] * 5
+    assert [one != other for one, other in zip(first, fingerprints(power=2.0), strict=True)] == [True] * 5
     assert [one != other for one, other in zip(first, fingerprints(scale=3), strict=True)] == [False, False, True, False, True]
 
 
@@ -359,7 +369,7 @@ def as_on_a_gpu(monkeypatch):
 @pytest.mark.usefixtures("as_on_a_gpu")
 def test_records_in_tens_lose_nothing(encoder, colors, tmp_path, step, error):
     X, y = colors
-    whole = distiller(encoder).fit(X, y)
+    whole = uninterrupted("images", encoder, colors)
     run = distiller(encoder, checkpoint=Checkpoint(tmp_path / "run", every=1), callback=_stop_at(step, error))
     with nullcontext() if error is StopIteration else pytest.warns(UserWarning, match="interrupted after"):
         run.fit(X, y)
@@ -585,7 +595,7 @@ def test_the_score_of_what_is_kept_is_kept(encoder, colors, tmp_path, max_iter, 
 @pytest.mark.parametrize("stop", [22, 40, 43])
 def test_a_run_that_is_gone_on_with_keeps_the_same(noisy, tmp_path, stop):
     parameters = {"max_iter": 61, "init": "noise", "temperature": 0.1}
-    whole = distiller(None, **parameters).fit(*noisy)
+    whole = uninterrupted("noisy", None, noisy, **parameters)
     run = distiller(None, **parameters, checkpoint=Checkpoint(tmp_path / "run", every=1), callback=_stop_at(stop, StopIteration))
     resumed = clone(run.fit(*noisy)).set_params(callback=None).fit(*noisy)
     for name in ("best_iter_", "val_loss_", "val_accuracy_"):

@@ -66,7 +66,7 @@ class _ContentPickler(cloudpickle.Pickler):
             return "code", obj.co_code, obj.co_names, obj.co_consts, obj.co_freevars
         if isinstance(obj, Tensor):
             return "tensor", tensor_digest([("", obj.to_dense())])
-        if type(obj) is dict and "__file__" in obj and obj.keys() <= _MODULE_NAMES:  # cloudpickle's record of where a function is
+        if type(obj) is dict and "__name__" in obj and obj.keys() <= _MODULE_NAMES:  # cloudpickle's record of where a function is
             return "module", obj["__name__"]
         if hasattr(type(obj), "__next__"):  # iterators, such as counters, change while they are used
             return "iterator", type(obj).__qualname__
