@@ -151,7 +151,7 @@ def test_bad_input_is_refused_before_any_long_work(fitted, colors, tmp_path, mon
         distillation_report(fitted, X, y[:3], path)
     with pytest.raises(ValueError, match="pass both, or neither"):
         distillation_report(fitted, X, y, path, X=X)
-    with pytest.raises(TypeError, match="encoders is a dict"):
+    with pytest.raises(TypeError, match="encoders has to be a dict"):
         distillation_report(fitted, X, y, path, encoders=["resnet18"])
     with pytest.raises(ValueError, match="n_draws"):
         distillation_report(fitted, X, y, path, n_draws=0)
