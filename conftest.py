@@ -48,7 +48,7 @@ def _cut_short(patch):
     create, optimize, train_head = _loading._create, _gradient.optimize, _head._train_head
 
     def created(spec, weights, image_size):
-        from_hub = weights == "auto" and _loading._packaged(spec) is None
+        from_hub = weights == "auto" and _loading._packaged_weights(spec) is None
         return create(spec, None if from_hub else weights, image_size)
 
     patch.setattr(_loading, "_create", created)

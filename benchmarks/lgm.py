@@ -28,8 +28,8 @@ from tqdm import trange
 
 from sklearn_clpdd import DSA, CLPDistiller, FrozenEncoder
 from sklearn_clpdd.baselines import LGM_PUBLISHED, LGMDistiller
+from sklearn_clpdd.baselines._matching import GradientMatching
 from sklearn_clpdd.datasets import load_image_folder
-from sklearn_clpdd.distill._objectives import GradientMatching
 from sklearn_clpdd.distill._parametrizations import _COLOR
 from sklearn_clpdd.encoder._backbone import Preprocessing
 from sklearn_clpdd.encoder._images import as_images

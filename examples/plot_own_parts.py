@@ -112,7 +112,7 @@ class Grey(Parametrization):
     def decode(self, theta):
         return theta[0].sigmoid().expand(-1, 3, -1, -1)
 
-    def set(self, samples):
+    def set_samples(self, samples):
         with torch.no_grad():
             self.parameters[0].copy_(torch.logit(samples.mean(dim=1, keepdim=True), eps=1 / 512))
 

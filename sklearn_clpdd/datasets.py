@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_digits
 
-# Formats that Pillow knows by name, but that are not images, or need another program to be converted to one.
+# Formats that Pillow knows by name, but that are not images, or that need another program to be read.
 _NO_PICTURES = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "PDF", "WMF"}
 
 

@@ -14,7 +14,7 @@ from sklearn.datasets import load_iris
 
 from sklearn_clpdd import Checkpoint, ClosedFormProbe, CLPDistiller, FrozenEncoder, LinearSchedule
 from sklearn_clpdd.baselines import LGM_PUBLISHED, ClassCentroids, DMDistiller, LGMDistiller, NearestReals, RandomSubset
-from sklearn_clpdd.distill._objectives import FeatureMatching, GradientMatching
+from sklearn_clpdd.baselines._matching import FeatureMatching, GradientMatching
 from sklearn_clpdd.distill._parametrizations import LGMPyramid
 
 ITERATIVE = [LGMDistiller, DMDistiller]
@@ -96,7 +96,7 @@ def test_lgm_pyramid_adds_up_to_the_noise_of_the_published_code():
     color = color / color.norm(dim=0).max()
     torch.testing.assert_close(pyramid(), torch.sigmoid(2 * torch.einsum("ij,njhw->nihw", color, total)))
     images = torch.rand(2, 3, 16, 16)
-    pyramid.set(images)
+    pyramid.set_samples(images)
     torch.testing.assert_close(pyramid(), images.clamp(1 / 512, 1 - 1 / 512), atol=1e-4, rtol=0)
 
 
@@ -246,6 +246,8 @@ def test_the_loss_falls(kind, encoder, colors):
 def test_published_settings_are_parameters(encoder, colors):
     fitted = LGMDistiller(encoder, **{**LGM_PUBLISHED, "max_iter": 3}).fit(*colors)
     assert fitted.n_iter_ == 3
+    fitted.set_params(augmentation__n_views=3, learning_rate__peak=9.0)  # of this estimator only
+    assert (LGM_PUBLISHED["augmentation"].n_views, LGM_PUBLISHED["learning_rate"].peak) == (10, 2e-3)
 
 
 def _movements(encoder, data, **parameters):
@@ -304,8 +306,28 @@ def _entries(kind):
 OWN_ENTRIES = {
     LGMDistiller: {"alpha", "alpha_", "checkpoint", "targets_", "probe_"},
     DMDistiller: {"alpha", "alpha_", "checkpoint", "targets_", "probe_"},
-    RandomSubset: {"images_per_class", "alpha", "random_state", "X_synthetic_", "targets_", "probe_", "alpha_"},
-    ClassCentroids: {"images_per_class", "alpha", "random_state", "X_synthetic_", "targets_", "probe_", "alpha_"},
+    RandomSubset: {
+        "encoder",
+        "images_per_class",
+        "image_size",
+        "alpha",
+        "random_state",
+        "X_synthetic_",
+        "targets_",
+        "probe_",
+        "alpha_",
+    },
+    ClassCentroids: {
+        "encoder",
+        "images_per_class",
+        "image_size",
+        "alpha",
+        "random_state",
+        "X_synthetic_",
+        "targets_",
+        "probe_",
+        "alpha_",
+    },
     NearestReals: {"X_synthetic_", "targets_", "probe_", "alpha_"},
 }
 

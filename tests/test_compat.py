@@ -1,5 +1,6 @@
-"""What is private in other libraries, and used in `utils/_sklearn_compat` and `utils/_torch_compat`: which version breaks it."""
+"""The private APIs in `utils/_sklearn_compat` and `utils/_torch_compat`; a failure names the version that broke them."""
 
+import sys
 from numbers import Real
 
 import numpy as np
@@ -39,17 +40,17 @@ def test_parameter_validation():
 def test_sample_weight_and_first_call():
     X = np.zeros((3, 2))
     weight = sklearn_compat.check_sample_weight(None, X, dtype=np.float64, ensure_non_negative=True)
-    assert (weight == 1).all(), f"{SKLEARN} has another _check_sample_weight"
+    assert (weight == 1).all(), f"{SKLEARN} changed _check_sample_weight"
     with pytest.raises(ValueError, match=r"[Nn]egative"):
         sklearn_compat.check_sample_weight([1, -1, 1], X, ensure_non_negative=True)
     probe = ClosedFormProbe()
-    assert sklearn_compat.check_partial_fit_first_call(probe, [0, 1]), f"{SKLEARN} has another _check_partial_fit_first_call"
+    assert sklearn_compat.check_partial_fit_first_call(probe, [0, 1]), f"{SKLEARN} changed _check_partial_fit_first_call"
     assert probe.classes_.tolist() == [0, 1]
 
 
 def test_safe_indexing():
     for X in (np.arange(6), pd.Series(range(6)), list(range(6))):
-        assert list(sklearn_compat.safe_indexing(X, [4, 1])) == [4, 1], f"{SKLEARN} has another _safe_indexing"
+        assert list(sklearn_compat.safe_indexing(X, [4, 1])) == [4, 1], f"{SKLEARN} changed _safe_indexing"
 
 
 def test_output_containers(monkeypatch):
@@ -67,12 +68,12 @@ def test_html_of_a_notebook():
             return "<b>appended</b>"
 
     for html in (Own()._repr_html_(), Own()._repr_mimebundle_()["text/html"]):
-        assert html.endswith("<b>appended</b>"), f"{SKLEARN} has another HTML repr"
+        assert html.endswith("<b>appended</b>"), f"{SKLEARN} changed HTML repr"
 
 
 def test_metadata_request_of_another_method():
     method = sklearn_compat.RequestMethod("fit_resample", ["groups"])
-    assert (method.name, method.keys) == ("fit_resample", ["groups"]), f"{SKLEARN} has another RequestMethod"
+    assert (method.name, method.keys) == ("fit_resample", ["groups"]), f"{SKLEARN} changed RequestMethod"
     assert callable(DistilledSampler().set_fit_resample_request)
 
 
@@ -80,6 +81,13 @@ def test_metadata_request_of_another_method():
 def test_hooks_of_callbacks():
     for hook in ("set_callbacks", "_init_callback_context"):
         assert hasattr(CLPDistiller, hook), f"{SKLEARN} has no {hook}"
+
+
+def test_matplotlib_is_asked_for_by_name(monkeypatch):
+    sklearn_compat.check_matplotlib_support("Display")
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(ImportError, match="Display requires matplotlib"):
+        sklearn_compat.check_matplotlib_support("Display")
 
 
 def test_fusing_batch_norms():
@@ -106,7 +114,19 @@ def test_what_timm_says_of_its_models():
     assert torch_compat.checkpoint_filter(model) is not None, f"{TORCH} has no checkpoint_filter_fn"
     assert torch_compat.pretrained_config(model)["input_size"] == (3, 224, 224)
     assert torch_compat.pretrained_config(nn.Identity()) == {}
-    assert torch_compat.fixed_input_size("vit_tiny_patch16_224")
-    assert not torch_compat.fixed_input_size("resnet18")
+    assert torch_compat.has_fixed_input_size("vit_tiny_patch16_224")
+    assert not torch_compat.has_fixed_input_size("resnet18")
     same = timm.create_model("tf_efficientnet_lite0").conv_stem
-    assert torch_compat.is_conv2d_same(same), f"{TORCH} has another Conv2dSame"
+    assert torch_compat.is_conv2d_same(same), f"{TORCH} changed Conv2dSame"
+
+
+def test_the_forward_pass_of_a_convolution():
+    seen = []
+
+    class Own(nn.Conv2d):
+        def _conv_forward(self, input, weight, bias):
+            seen.append(input.shape)
+            return super()._conv_forward(input, weight, bias)
+
+    Own(3, 4, 3)(torch.rand(1, 3, 8, 8))
+    assert seen == [(1, 3, 8, 8)], f"{TORCH} changed nn.Conv2d._conv_forward"

@@ -53,14 +53,14 @@ def test_decoded_images_are_in_range_and_differentiable(parametrization):
 
 def test_set_reproduces_images(parametrization):
     wanted = 0.02 + 0.96 * torch.rand((4, 3, SIZE, SIZE), generator=generator(1)).double()
-    parametrization.set(wanted)
+    parametrization.set_samples(wanted)
     torch.testing.assert_close(parametrization(), wanted, rtol=0, atol=1e-6)
 
 
 def test_set_clips_black_and_white_to_what_a_sigmoid_reaches(parametrization):
     wanted = torch.zeros((4, 3, SIZE, SIZE), dtype=torch.float64)
     wanted[:2] = 1
-    parametrization.set(wanted)
+    parametrization.set_samples(wanted)
     assert (parametrization() - wanted).abs().max() < 1 / 255
 
 
@@ -79,7 +79,7 @@ def test_pyramid_grows_from_one_pixel_to_full_size():
 def test_points_are_unbounded_and_exact():
     points = Points((3, 5), generator(), dtype=torch.float64)
     wanted = 10 * torch.randn(3, 5, generator=generator(1)).double()
-    points.set(wanted)
+    points.set_samples(wanted)
     torch.testing.assert_close(points(), wanted)
 
 

@@ -1,6 +1,7 @@
 """CLPDistiller: the estimator's contracts, on images and on features."""
 
 import pickle
+from functools import partial
 
 import joblib
 import numpy as np
@@ -410,6 +411,27 @@ def test_each_of_several_samples_is_typical_of_its_class():
     assert nearest("probe_and_neighbors") > nearest("cross_entropy") + 0.05
 
 
+def test_images_per_class_may_depend_on_the_split(encoder, colors):
+    X, y = colors
+    grid = {"images_per_class": [1, partial(allocate_images, total=7)]}
+    search = GridSearchCV(distiller(encoder, max_iter=3), grid, cv=2, refit=False).fit(X, y)
+    assert np.isfinite(search.cv_results_["mean_test_score"]).all()
+    few = distiller(encoder, max_iter=1, images_per_class=partial(allocate_images, total=7)).fit(X[y != "red"], y[y != "red"])
+    assert few.y_synthetic_.tolist() == ["blue"] * 4 + ["green"] * 3
+    with pytest.raises(ValueError, match="images_per_class == 0"):
+        distiller(encoder, images_per_class=lambda y: 0).fit(X, y)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "words"),
+    [({"n_views": 0}, "n_views == 0"), ({"n_views": 2.5}, "n_views"), ({"unaugmented_weight": 1.5}, "unaugmented_weight == 1.5")],
+)
+def test_an_augmentation_of_the_users_is_validated(encoder, colors, attributes, words):
+    own = type("Own", (DSA,), {"__init__": lambda self: DSA.__init__(self, **attributes), "_parameter_constraints": {}})
+    with pytest.raises((ValueError, TypeError), match=words):
+        distiller(encoder, augmentation=own()).fit(*colors)
+
+
 def test_augmentations(encoder, colors):
     X, y = colors
     for augmentation in (None, "dsa", DSA(scale=(0.5, 1), flip=0, noise=0.05)):
@@ -664,7 +686,7 @@ def test_the_probe_keeps_nothing_that_is_in_other_units(encoder, colors):
         fitted.fit(data, y)
         solution = {"coef_", "intercept_", "alpha_", "temperature_", "classes_", "n_features_in_"}
         assert set(vars(fitted.probe_)) - set(fitted.probe_.get_params()) == solution
-        with pytest.warns(UserWarning, match="are forgotten"):
+        with pytest.warns(UserWarning, match="are discarded"):
             fitted.probe_.partial_fit(fitted.features(data), y)
         wanted = clone(fitted.probe_).fit(fitted.features(data), y)
         np.testing.assert_allclose(fitted.probe_.coef_, wanted.coef_, rtol=1e-3, atol=1e-4 * np.abs(wanted.coef_).max())
@@ -766,7 +788,7 @@ def nothing_is_encoded(monkeypatch):
         ({"encoder": 7}, lambda X, y: (X, y), "encoder"),
         ({"encoder": []}, lambda X, y: (X, y), "empty list"),
         ({"encoder": ["nonsense"]}, lambda X, y: (X, y), "unknown encoder 'nonsense'"),
-        ({"images_per_class": {"red": 1, "blue": 2}}, lambda X, y: (X, y), r"it lacks \['green'\]"),
+        ({"images_per_class": {"red": 1, "blue": 2}}, lambda X, y: (X, y), r"Missing from the dict: \['green'\]"),
         ({"images_per_class": {"red": 0, "blue": 2, "green": 1}}, lambda X, y: (X, y), r"images_per_class\['red'\] == 0"),
         ({}, lambda X, y: (X, y, np.zeros(50)), r"inconsistent numbers of samples: \[60, 50\]"),
         ({}, lambda X, y: (X, y, np.full(60, np.nan)), "groups"),

@@ -37,7 +37,7 @@ class Power(nn.Module):
 
 
 def forget_networks():
-    loading._named.clear()
+    loading._cache_by_name.clear()
 
 
 def images(n=3, size=32):
@@ -364,6 +364,22 @@ def test_module_changed_in_place_is_seen(module):
     assert np.abs(changed - before).max() > 1e-3
     module[2] = nn.ReLU()
     assert np.abs(encoder.transform(images(size=16)) - changed).max() > 1e-3
+
+
+def test_names_of_features_follow_a_parameter_of_another_shape():
+    module = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 5))
+    encoder = FrozenEncoder(module, image_size=16)
+    encoder.transform(images(size=16))
+    assert len(encoder.get_feature_names_out()) == 5
+    module[2].weight = nn.Parameter(torch.zeros(7, 3))
+    module[2].bias = nn.Parameter(torch.zeros(7))
+    assert len(encoder.get_feature_names_out()) == encoder.transform(images(size=16)).shape[1] == 7
+
+
+def test_a_loaded_encoder_makes_no_folder(tmp_path):
+    encoder = FrozenEncoder(image_size=64, memory=tmp_path / "cache")
+    encoder.get_feature_names_out()
+    assert not (tmp_path / "cache").exists()
 
 
 @pytest.mark.parametrize(

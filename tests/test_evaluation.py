@@ -259,7 +259,7 @@ def test_encoders_of_a_transfer_have_names(module, colors):
     module.pretrained_cfg = {"input_size": (3, 14, 14)}
     own = transfer_scores(*sets, {"one": module}, n_repeats=0)
     assert own == transfer_scores(*sets, {"one": FrozenEncoder(module)}, n_repeats=0)
-    with pytest.raises(TypeError, match="encoders has to be a dict from names of your choice to encoders; got \\["):
+    with pytest.raises(TypeError, match="encoders has to be a dict of names to encoders; got \\["):
         transfer_scores(*sets, [module])
 
 

@@ -1,6 +1,7 @@
 """Every form of images gives the same features; everything else gets an error that helps."""
 
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from sklearn_clpdd.encoder._images import as_images
 
 @pytest.fixture
 def pixels():
-    """Five RGB images with smooth content, uint8."""
+    """Five RGB images of noise, uint8."""
     return np.random.default_rng(0).integers(0, 256, (5, 20, 24, 3)).astype(np.uint8)
 
 
@@ -47,7 +48,7 @@ def _forms(pixels, paths):
         "PIL array": objects,
         "paths": paths,
         "path array": np.array(paths),
-        "path objects": [*map(__import__("pathlib").Path, paths)],
+        "path objects": [*map(Path, paths)],
     }
 
 
@@ -65,7 +66,7 @@ def test_rows_are_unfolded_by_image_shape(module, pixels):
     np.testing.assert_array_equal(rows.transform(torch.from_numpy(pixels.reshape(5, -1))), images.transform(pixels))
 
 
-def test_grey_images_are_three_equal_channels(encoder, tmp_path):
+def test_grey_images_are_three_equal_channels(encoder):
     grey = np.random.default_rng(0).integers(0, 256, (2, 20, 24)).astype(np.uint8)
     wanted = encoder.transform(np.repeat(grey[..., None], 3, axis=3))
     for form in (grey, grey[..., None], torch.from_numpy(grey)[:, None], [*map(Image.fromarray, grey)]):
@@ -178,6 +179,14 @@ def test_missing_files_are_named_before_anything_is_encoded(encoder, paths, tmp_
     assert not opened
 
 
+def test_files_that_cannot_be_accessed_are_not_missing(encoder, paths, tmp_path):
+    (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
+    X = [*paths[:2], str(tmp_path / "loop.png"), str(tmp_path / ("x" * 300))]
+    for memory in (None, tmp_path / "cache"):
+        with pytest.raises(ValueError, match=r"(?s)2 of 4 images.*X\[2\].*symbolic links.*X\[3\].*too long"):
+            encoder.set_params(memory=memory).transform(X)
+
+
 def test_only_missing_files_is_a_file_not_found_error_and_ten_are_named(encoder, tmp_path):
     with pytest.raises(FileNotFoundError, match="25 of 25") as caught:
         encoder.transform([str(tmp_path / f"{i}.png") for i in range(25)])
@@ -198,7 +207,7 @@ def test_paths_stay_on_disk(paths):
     assert images.read([99_999], lambda image: image).shape == (1, 3, 20, 24)
 
 
-def test_fingerprint_follows_the_content(pixels, paths):
+def test_keys_follow_the_content(pixels, paths):
     changed = pixels.copy()
     changed[0, 0, 0, 0] ^= 1
     assert as_images(pixels).keys().tobytes() == as_images(pixels.copy()).keys().tobytes() != as_images(changed).keys().tobytes()

@@ -198,7 +198,7 @@ def damage_more(folder):
 def damage_outside(folder):
     path = folder / "manifest.json"
     path.write_text(path.read_text().replace("red/", "../", 1))
-    return "not a name of an image of a class"
+    return "not a valid image name"
 
 
 def damage_kind(folder):
@@ -265,7 +265,7 @@ def test_what_is_there_is_not_touched(fitted, saved, tmp_path):
     (saved / ".git").mkdir()
     (saved / ".git" / "HEAD").write_text("ref")
     load_distilled(saved)  # a clone is a distilled set
-    with pytest.raises(FileExistsError, match=r"not written like this: \.git \(a folder\), \.git/HEAD"):
+    with pytest.raises(FileExistsError, match=r"do not match its manifest: \.git \(a folder\), \.git/HEAD"):
         save_distilled(fitted, saved, overwrite=True)
     shutil.rmtree(saved / ".git")
     save_distilled(fitted, saved, overwrite=True)
@@ -403,7 +403,7 @@ def test_a_folder_that_comes_into_being_meanwhile(fitted, saved, monkeypatch):
             (saved / "mine").write_bytes(b"all I have")
 
     monkeypatch.setattr("sklearn_clpdd.io._distilled_set.os.rename", and_make)
-    with pytest.raises(FileExistsError, match=r"was created by someone else .* previous folder is now (.*-old)$") as caught:
+    with pytest.raises(FileExistsError, match=r"was created by another process .* previous folder is now (.*-old)$") as caught:
         save_distilled(fitted, saved, overwrite=True)
     assert (saved / "mine").read_bytes() == b"all I have"
     load_distilled(str(caught.value).rpartition(" is now ")[2])

@@ -244,14 +244,14 @@ def test_after_fit_partial_fit_begins_anew_and_says_so(data, n):
     assert len(pickled) < 2 * probe.coef_.nbytes + 3000
     for other in (ClosedFormProbe().partial_fit(X, y, classes=CLASSES), ClosedFormProbe().fit(X, y)):
         for one, two in ((probe, other), (other, probe)):
-            with pytest.raises(ValueError, match="fitted by `fit` keeps no sums"):
+            with pytest.raises(ValueError, match="fitted by `fit` keeps no statistics"):
                 one.merge(two)
     with pytest.raises(ValueError, match="not among the classes"):
         probe.partial_fit(X, np.full(len(y), "e"))
     assert pickle.dumps(probe) == pickled
     wanted = ClosedFormProbe(1.0).partial_fit(X, y, classes=CLASSES)
     for fitted in (probe, pickle.loads(pickled)):
-        with pytest.warns(UserWarning, match="samples that `fit` has seen are forgotten"):
+        with pytest.warns(UserWarning, match="earlier samples are discarded"):
             fitted.partial_fit(X, y)
         _assert_same(fitted, wanted)
     with warnings.catch_warnings():

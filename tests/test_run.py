@@ -5,12 +5,14 @@ import itertools
 import pickle
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import time
 import weakref
 from contextlib import nullcontext, suppress
 from itertools import product
+from threading import Lock
 
 import joblib
 import numpy as np
@@ -286,6 +288,28 @@ def test_objectives_of_a_script_are_recognised_by_what_they_read(tmp_path):
     assert fingerprints(comment="# in another file, and at another line\n\n") == first
     assert [one != other for one, other in zip(first, fingerprints(power=2.0), strict=True)] == [True] * 5
     assert [one != other for one, other in zip(first, fingerprints(scale=3), strict=True)] == [False, False, True, False, True]
+
+
+def test_what_is_of_the_moment_does_not_count_and_the_rest_does():
+    class Loss:
+        def __init__(self, power, seed=0):
+            self.power, self.lock, self.random = power, Lock(), np.random.default_rng(seed)
+
+        def __call__(self, Z, Y, R, r):
+            return (Z**self.power).sum()
+
+    one, other = Loss(2), Loss(3)
+    before = fingerprint(one)
+    assert before != fingerprint(other)
+    one.random.random(3)
+    assert fingerprint(one) == before
+    one.words = "sum", "sum"  # the same string twice, or an equal one
+    same = fingerprint(one)
+    one.words = "sum", "".join(["s", "um"])
+    assert fingerprint(one) == same
+    one.socket = socket.socket()
+    with one.socket, pytest.raises(ValueError, match="Give it a string attribute `fingerprint`"):
+        fingerprint(one)
 
 
 def test_an_objective_may_say_what_it_is(digits, tmp_path):

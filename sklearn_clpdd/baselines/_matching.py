@@ -1,25 +1,91 @@
 """Peers that learn synthetic images for other objectives."""
 
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from sklearn.base import clone
+from torch import Tensor
+
 from ..distill._augmentations import LGM_DISTILLATION_VIEWS
 from ..distill._gradient import GradientDistiller
-from ..distill._objectives import FeatureMatching, GradientMatching
+from ..distill._objectives import class_means
 from ..distill._parametrizations import LGMPyramid
 from ..distill._schedule import LinearSchedule
+
+
+class _Settings(Mapping):
+    """Parameters, of which each access returns a copy: `set_params` of one estimator does not change those of another."""
+
+    def __init__(self, **parameters):
+        self._parameters = parameters
+
+    def __getitem__(self, name):
+        return clone(self._parameters[name], safe=False)
+
+    def __iter__(self):
+        return iter(self._parameters)
+
+    def __len__(self):
+        return len(self._parameters)
+
 
 # Settings of LGM's released code (arXiv 2511.16674, commit 1d84ffd) that differ from the defaults: ``LGMDistiller(encoder,
 # **LGM_PUBLISHED)``, with ``FrozenEncoder(l2_normalize=False)`` as `encoder`, and the number of views in a step as
 # `real_batch_size`. Remaining differences: there, real images are seen in random views too (a random crop of 224 of 256 px, then
 # the views of the synthetic images), Adam is reset when a level of the pyramid is added, all encoders get ImageNet's mean and
 # standard deviation, and features are computed in mixed precision.
-LGM_PUBLISHED = {
-    "learning_rate": LinearSchedule(2e-3, warmup_steps=0, decay_fraction=0.0),
-    "max_iter": 5000,
-    "sampling": "uniform",
-    "init": "noise",
-    "parametrization": LGMPyramid,
-    "augmentation": LGM_DISTILLATION_VIEWS,
-    "validation_fraction": None,
-}
+LGM_PUBLISHED = _Settings(
+    learning_rate=LinearSchedule(2e-3, warmup_steps=0, decay_fraction=0.0),
+    max_iter=5000,
+    sampling="uniform",
+    init="noise",
+    parametrization=LGMPyramid,
+    augmentation=LGM_DISTILLATION_VIEWS,
+    validation_fraction=None,
+)
+
+
+class GradientMatching:
+    """Cosine distance between the gradients of a random linear head on synthetic and on real features (LGM, arXiv 2511.16674).
+
+    The gradient of the mean cross-entropy in the weights ``V`` and the bias ``b`` of a head is an explicit function of ``Z``,
+    ``(softmax(ZVᵀ + b) − Y)ᵀZ / mk`` and the mean of ``softmax(ZVᵀ + b) − Y``, so that no second derivatives are needed. Each
+    call draws a new head, as in the released code: normal weights of standard deviation `std`, and zero biases.
+
+    Parameters
+    ----------
+    random : torch.Generator
+        Source of the heads.
+    """
+
+    std = 0.01
+
+    def __init__(self, random: torch.Generator):
+        self.random = random
+
+    def __call__(self, Z: Tensor, Y: Tensor, R: Tensor, r: Tensor) -> Tensor:
+        V = (self.std * torch.randn(Y.shape[1], Z.shape[1], generator=self.random, device="cpu")).to(Z, non_blocking=True)
+        ours, theirs = head_gradient(Z, Y, V), head_gradient(R, F.one_hot(r, Y.shape[1]).to(R), V)
+        return 1 - F.cosine_similarity(ours.flatten(), theirs.flatten(), dim=0)
+
+
+class FeatureMatching:
+    """Squared distance between the mean features of each class, ``Σ_c ‖mean Z_c − mean R_c‖²`` (DM, arXiv 2110.04181).
+
+    Classes without a real feature in the batch are ignored.
+    """
+
+    def __call__(self, Z: Tensor, Y: Tensor, R: Tensor, r: Tensor) -> Tensor:
+        Yr = F.one_hot(r, Y.shape[1]).to(R)
+        distances = (class_means(Z, Y) - class_means(R, Yr)).square().sum(1)
+        return (distances * (Yr.sum(0) > 0)).sum()
+
+
+def head_gradient(Z: Tensor, Y: Tensor, V: Tensor) -> Tensor:
+    """Gradient ``(C, d + 1)`` of the mean cross-entropy of ``Z Vᵀ + b`` in ``V`` and, the last column, in ``b``, at ``b = 0``."""
+    E = (torch.softmax(F.linear(Z, V), dim=1) - Y) / len(Z)
+    return torch.cat([E.T @ Z, E.sum(0)[:, None]], dim=1)
 
 
 class LGMDistiller(GradientDistiller):
@@ -34,71 +100,74 @@ class LGMDistiller(GradientDistiller):
     Parameters
     ----------
     encoder : str, torch.nn.Module, FrozenEncoder, list of these or None, default="tf_efficientnet_lite0"
-        Maps images to features; a name or a module stands for ``FrozenEncoder(encoder)``. With several encoders, the objective is
-        averaged over them, and the probe uses the features of all of them. ``None``: ``X`` contains features, and points of
-        feature space are learned; the parameters of images below are then ignored.
-    images_per_class : int or dict, default=1
-        Synthetic images of each class; a dict has a number for each label. For a given total, see :func:`allocate_images`.
+        Maps images to features; a name or a module stands for ``FrozenEncoder(encoder)``. With several encoders, the objective
+        is averaged over them, and the probe uses the features of all of them. ``None``: ``X`` contains features, and synthetic
+        feature vectors are learned, on a GPU if there is one; the image parameters below are ignored.
+    images_per_class : int, dict or callable, default=1
+        Synthetic images of each class; a dict has a number for each label, and a function of ``y`` returns such a dict. For a
+        given total, see :func:`allocate_images`.
     image_size : int, default=None
         Side of the synthetic images in pixels. ``None``: the size to which the encoder resizes images before its centre crop.
     alpha : float, default=1.0
         Ridge strength of the probe, > 0, relative to the mean squared norm of its training features.
     parametrization : {"pyramid", "pixels"} or class, default="pyramid"
-        What the optimiser moves: a sum of upsampled levels in a decorrelated colour space, or single pixels. From noise, the
+        What the optimiser moves: a sum of upsampled levels in a decorrelated colour space, or individual pixels. From noise, the
         levels are added one after another, from coarse to fine.
     augmentation : "dsa", Augmentation or None, default="dsa"
-        Random views of the synthetic images in each step. ``"dsa"`` stands for ``DSA()``, which also sets the number of views and
-        the weight of the unaugmented images. ``None``: unaugmented images only.
+        Random views of the synthetic images. ``"dsa"`` stands for ``DSA()``, whose parameters also set the number of views and
+        the weight of the unaugmented images; a grid reaches them, as ``augmentation__n_views``, if an object is passed.
+        ``None``: unaugmented images only.
     init : {"noise", "real", "kmeans"}, default="kmeans"
-        What the images start from: noise; random real images of their class, of which there have to be enough; or those nearest
-        to the k-means centres of the class, with as many clusters as images. If there are fewer real images, they are repeated
-        with some noise. Held-out images are never used. Images that start from real ones may remain recognisable; where that
-        must not happen, use noise.
+        What the images start from: noise; random real images of the class, which must have enough of them; or the real images
+        nearest to the k-means centres of the class, one cluster per synthetic image, repeated with some noise if there are too
+        few. Held-out images are never used. Images that start from real ones may remain recognisable; use ``"noise"`` if that
+        is unacceptable.
     learning_rate : float or LinearSchedule, default=0.05
-        Learning rate of Adam, > 0. A number stands for ``LinearSchedule(number)``: it is reached after ten steps and falls to
-        zero over the second half of the run.
+        Learning rate of Adam, > 0. A number stands for ``LinearSchedule(number)``: the rate rises to that number over ten
+        steps, and falls to zero over the second half of the run. A grid reaches the parameters of a schedule that is passed, as
+        ``learning_rate__peak``.
     max_iter : int, default=600
-        Steps, at most.
+        Maximum number of steps.
     time_budget : float, default=None
-        Seconds of the steps, at most, without those of encoding the real images. Learning rate and pyramid follow whichever of
-        the two limits is closer, so that a short run has the same course as a long one.
+        Maximum time of the steps in seconds, excluding the encoding of the real images. The learning rate decays, and the
+        pyramid grows, with the limit that is closer, so that short runs follow the same schedule as long ones.
     real_batch_size : int, default=4096
-        Real samples in the outer loss of a step; all of them if there are not more.
+        Maximum number of real samples per step.
     sampling : {"auto", "uniform", "balanced"}, default="auto"
-        Whether a batch contains all real samples with equal probability, or all classes. ``"auto"``: all classes, if the largest
-        class has more than twice as many samples as the smallest.
+        ``"uniform"``: all real samples are equally likely to be in a batch. ``"balanced"``: all classes are. ``"auto"``:
+        balanced if the largest class has more than twice as many samples as the smallest.
     encoder_batch_size : "auto" or int, default="auto"
-        Views in one forward pass of the encoder. If a step has more, they pass twice: once for the features and once for their
-        gradient, with the same result. ``"auto"``: as many as need a quarter of a GiB for their gradient, by the measured need of
-        one image. As many chunks as need 640 MiB together pass only once. On a GPU, both limits are a quarter of its memory.
+        Maximum number of views per forward pass of the encoder. A step with more views runs the encoder twice: once for the
+        features, once for their gradient; the result is the same. ``"auto"``: as many as fit into 256 MiB, by a measurement
+        with one image; chunks that fit into 640 MiB together run once. On a GPU, both limits are a quarter of its memory.
     n_iter_no_change : int, default=None
-        The run ends when the loss on held-out real features has not fallen by more than `tol` in this many steps.
+        Stop when the held-out loss has not improved by more than `tol` for this many steps.
     validation_fraction : float in (0, 1) or None, default=0.1
-        Fraction of the real features of each class (rounded down; 10,000 in total, at most) that images are not learned from. The
-        images are scored on them at every 20th step and at the end, and those with the least loss are kept. ``None``: the last
-        images are kept; the same happens with `groups` in `fit` if one of them is too small.
+        Fraction of the real samples of each class that is held out (rounded down; at most 10,000 samples in total). The images
+        are scored on them at every 20th step and at the end, and those with the least loss are kept. ``None``: the last images
+        are kept, as they are with `groups` in `fit` if one of them is too small.
     tol : float, default=1e-4
         See `n_iter_no_change`.
     checkpoint : path, Checkpoint or None, default=None
-        File in which the run is saved once a minute, or at the interval of a :class:`Checkpoint`. A `fit` that finds the file of
-        the same run continues it: same data, parameters, and versions of torch, timm and this library. On the same CPU, with the
+        File in which the run is saved once a minute, or at the interval of a :class:`Checkpoint`. A `fit` that finds a file of
+        the same run (same data, parameters, and versions of torch, timm and this library) resumes it. On the same CPU, with the
         same number of threads and without `time_budget`, the images are then bit-identical to those of an uninterrupted run.
     warm_start : bool, default=False
-        Whether `fit` continues from the images of the last fit, with up to `max_iter` further steps, instead of starting over.
+        Whether `fit` continues from the images of the last fit, for up to `max_iter` further steps, instead of starting over.
     callback : callable, default=None
-        Called as ``callback(distiller, record)`` with each record of `history_` and a copy of the distiller, whose
-        ``transform()`` returns the present images, and which has `n_iter_` and `history_`; the distiller itself is fitted at
-        the end. A ``StopIteration`` ends the run. On a GPU, records come in groups of ten. scikit-learn's own callbacks are set
-        by `set_callbacks` (scikit-learn 1.9 and later).
+        Called as ``callback(distiller, record)`` after each step, with its record of `history_`. ``distiller`` is a copy with
+        `n_iter_` and `history_`, whose ``transform()`` returns the current images; the distiller itself is fitted at the end. A
+        ``StopIteration`` ends the run. On a GPU, it is called for ten steps at a time. scikit-learn's own callbacks are set by
+        `set_callbacks` (scikit-learn 1.9 and later).
     random_state : int, RandomState instance or None, default=None
-        Seed of start, views, batches and held-out samples.
+        Seed of the initial images, the views, the batches and the held-out samples.
     verbose : int, default=0
         Above 0: show progress bars.
 
     Attributes
     ----------
     X_synthetic_ : ndarray of shape (n_synthetic, image_size, image_size, 3), float32
-        Synthetic images in [0, 1], grouped by class; ``(n_synthetic, n_features)`` if ``encoder=None``.
+        Synthetic images in [0, 1], grouped by class; ``(n_synthetic, n_features)``, in the dtype of ``X``, if ``encoder=None``.
     y_synthetic_ : ndarray of shape (n_synthetic,)
         Their labels.
     targets_ : ndarray of shape (n_synthetic, n_classes)
@@ -119,15 +188,15 @@ class LGMDistiller(GradientDistiller):
     alpha_ : float
         Ridge strength that was used.
     history_ : list of dict
-        One record per step: ``step``, ``loss`` before the step, ``seconds`` in the loop; every 20th record and the last one also
-        have ``val_loss`` and ``val_accuracy`` on the held-out real features. Like the loss, they belong to the images before the
-        step, except in the last record: there they belong to the final images, unless those before the step were scored and were
-        better. ``pandas.DataFrame(history_)`` is a table.
+        One record per step: ``step``, ``loss`` before the step, ``seconds`` in the loop; every 20th record and the last one
+        also have ``val_loss`` and ``val_accuracy`` on the held-out real features. Like ``loss``, they describe the images
+        before the step. The last record describes the final images, unless those before the last step scored better.
+        ``pandas.DataFrame(history_)`` is a table.
     n_iter_ : int
         Number of steps.
     best_iter_ : int or None
-        Step, and position in `history_`, of the record with the score of the final images, which are those with the least loss on
-        the held-out real features. ``None`` if none were held out, and the last images were kept.
+        Index in `history_` of the record whose score is that of the final images, those with the least loss on the held-out
+        real features. ``None`` if none were held out, and the last images were kept.
     val_loss_, val_accuracy_ : float or None
         Loss of the final images, and accuracy of their probe, on the held-out real features. The accuracy is the mean over all of
         them. If the loss balances classes or groups (see `sampling`), all classes have equal weights in it, and all groups of a
@@ -135,7 +204,7 @@ class LGMDistiller(GradientDistiller):
     n_views_ : int
         Random views of each synthetic image per step.
     encoder_batch_size_ : int
-        Views in one forward pass, at most.
+        Maximum number of views per forward pass.
     n_features_in_ : int
         Number of features, if ``encoder=None``.
 
@@ -174,71 +243,74 @@ class DMDistiller(GradientDistiller):
     Parameters
     ----------
     encoder : str, torch.nn.Module, FrozenEncoder, list of these or None, default="tf_efficientnet_lite0"
-        Maps images to features; a name or a module stands for ``FrozenEncoder(encoder)``. With several encoders, the objective is
-        averaged over them, and the probe uses the features of all of them. ``None``: ``X`` contains features, and points of
-        feature space are learned; the parameters of images below are then ignored.
-    images_per_class : int or dict, default=1
-        Synthetic images of each class; a dict has a number for each label. For a given total, see :func:`allocate_images`.
+        Maps images to features; a name or a module stands for ``FrozenEncoder(encoder)``. With several encoders, the objective
+        is averaged over them, and the probe uses the features of all of them. ``None``: ``X`` contains features, and synthetic
+        feature vectors are learned, on a GPU if there is one; the image parameters below are ignored.
+    images_per_class : int, dict or callable, default=1
+        Synthetic images of each class; a dict has a number for each label, and a function of ``y`` returns such a dict. For a
+        given total, see :func:`allocate_images`.
     image_size : int, default=None
         Side of the synthetic images in pixels. ``None``: the size to which the encoder resizes images before its centre crop.
     alpha : float, default=1.0
         Ridge strength of the probe, > 0, relative to the mean squared norm of its training features.
     parametrization : {"pyramid", "pixels"} or class, default="pyramid"
-        What the optimiser moves: a sum of upsampled levels in a decorrelated colour space, or single pixels. From noise, the
+        What the optimiser moves: a sum of upsampled levels in a decorrelated colour space, or individual pixels. From noise, the
         levels are added one after another, from coarse to fine.
     augmentation : "dsa", Augmentation or None, default="dsa"
-        Random views of the synthetic images in each step. ``"dsa"`` stands for ``DSA()``, which also sets the number of views and
-        the weight of the unaugmented images. ``None``: unaugmented images only.
+        Random views of the synthetic images. ``"dsa"`` stands for ``DSA()``, whose parameters also set the number of views and
+        the weight of the unaugmented images; a grid reaches them, as ``augmentation__n_views``, if an object is passed.
+        ``None``: unaugmented images only.
     init : {"noise", "real", "kmeans"}, default="kmeans"
-        What the images start from: noise; random real images of their class, of which there have to be enough; or those nearest
-        to the k-means centres of the class, with as many clusters as images. If there are fewer real images, they are repeated
-        with some noise. Held-out images are never used. Images that start from real ones may remain recognisable; where that
-        must not happen, use noise.
+        What the images start from: noise; random real images of the class, which must have enough of them; or the real images
+        nearest to the k-means centres of the class, one cluster per synthetic image, repeated with some noise if there are too
+        few. Held-out images are never used. Images that start from real ones may remain recognisable; use ``"noise"`` if that
+        is unacceptable.
     learning_rate : float or LinearSchedule, default=0.05
-        Learning rate of Adam, > 0. A number stands for ``LinearSchedule(number)``: it is reached after ten steps and falls to
-        zero over the second half of the run.
+        Learning rate of Adam, > 0. A number stands for ``LinearSchedule(number)``: the rate rises to that number over ten
+        steps, and falls to zero over the second half of the run. A grid reaches the parameters of a schedule that is passed, as
+        ``learning_rate__peak``.
     max_iter : int, default=600
-        Steps, at most.
+        Maximum number of steps.
     time_budget : float, default=None
-        Seconds of the steps, at most, without those of encoding the real images. Learning rate and pyramid follow whichever of
-        the two limits is closer, so that a short run has the same course as a long one.
+        Maximum time of the steps in seconds, excluding the encoding of the real images. The learning rate decays, and the
+        pyramid grows, with the limit that is closer, so that short runs follow the same schedule as long ones.
     real_batch_size : int, default=4096
-        Real samples in the outer loss of a step; all of them if there are not more.
+        Maximum number of real samples per step.
     sampling : {"auto", "uniform", "balanced"}, default="auto"
-        Whether a batch contains all real samples with equal probability, or all classes. ``"auto"``: all classes, if the largest
-        class has more than twice as many samples as the smallest.
+        ``"uniform"``: all real samples are equally likely to be in a batch. ``"balanced"``: all classes are. ``"auto"``:
+        balanced if the largest class has more than twice as many samples as the smallest.
     encoder_batch_size : "auto" or int, default="auto"
-        Views in one forward pass of the encoder. If a step has more, they pass twice: once for the features and once for their
-        gradient, with the same result. ``"auto"``: as many as need a quarter of a GiB for their gradient, by the measured need of
-        one image. As many chunks as need 640 MiB together pass only once. On a GPU, both limits are a quarter of its memory.
+        Maximum number of views per forward pass of the encoder. A step with more views runs the encoder twice: once for the
+        features, once for their gradient; the result is the same. ``"auto"``: as many as fit into 256 MiB, by a measurement
+        with one image; chunks that fit into 640 MiB together run once. On a GPU, both limits are a quarter of its memory.
     n_iter_no_change : int, default=None
-        The run ends when the loss on held-out real features has not fallen by more than `tol` in this many steps.
+        Stop when the held-out loss has not improved by more than `tol` for this many steps.
     validation_fraction : float in (0, 1) or None, default=0.1
-        Fraction of the real features of each class (rounded down; 10,000 in total, at most) that images are not learned from. The
-        images are scored on them at every 20th step and at the end, and those with the least loss are kept. ``None``: the last
-        images are kept; the same happens with `groups` in `fit` if one of them is too small.
+        Fraction of the real samples of each class that is held out (rounded down; at most 10,000 samples in total). The images
+        are scored on them at every 20th step and at the end, and those with the least loss are kept. ``None``: the last images
+        are kept, as they are with `groups` in `fit` if one of them is too small.
     tol : float, default=1e-4
         See `n_iter_no_change`.
     checkpoint : path, Checkpoint or None, default=None
-        File in which the run is saved once a minute, or at the interval of a :class:`Checkpoint`. A `fit` that finds the file of
-        the same run continues it: same data, parameters, and versions of torch, timm and this library. On the same CPU, with the
+        File in which the run is saved once a minute, or at the interval of a :class:`Checkpoint`. A `fit` that finds a file of
+        the same run (same data, parameters, and versions of torch, timm and this library) resumes it. On the same CPU, with the
         same number of threads and without `time_budget`, the images are then bit-identical to those of an uninterrupted run.
     warm_start : bool, default=False
-        Whether `fit` continues from the images of the last fit, with up to `max_iter` further steps, instead of starting over.
+        Whether `fit` continues from the images of the last fit, for up to `max_iter` further steps, instead of starting over.
     callback : callable, default=None
-        Called as ``callback(distiller, record)`` with each record of `history_` and a copy of the distiller, whose
-        ``transform()`` returns the present images, and which has `n_iter_` and `history_`; the distiller itself is fitted at
-        the end. A ``StopIteration`` ends the run. On a GPU, records come in groups of ten. scikit-learn's own callbacks are set
-        by `set_callbacks` (scikit-learn 1.9 and later).
+        Called as ``callback(distiller, record)`` after each step, with its record of `history_`. ``distiller`` is a copy with
+        `n_iter_` and `history_`, whose ``transform()`` returns the current images; the distiller itself is fitted at the end. A
+        ``StopIteration`` ends the run. On a GPU, it is called for ten steps at a time. scikit-learn's own callbacks are set by
+        `set_callbacks` (scikit-learn 1.9 and later).
     random_state : int, RandomState instance or None, default=None
-        Seed of start, views, batches and held-out samples.
+        Seed of the initial images, the views, the batches and the held-out samples.
     verbose : int, default=0
         Above 0: show progress bars.
 
     Attributes
     ----------
     X_synthetic_ : ndarray of shape (n_synthetic, image_size, image_size, 3), float32
-        Synthetic images in [0, 1], grouped by class; ``(n_synthetic, n_features)`` if ``encoder=None``.
+        Synthetic images in [0, 1], grouped by class; ``(n_synthetic, n_features)``, in the dtype of ``X``, if ``encoder=None``.
     y_synthetic_ : ndarray of shape (n_synthetic,)
         Their labels.
     targets_ : ndarray of shape (n_synthetic, n_classes)
@@ -259,15 +331,15 @@ class DMDistiller(GradientDistiller):
     alpha_ : float
         Ridge strength that was used.
     history_ : list of dict
-        One record per step: ``step``, ``loss`` before the step, ``seconds`` in the loop; every 20th record and the last one also
-        have ``val_loss`` and ``val_accuracy`` on the held-out real features. Like the loss, they belong to the images before the
-        step, except in the last record: there they belong to the final images, unless those before the step were scored and were
-        better. ``pandas.DataFrame(history_)`` is a table.
+        One record per step: ``step``, ``loss`` before the step, ``seconds`` in the loop; every 20th record and the last one
+        also have ``val_loss`` and ``val_accuracy`` on the held-out real features. Like ``loss``, they describe the images
+        before the step. The last record describes the final images, unless those before the last step scored better.
+        ``pandas.DataFrame(history_)`` is a table.
     n_iter_ : int
         Number of steps.
     best_iter_ : int or None
-        Step, and position in `history_`, of the record with the score of the final images, which are those with the least loss on
-        the held-out real features. ``None`` if none were held out, and the last images were kept.
+        Index in `history_` of the record whose score is that of the final images, those with the least loss on the held-out
+        real features. ``None`` if none were held out, and the last images were kept.
     val_loss_, val_accuracy_ : float or None
         Loss of the final images, and accuracy of their probe, on the held-out real features. The accuracy is the mean over all of
         them. If the loss balances classes or groups (see `sampling`), all classes have equal weights in it, and all groups of a
@@ -275,7 +347,7 @@ class DMDistiller(GradientDistiller):
     n_views_ : int
         Random views of each synthetic image per step.
     encoder_batch_size_ : int
-        Views in one forward pass, at most.
+        Maximum number of views per forward pass.
     n_features_in_ : int
         Number of features, if ``encoder=None``.
 

@@ -34,7 +34,7 @@ class _RealSubset(BaseDistiller):
         self.random_state = random_state
         self.verbose = verbose
 
-    def _check_counts(self, data):
+    def _check_data(self, data):
         self._check_enough(data, data.class_counts, type(self).__name__)
 
     def _distill(self, data):
@@ -65,13 +65,12 @@ class RandomSubset(_RealSubset):
     Parameters
     ----------
     encoder : str, torch.nn.Module, FrozenEncoder, list of these or None, default="tf_efficientnet_lite0"
-        Maps images to features; a name or a module stands for ``FrozenEncoder(encoder)``. With several encoders, the objective is
-        averaged over them, and the probe uses the features of all of them. ``None``: ``X`` contains features, and points of
-        feature space are learned; the parameters of images below are then ignored.
-    images_per_class : int or dict, default=1
+        Maps images to features; a name or a module stands for ``FrozenEncoder(encoder)``. With several encoders, the probe uses
+        the features of all of them. ``None``: ``X`` contains features, and `image_size` is ignored.
+    images_per_class : int, dict or callable, default=1
         Real images of each class; a dict has a number for each label. For a given total, see :func:`allocate_images`.
     image_size : int, default=None
-        Side of the synthetic images in pixels. ``None``: the size to which the encoder resizes images before its centre crop.
+        Side of the selected images in pixels. ``None``: the size to which the encoder resizes images before its centre crop.
     alpha : float, default=1.0
         Ridge strength of the probe, > 0, relative to the mean squared norm of its training features.
     random_state : int, RandomState instance or None, default=None
@@ -137,13 +136,12 @@ class ClassCentroids(_RealSubset):
     Parameters
     ----------
     encoder : str, torch.nn.Module, FrozenEncoder, list of these or None, default="tf_efficientnet_lite0"
-        Maps images to features; a name or a module stands for ``FrozenEncoder(encoder)``. With several encoders, the objective is
-        averaged over them, and the probe uses the features of all of them. ``None``: ``X`` contains features, and points of
-        feature space are learned; the parameters of images below are then ignored.
-    images_per_class : int or dict, default=1
+        Maps images to features; a name or a module stands for ``FrozenEncoder(encoder)``. With several encoders, the probe uses
+        the features of all of them. ``None``: ``X`` contains features, and `image_size` is ignored.
+    images_per_class : int, dict or callable, default=1
         Real images of each class; a dict has a number for each label. For a given total, see :func:`allocate_images`.
     image_size : int, default=None
-        Side of the synthetic images in pixels. ``None``: the size to which the encoder resizes images before its centre crop.
+        Side of the selected images in pixels. ``None``: the size to which the encoder resizes images before its centre crop.
     alpha : float, default=1.0
         Ridge strength of the probe, > 0, relative to the mean squared norm of its training features.
     random_state : int, RandomState instance or None, default=None
@@ -286,10 +284,10 @@ class NearestReals(_RealSubset):
     alpha = property(lambda self: self._given.alpha)
     verbose = property(lambda self: self._given.verbose)
 
-    def _check_counts(self, data):
+    def _check_data(self, data):
         given, counts = self._given, data.class_counts
         if not given.__sklearn_is_fitted__():  # the rest is checked by its own `fit`, which comes first
-            super()._check_counts(data)
+            super()._check_data(data)
             return
         if not np.array_equal(given.classes_, data.classes):
             raise ValueError(

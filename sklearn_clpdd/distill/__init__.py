@@ -8,7 +8,7 @@ file                      what it holds
 ``_base.py``              validation and prediction, which all distillers share
 ``_gradient.py``          distillers that learn images by gradient descent
 ``_clp.py``               CLPDistiller: its objectives and temperatures
-``_fit_data.py``          what a distiller is fitted to, and what it has found
+``_fit_data.py``          what a distiller is fitted to, and its result
 ``_adapters.py``          images behind encoders, or feature vectors, as the data of a fit
 ``_real_features.py``     features of the real samples, their held-out part, and batches of them
 ``_start.py``             what the synthetic images start from
@@ -26,13 +26,13 @@ file                      what it holds
 ``_summary.py``           provenance of a fitted distiller
 ========================= ==========================================================================================
 
-Symbols, with one meaning in all of these files:
+Symbols in the docstrings of these files:
 
 ====== ===============================================================================
 ``n``  number of real images
 ``C``  number of classes
 ``m``  number of synthetic images
-``k``  views of each synthetic image per step, including the unaugmented image if it is one
+``k``  views of each synthetic image per step, including the unaugmented image if it is used
 ``d``  feature dimension
 ``θ``  what the optimiser moves; a parametrisation decodes it to the images ``S``
 ``S``  synthetic images, ``(m, 3, H, W)`` in [0, 1], or synthetic points ``(m, d)``
@@ -41,7 +41,7 @@ Symbols, with one meaning in all of these files:
 ``K``  their Gram matrix ``Z Zᵀ``, ``(mk, mk)``
 ``W``  weights of the linear probe, ``(d, C)``
 ``R``  features of real images, ``(B, d)``, with class indices ``r`` of shape ``(B,)``
-``λ``  ridge strength, relative to the mean squared norm of the rows of ``Z``
+``λ``  ridge strength, relative to the mean squared norm of the rows of ``Z``; ``λ̃`` is their product
 ``τ``  temperature of the softmax of scores; ``τ'`` is that of squared distances
 ====== ===============================================================================
 """

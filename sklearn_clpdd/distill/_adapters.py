@@ -16,7 +16,7 @@ from ..encoder._encoder import FrozenEncoder
 from ..encoder._extractor import VERSIONS, FeatureExtractor, joint_features
 from ..encoder._images import Images, as_images
 from ..utils._arrays import row_chunks, standardize
-from ..utils._device import graph_memory
+from ..utils._device import graph_memory_limits
 from ._loop import ChunkPlan
 from ._parametrizations import Parametrization, Points
 
@@ -41,11 +41,11 @@ class DataAdapter(Protocol):
 
     @property
     def center(self) -> np.ndarray | np.generic:
-        """Subtracted from the user's features."""
+        """What is subtracted from the user's features."""
 
     @property
     def scale(self) -> np.generic:
-        """The user's features are divided by it after centring."""
+        """What the centred features are divided by."""
 
     def real_features(self, order: np.ndarray) -> np.ndarray:
         """Standardised features ``(n, d)`` of the real samples in this order."""
@@ -60,7 +60,7 @@ class DataAdapter(Protocol):
         """Versions of the packages that compute the features."""
 
     def provenance(self) -> list[dict[str, Any]]:
-        """Description of each encoder, as values that JSON has."""
+        """Description of each encoder, as JSON-serialisable values."""
 
     def data_digest(self) -> str:
         """Digest of the real samples, the same on every machine with a copy of them."""
@@ -155,8 +155,8 @@ class ImageAdapter:
         graph_bytes = sum(extractor.backbone.graph_bytes for extractor in self._extractors)
         if chunk_size is not None:
             return ChunkPlan(chunk_size)
-        of_chunk, of_all = graph_memory(self.device)
-        return ChunkPlan(max(1, min(n_views, of_chunk // graph_bytes)), of_all // graph_bytes)
+        chunk_bytes, total_bytes = graph_memory_limits(self.device)
+        return ChunkPlan(max(1, min(n_views, chunk_bytes // graph_bytes)), total_bytes // graph_bytes)
 
     def read(self, indices):
         return self._images.read(indices, self.preprocess.uncropped(self._side), self.encoders[0].n_jobs).to(self.device)

@@ -10,7 +10,7 @@ def allocate_images(y, total):
     """Divide a number of synthetic images among the classes, as evenly as possible.
 
     Each class gets at least one image. What is left over goes to the largest classes, and no class gets more synthetic images
-    than it has real ones while another class has enough.
+    than it has real ones while another class still has spare ones.
 
     Parameters
     ----------
@@ -22,7 +22,8 @@ def allocate_images(y, total):
     Returns
     -------
     dict of label to int
-        Images of each class, for `images_per_class` of :class:`CLPDistiller`.
+        Images of each class, for `images_per_class` of :class:`CLPDistiller`. In a search, where the classes and their sizes
+        depend on the split, pass ``functools.partial(allocate_images, total=100)`` instead.
 
     Raises
     ------

@@ -12,16 +12,20 @@ from numbers import Integral, Real
 import torch
 import torch.nn.functional as F
 from sklearn.base import BaseEstimator
+from sklearn.utils import check_scalar
 from torch import Tensor
 
 from ..utils._sklearn_compat import Interval, StrOptions
 
 # Random views per step, and of one image at most, for `n_views="auto"`.
-_TOTAL_VIEWS, _MOST_VIEWS = 20, 8
+_TOTAL_VIEWS, _MAX_VIEWS = 20, 8
 
 
 class Augmentation(BaseEstimator):
     """The unaugmented image, preprocessed for the encoder. Subclasses compute random views and set ``is_random`` to True.
+
+    Subclasses are scikit-learn estimators: ``__init__`` stores each argument, unchanged, under its own name. The class attributes
+    `n_views` and `unaugmented_weight` can be overridden, or be made parameters.
 
     Attributes
     ----------
@@ -41,6 +45,12 @@ class Augmentation(BaseEstimator):
 
     _parameter_constraints: dict = {}
 
+    def _validate_params(self):
+        super()._validate_params()
+        if self.n_views != "auto":
+            check_scalar(self.n_views, "n_views", Integral, min_val=1)
+        check_scalar(self.unaugmented_weight, "unaugmented_weight", Real, min_val=0, max_val=1, include_boundaries="left")
+
     def draw(self, n_views: int, generator: torch.Generator) -> dict[str, Tensor]:
         """Random numbers for ``n_views`` views: tensors on the CPU whose first axis is the view."""
         return {}
@@ -53,7 +63,7 @@ class Augmentation(BaseEstimator):
         """Random views of each of ``m`` images in a step."""
         if not self.is_random:
             return 1
-        return min(_MOST_VIEWS, -(-_TOTAL_VIEWS // m)) if self.n_views == "auto" else int(self.n_views)
+        return min(_MAX_VIEWS, -(-_TOTAL_VIEWS // m)) if self.n_views == "auto" else int(self.n_views)
 
 
 class DSA(Augmentation):
@@ -66,7 +76,7 @@ class DSA(Augmentation):
         image.
     unaugmented_weight : float in [0, 1), default=0.5
         Weight of the loss of the unaugmented images, from which a probe will be trained, relative to that of their random views.
-        0: random views only, and no loss of the nearest neighbours.
+        0: random views only, and no nearest-neighbour loss.
     scale : tuple of 2 floats, default=(0.08, 1.0)
         Range of the area of the crop as a fraction of that of the image, as in torchvision's ``RandomResizedCrop``.
     ratio : tuple of 2 floats, default=(0.75, 4/3)
@@ -80,7 +90,7 @@ class DSA(Augmentation):
     noise_probability : float in [0, 1], default=1.0
         Probability that a view gets noise.
     outside : {"clip", "zeros"}, default="clip"
-        What to do if a crop is wider or higher than the image, as a crop of nearly the same area and another aspect ratio is.
+        What to do with a crop that extends beyond the image, as one of nearly the full area may.
         ``"clip"``: clip it to the image. ``"zeros"``: keep its size and pad the image with black.
 
     References

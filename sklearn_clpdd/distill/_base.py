@@ -19,7 +19,7 @@ from ..encoder._encoder import FrozenEncoder, as_encoder
 from ..encoder._extractor import joint_features
 from ..encoder._images import as_images
 from ..encoder._shared_module import SharedModuleMixin
-from ..probe._selection import temperature_of
+from ..probe._selection import best_temperature
 from ..probe._solved import solved_probe
 from ..utils._arrays import evenly_spaced, standardize
 from ..utils._device import resolve_device, standard_torch_modes
@@ -27,7 +27,7 @@ from ..utils._heap import reuse_freed_memory
 from ..utils._pictures import to_html
 from ..utils._ridge import relative_penalty
 from ..utils._sklearn_compat import HtmlAppendixMixin, Interval, check_output_container
-from ..utils._transformer import EarlyCheckedTransformer
+from ..utils._transformer import OutputCheckedTransformer
 from ..utils._warnings import warn
 from ._adapters import DataAdapter, FeatureAdapter, ImageAdapter
 from ._fit_data import FitData, FitResult
@@ -41,17 +41,17 @@ _CALIBRATION_ROWS = 20_000
 _PRIVATE_ATTRIBUTES = ("_center", "_scale", "_encoder_provenance")
 
 
-class BaseDistiller(HtmlAppendixMixin, SharedModuleMixin, EarlyCheckedTransformer, ClassifierMixin, BaseEstimator):
+class BaseDistiller(HtmlAppendixMixin, SharedModuleMixin, OutputCheckedTransformer, ClassifierMixin, BaseEstimator):
     """Validate the data, find synthetic samples by `_distill`, and fit the probe of these samples.
 
-    A subclass has the parameters that concern data, encoder and probe, as :class:`CLPDistiller` has them, and implements
-    `_distill`. `fit` sets all fitted attributes at once, at its end. They never belong to two different fits.
+    A subclass has the data, encoder and probe parameters of :class:`CLPDistiller`, and implements `_distill`. `fit` sets all
+    fitted attributes at once, at its end. They never belong to two different fits.
     """
 
     _module_parameter = "encoder"
     _parameter_constraints: dict = {
         "encoder": [str, nn.Module, FrozenEncoder, list, tuple, None],
-        "images_per_class": [Interval(Integral, 1, None, closed="left"), dict],
+        "images_per_class": [Interval(Integral, 1, None, closed="left"), dict, callable],
         "image_size": [Interval(Integral, 1, None, closed="left"), None],
         "alpha": [Interval(Real, 0, None, closed="neither")],
         "random_state": ["random_state"],
@@ -68,8 +68,9 @@ class BaseDistiller(HtmlAppendixMixin, SharedModuleMixin, EarlyCheckedTransforme
         y : array-like of shape (n_samples,)
             Class labels, numbers or strings.
         groups : array-like of shape (n_samples,), default=None
-            An attribute from which the class must not be inferred, such as the background. Real samples are then drawn with equal
-            probability of all classes, and of all groups of a class. Methods that select real samples ignore it.
+            An attribute from which the class must not be inferred, such as the background. Real samples are then drawn with
+            equal probability of all classes, and of all groups of a class. Methods that select real samples ignore it, except
+            `NearestReals`, which passes it to the distiller that it fits.
 
         Returns
         -------
@@ -78,16 +79,19 @@ class BaseDistiller(HtmlAppendixMixin, SharedModuleMixin, EarlyCheckedTransforme
         """
         self._validate_params()
         data = self._validated(X, y, groups)
-        self._check_counts(data)
+        self._check_data(data)
         device = data.adapter.device
         with standard_torch_modes(device), reuse_freed_memory() if device.type == "cpu" else nullcontext():
             result = self._distill(data)
             try:
                 fitted = retry_on_interrupt(lambda: self._fitted_attributes(data, result))
             except Exception as error:
-                if result.error is not None:
+                if result.error is None:
+                    raise
+                try:
                     raise result.error from error
-                raise
+                finally:
+                    del result, data  # an error references the frames that it has passed through
             self.__dict__ = self._without_fitted_attributes() | fitted
         if result.warning is not None:
             warn(result.warning)
@@ -111,13 +115,15 @@ class BaseDistiller(HtmlAppendixMixin, SharedModuleMixin, EarlyCheckedTransforme
         """Called after a successful fit."""
 
     def _validated(self, X, y, groups) -> FitData:
-        """Validate the data, except for what takes long to find out."""
+        """Validate everything that is quick to check."""
         adapter, y, input_attributes = self._adapt_features(X, y) if self.encoder is None else self._adapt_images(X, y)
         classes, codes = np.unique(y, return_inverse=True)
         groups = None if groups is None else _groups_within_classes(codes, groups)
         if len(classes) < 2:
-            raise ValueError(f"distillation needs samples of at least two classes; y holds one class, {classes.tolist()[0]!r}")
-        return FitData(X, y, adapter, input_attributes, classes, codes, groups, self._numbers_of_images(classes))
+            raise ValueError(
+                f"distillation needs samples of at least two classes; y contains only one class, {classes.tolist()[0]!r}"
+            )
+        return FitData(X, y, adapter, input_attributes, classes, codes, groups, self._numbers_of_images(classes, y))
 
     def _adapt_features(self, X, y) -> tuple[DataAdapter, np.ndarray, dict[str, Any]]:
         # scikit-learn sets attributes, such as n_features_in_, while it validates; on a copy, because `fit` may still fail.
@@ -143,23 +149,24 @@ class BaseDistiller(HtmlAppendixMixin, SharedModuleMixin, EarlyCheckedTransforme
         check_classification_targets(y)
         return ImageAdapter(images, encoders, self.image_size), y, {}
 
-    def _numbers_of_images(self, classes: np.ndarray) -> np.ndarray:
+    def _numbers_of_images(self, classes: np.ndarray, y: np.ndarray) -> np.ndarray:
         """Number of synthetic samples of each class."""
-        given = self.images_per_class
+        given = self.images_per_class(y) if callable(self.images_per_class) else self.images_per_class
         if not isinstance(given, dict):
+            check_scalar(given, "images_per_class", Integral, min_val=1)
             return np.full(len(classes), given)
         labels = classes.tolist()
         if set(given) != set(labels):
             raise ValueError(
-                "images_per_class as a dict needs a number for each class of y; it lacks "
-                f"{[label for label in labels if label not in given][:10]}, and y lacks its "
+                "images_per_class as a dict needs a number for each class of y. Missing from the dict: "
+                f"{[label for label in labels if label not in given][:10]}; not in y: "
                 f"{[label for label in given if label not in labels][:10]}"
             )
         for label, number in given.items():
             check_scalar(number, f"images_per_class[{label!r}]", Integral, min_val=1)
         return np.array([given[label] for label in labels])
 
-    def _check_counts(self, data: FitData) -> None:
+    def _check_data(self, data: FitData) -> None:
         """Raise if parameters contradict each other, or there are too few real samples."""
 
     def _check_enough(self, data: FitData, available: np.ndarray, what: str) -> None:
@@ -313,7 +320,7 @@ class BaseDistiller(HtmlAppendixMixin, SharedModuleMixin, EarlyCheckedTransforme
 def _inner_probe(data: FitData, real: RealFeatures, Z: Tensor, Y: Tensor, alpha: float):
     """The probe of the inner problem, for features in the user's units; its temperature is calibrated on real features.
 
-    Targets of a probe are −1 and 1 where ``Y`` has 0 and 1. The intercept is that of the user's units only.
+    Targets of a probe are −1 and 1 where ``Y`` has 0 and 1. The intercept only accounts for the centring.
     """
     weights = inner_weights(Z, 2 * Y - 1, alpha)
     if len(data.classes) == 2:  # one score, for the second class
@@ -330,7 +337,7 @@ def _inner_probe(data: FitData, real: RealFeatures, Z: Tensor, Y: Tensor, alpha:
         coefficients.astype(dtype),
         intercept.astype(dtype),
         alpha=(relative_penalty(Z.double(), alpha) * float(data.adapter.scale) ** 2).item(),
-        temperature=temperature_of(scores, torch.from_numpy(real.codes[rows])),
+        temperature=best_temperature(scores, torch.from_numpy(real.codes[rows])),
     )
 
 

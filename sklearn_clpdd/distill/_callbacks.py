@@ -13,7 +13,7 @@ from ._trainer import Outcome
 
 
 class CallbackNotifier:
-    """Calls the callbacks with a copy of the distiller as it is at the moment; `fit` sets the attributes of the distiller itself.
+    """Calls the callbacks with a copy of the distiller in its current state; `fit` sets the attributes of the distiller itself.
 
     Parameters
     ----------

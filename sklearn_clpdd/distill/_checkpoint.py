@@ -31,7 +31,7 @@ class Checkpoint(BaseEstimator):
     path : str or path
         File that is written. A `fit` that finds a file of the same run continues it.
     every : float or int, default=60.0
-        Interval between two writes: seconds if it is a float, steps if it is an integer.
+        Interval between writes: seconds if it is a float, steps if it is an integer.
 
     Examples
     --------
@@ -40,7 +40,10 @@ class Checkpoint(BaseEstimator):
     50
     """
 
-    _parameter_constraints = {"path": [str, os.PathLike], "every": [Interval(Real, 0, None, closed="neither")]}
+    _parameter_constraints = {
+        "path": [str, os.PathLike],
+        "every": [Interval(Integral, 1, None, closed="left"), Interval(Real, 0, None, closed="neither")],
+    }
 
     def __init__(self, path, *, every=60.0):
         self.path = path
@@ -104,7 +107,7 @@ class CheckpointFile:
         return (steps if isinstance(self._every, Integral) else seconds) >= self._every
 
     def write(self, tensors: dict[str, Tensor], info: dict) -> None:
-        """Replace the file. A failure is only a warning, because the run is worth more."""
+        """Replace the file. A failure only warns, so that the run continues."""
         try:
             write_checkpoint(self.path, tensors, info | self._run)
         except OSError as error:
@@ -119,7 +122,7 @@ def write_checkpoint(path: Path, tensors: dict[str, Tensor], info: dict) -> None
     path : Path
     tensors : dict of str to Tensor
     info : dict
-        Values that JSON has; floats are restored exactly.
+        JSON-serialisable values; floats are restored exactly.
 
     Raises
     ------

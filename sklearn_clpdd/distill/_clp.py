@@ -13,7 +13,7 @@ from ._objectives import OBJECTIVES, WithNeighbors, spread_of_neighbor_logits, s
 
 # Real samples from which the temperatures are chosen, at most; and the smallest temperature that is chosen.
 _TEMPERATURE_ROWS = 20_000
-_LEAST_TEMPERATURE = 1e-3
+_MIN_TEMPERATURE = 1e-3
 
 
 class CLPDistiller(GradientDistiller):
@@ -25,11 +25,12 @@ class CLPDistiller(GradientDistiller):
     Parameters
     ----------
     encoder : str, torch.nn.Module, FrozenEncoder, list of these or None, default="tf_efficientnet_lite0"
-        Maps images to features; a name or a module stands for ``FrozenEncoder(encoder)``. With several encoders, the objective is
-        averaged over them, and the probe uses the features of all of them. ``None``: ``X`` contains features, and points of
-        feature space are learned; the parameters of images below are then ignored.
-    images_per_class : int or dict, default=1
-        Synthetic images of each class; a dict has a number for each label. For a given total, see :func:`allocate_images`.
+        Maps images to features; a name or a module stands for ``FrozenEncoder(encoder)``. With several encoders, the objective
+        is averaged over them, and the probe uses the features of all of them. ``None``: ``X`` contains features, and synthetic
+        feature vectors are learned, on a GPU if there is one; the image parameters below are ignored.
+    images_per_class : int, dict or callable, default=1
+        Synthetic images of each class; a dict has a number for each label, and a function of ``y`` returns such a dict. For a
+        given total, see :func:`allocate_images`.
     image_size : int, default=None
         Side of the synthetic images in pixels. ``None``: the size to which the encoder resizes images before its centre crop.
     objective : {"probe_and_neighbors", "cross_entropy", "cosine_cross_entropy", "mse"} or callable, \
@@ -39,76 +40,78 @@ class CLPDistiller(GradientDistiller):
         quarters of the cross-entropy of a soft nearest-neighbour classifier, which makes each image typical of its class.
         ``"cosine_cross_entropy"``: cross-entropy of the cosines to the class anchors, as in the paper. ``"mse"``: squared error
         of the probe. A callable ``(Z, Y, R, r) -> scalar`` gets tensors: synthetic features ``(m·k, d)``, their targets
-        (one-hot labels), real features ``(B, d)`` and their class indices. It is differentiated in ``Z``, and called in each
-        step for the random views and for the ``(m, d)`` features of the unaugmented images, and for held-out real features.
+        (one-hot, or learned), real features ``(B, d)`` and their class indices. It is differentiated in ``Z``. It is called in
+        each step for the random views and, if they have a weight, for the ``(m, d)`` features of the unaugmented images, and
+        for the held-out real features.
     alpha : float, default=1.0
         Ridge strength of the inner problem, > 0, relative to the mean squared norm of the synthetic features.
     temperature : "auto" or float, default="auto"
-        Temperature of the softmax of the probe's scores in the outer loss, > 0. ``"auto"``: the spread of the scores of the
-        classes, which depends on encoder and data: the standard deviation of the cosines between real features and the anchors of
-        the class means, about their mean over the classes, divided by the square root of the mean number of images per class. It
-        does not affect the loss of the neighbours.
+        Temperature of the softmax of the probe's scores in the outer loss, > 0. ``"auto"``: the standard deviation of the
+        cosines between real features and the anchors of the class means, about their mean over the classes, divided by the
+        square root of the mean number of images per class. It does not affect the nearest-neighbour loss.
     learn_targets : bool, default=False
-        Whether to learn the targets of the inner problem with the images, starting from one-hot labels. The learned `targets_`
-        are real numbers for probes in closed form; other probes are trained with `y_synthetic_`.
+        Whether to learn the targets of the inner problem with the images, starting from one-hot labels. Learned `targets_` are
+        real-valued and only suit closed-form probes; train other probes with `y_synthetic_`.
     parametrization : {"pyramid", "pixels"} or class, default="pyramid"
-        What the optimiser moves: a sum of upsampled levels in a decorrelated colour space, or single pixels. From noise, the
+        What the optimiser moves: a sum of upsampled levels in a decorrelated colour space, or individual pixels. From noise, the
         levels are added one after another, from coarse to fine.
     augmentation : "dsa", Augmentation or None, default="dsa"
-        Random views of the synthetic images in each step. ``"dsa"`` stands for ``DSA()``, which also sets the number of views and
-        the weight of the unaugmented images. ``None``: unaugmented images only.
+        Random views of the synthetic images. ``"dsa"`` stands for ``DSA()``, whose parameters also set the number of views and
+        the weight of the unaugmented images; a grid reaches them, as ``augmentation__n_views``, if an object is passed.
+        ``None``: unaugmented images only.
     init : {"noise", "real", "kmeans"}, default="kmeans"
-        What the images start from: noise; random real images of their class, of which there have to be enough; or those nearest
-        to the k-means centres of the class, with as many clusters as images. If there are fewer real images, they are repeated
-        with some noise. Held-out images are never used. Images that start from real ones may remain recognisable; where that
-        must not happen, use noise.
+        What the images start from: noise; random real images of the class, which must have enough of them; or the real images
+        nearest to the k-means centres of the class, one cluster per synthetic image, repeated with some noise if there are too
+        few. Held-out images are never used. Images that start from real ones may remain recognisable; use ``"noise"`` if that
+        is unacceptable.
     learning_rate : float or LinearSchedule, default=0.05
-        Learning rate of Adam, > 0. A number stands for ``LinearSchedule(number)``: it is reached after ten steps and falls to
-        zero over the second half of the run.
+        Learning rate of Adam, > 0. A number stands for ``LinearSchedule(number)``: the rate rises to that number over ten
+        steps, and falls to zero over the second half of the run. A grid reaches the parameters of a schedule that is passed, as
+        ``learning_rate__peak``.
     max_iter : int, default=600
-        Steps, at most.
+        Maximum number of steps.
     time_budget : float, default=None
-        Seconds of the steps, at most, without those of encoding the real images. Learning rate and pyramid follow whichever of
-        the two limits is closer, so that a short run has the same course as a long one.
+        Maximum time of the steps in seconds, excluding the encoding of the real images. The learning rate decays, and the
+        pyramid grows, with the limit that is closer, so that short runs follow the same schedule as long ones.
     real_batch_size : int, default=4096
-        Real samples in the outer loss of a step; all of them if there are not more.
+        Maximum number of real samples per step.
     sampling : {"auto", "uniform", "balanced"}, default="auto"
-        Whether a batch contains all real samples with equal probability, or all classes. ``"auto"``: all classes, if the largest
-        class has more than twice as many samples as the smallest.
+        ``"uniform"``: all real samples are equally likely to be in a batch. ``"balanced"``: all classes are. ``"auto"``:
+        balanced if the largest class has more than twice as many samples as the smallest.
     encoder_batch_size : "auto" or int, default="auto"
-        Views in one forward pass of the encoder. If a step has more, they pass twice: once for the features and once for their
-        gradient, with the same result. ``"auto"``: as many as need a quarter of a GiB for their gradient, by the measured need of
-        one image. As many chunks as need 640 MiB together pass only once. On a GPU, both limits are a quarter of its memory.
+        Maximum number of views per forward pass of the encoder. A step with more views runs the encoder twice: once for the
+        features, once for their gradient; the result is the same. ``"auto"``: as many as fit into 256 MiB, by a measurement
+        with one image; chunks that fit into 640 MiB together run once. On a GPU, both limits are a quarter of its memory.
     n_iter_no_change : int, default=None
-        The run ends when the loss on held-out real features has not fallen by more than `tol` in this many steps.
+        Stop when the held-out loss has not improved by more than `tol` for this many steps.
     validation_fraction : float in (0, 1) or None, default=0.1
-        Fraction of the real features of each class (rounded down; 10,000 in total, at most) that images are not learned from. The
-        images are scored on them at every 20th step and at the end, and those with the least loss are kept. ``None``: the last
-        images are kept; the same happens with `groups` in `fit` if one of them is too small.
+        Fraction of the real samples of each class that is held out (rounded down; at most 10,000 samples in total). The images
+        are scored on them at every 20th step and at the end, and those with the least loss are kept. ``None``: the last images
+        are kept, as they are with `groups` in `fit` if one of them is too small.
     tol : float, default=1e-4
         See `n_iter_no_change`.
     checkpoint : path, Checkpoint or None, default=None
-        File in which the run is saved once a minute, or at the interval of a :class:`Checkpoint`. A `fit` that finds the file of
-        the same run continues it: same data, parameters, and versions of torch, timm and this library. On the same CPU, with the
-        same number of threads and without `time_budget`, the images are then bit-identical to those of an uninterrupted run. An
-        objective of your own counts by its code, or by the name of a function that is imported from a module; a string attribute
+        File in which the run is saved once a minute, or at the interval of a :class:`Checkpoint`. A `fit` that finds a file of
+        the same run (same data, parameters, and versions of torch, timm and this library) resumes it. On the same CPU, with the
+        same number of threads and without `time_budget`, the images are then bit-identical to those of an uninterrupted run.
+        Your own objective is identified by its code, or by its name if it is imported from a module; a string attribute
         ``fingerprint`` of the objective replaces both.
     warm_start : bool, default=False
-        Whether `fit` continues from the images of the last fit, with up to `max_iter` further steps, instead of starting over.
+        Whether `fit` continues from the images of the last fit, for up to `max_iter` further steps, instead of starting over.
     callback : callable, default=None
-        Called as ``callback(distiller, record)`` with each record of `history_` and a copy of the distiller, whose
-        ``transform()`` returns the present images, and which has `n_iter_` and `history_`; the distiller itself is fitted at
-        the end. A ``StopIteration`` ends the run. On a GPU, records come in groups of ten. scikit-learn's own callbacks are set
-        by `set_callbacks` (scikit-learn 1.9 and later).
+        Called as ``callback(distiller, record)`` after each step, with its record of `history_`. ``distiller`` is a copy with
+        `n_iter_` and `history_`, whose ``transform()`` returns the current images; the distiller itself is fitted at the end. A
+        ``StopIteration`` ends the run. On a GPU, it is called for ten steps at a time. scikit-learn's own callbacks are set by
+        `set_callbacks` (scikit-learn 1.9 and later).
     random_state : int, RandomState instance or None, default=None
-        Seed of start, views, batches and held-out samples.
+        Seed of the initial images, the views, the batches and the held-out samples.
     verbose : int, default=0
         Above 0: show progress bars.
 
     Attributes
     ----------
     X_synthetic_ : ndarray of shape (n_synthetic, image_size, image_size, 3), float32
-        Synthetic images in [0, 1], grouped by class; ``(n_synthetic, n_features)`` if ``encoder=None``.
+        Synthetic images in [0, 1], grouped by class; ``(n_synthetic, n_features)``, in the dtype of ``X``, if ``encoder=None``.
     y_synthetic_ : ndarray of shape (n_synthetic,)
         Their labels.
     targets_ : ndarray of shape (n_synthetic, n_classes)
@@ -134,15 +137,15 @@ class CLPDistiller(GradientDistiller):
         and scaled to a mean squared norm of 1 if ``encoder=None``: the standard deviation of half the squared distances between
         real features and class means, about their mean over the classes. ``None`` for an objective without neighbours.
     history_ : list of dict
-        One record per step: ``step``, ``loss`` before the step, ``seconds`` in the loop; every 20th record and the last one also
-        have ``val_loss`` and ``val_accuracy`` on the held-out real features. Like the loss, they belong to the images before the
-        step, except in the last record: there they belong to the final images, unless those before the step were scored and were
-        better. ``pandas.DataFrame(history_)`` is a table.
+        One record per step: ``step``, ``loss`` before the step, ``seconds`` in the loop; every 20th record and the last one
+        also have ``val_loss`` and ``val_accuracy`` on the held-out real features. Like ``loss``, they describe the images
+        before the step. The last record describes the final images, unless those before the last step scored better.
+        ``pandas.DataFrame(history_)`` is a table.
     n_iter_ : int
         Number of steps.
     best_iter_ : int or None
-        Step, and position in `history_`, of the record with the score of the final images, which are those with the least loss on
-        the held-out real features. ``None`` if none were held out, and the last images were kept.
+        Index in `history_` of the record whose score is that of the final images, those with the least loss on the held-out
+        real features. ``None`` if none were held out, and the last images were kept.
     val_loss_, val_accuracy_ : float or None
         Loss of the final images, and accuracy of their probe, on the held-out real features. The accuracy is the mean over all of
         them. If the loss balances classes or groups (see `sampling`), all classes have equal weights in it, and all groups of a
@@ -150,7 +153,7 @@ class CLPDistiller(GradientDistiller):
     n_views_ : int
         Random views of each synthetic image per step.
     encoder_batch_size_ : int
-        Views in one forward pass, at most.
+        Maximum number of views per forward pass.
     n_features_in_ : int
         Number of features, if ``encoder=None``.
 
@@ -171,7 +174,7 @@ class CLPDistiller(GradientDistiller):
 
     Notes
     -----
-    Nothing that was computed is lost. After Ctrl-C, the estimator is fitted. After an error during the steps it is fitted, too,
+    Interrupted work is kept. After Ctrl-C, the estimator is fitted. After an error during the steps it is fitted, too,
     with the images of the least held-out loss, or the last ones with a finite loss, and the error is raised. An error before the
     first step leaves the estimator unchanged. All fitted attributes always belong to the same fit.
 
@@ -272,24 +275,24 @@ class CLPDistiller(GradientDistiller):
 
         if self.temperature == "auto":
             # With more images per class, class boundaries can be finer, and the scores that matter are closer to them.
-            apart = mean_over_encoders(spread_of_scores, float(self.alpha)) / math.sqrt(data.images_per_class.mean())
-            of_scores = max(apart, _LEAST_TEMPERATURE)
+            spread = mean_over_encoders(spread_of_scores, float(self.alpha)) / math.sqrt(data.images_per_class.mean())
+            of_scores = max(spread, _MIN_TEMPERATURE)
         else:
             of_scores = float(self.temperature)
         objective = OBJECTIVES[self.objective] if isinstance(self.objective, str) else self.objective
         if not getattr(objective, "with_neighbors", False):
             return Temperatures(of_scores)
-        return Temperatures(of_scores, max(mean_over_encoders(spread_of_neighbor_logits), _LEAST_TEMPERATURE**2))
+        return Temperatures(of_scores, max(mean_over_encoders(spread_of_neighbor_logits), _MIN_TEMPERATURE**2))
 
     def _temperature_attributes(self, temperatures):
-        return {"temperature_": temperatures.of_scores, "neighbor_temperature_": temperatures.of_distances}
+        return {"temperature_": temperatures.scores, "neighbor_temperature_": temperatures.distances}
 
     def _objective(self, random, temperatures):
         if isinstance(self.objective, str):
-            return OBJECTIVES[self.objective](float(self.alpha), temperatures.of_scores)
+            return OBJECTIVES[self.objective](float(self.alpha), temperatures.scores)
         return self.objective
 
     def _unaugmented_objective(self, objective, codes, temperatures):
-        if temperatures.of_distances is None:
+        if temperatures.distances is None:
             return objective
-        return WithNeighbors(objective, codes, temperatures.of_distances)
+        return WithNeighbors(objective, codes, temperatures.distances)

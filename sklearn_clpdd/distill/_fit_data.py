@@ -1,4 +1,4 @@
-"""What a distiller is fitted to, and what it has found."""
+"""What a distiller is fitted to, and its result."""
 
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,8 +18,10 @@ class FitData:
 
     Parameters
     ----------
-    X, y
+    X : images or features
         As the user passed them.
+    y : ndarray of shape (n,)
+        Class labels.
     adapter : DataAdapter
         Access to ``X``.
     input_attributes : dict
@@ -71,7 +73,7 @@ class FitData:
 
 @dataclass(frozen=True)
 class FitResult:
-    """What a distiller has found; all fitted attributes are computed from it.
+    """Result of a distiller, from which all fitted attributes are computed.
 
     Parameters
     ----------

@@ -17,7 +17,6 @@ from torch import Tensor
 from ..utils._fingerprint import fingerprint
 from ..utils._sklearn_compat import (
     CallbackSupportMixin,
-    HasMethods,
     Interval,
     StrOptions,
     finish_callbacks,
@@ -30,8 +29,8 @@ from ._callbacks import CallbackNotifier
 from ._checkpoint import Checkpoint, CheckpointFile
 from ._fit_data import FitData, FitResult
 from ._held_out import HeldOutScore
-from ._loop import ChunkPlan, OuterLoss, State, ViewPlan, optimize
-from ._objectives import MeanOverEncoders
+from ._loop import ChunkPlan, State, ViewPlan, optimize
+from ._objectives import MeanOverEncoders, OuterLoss
 from ._parametrizations import PARAMETRIZATIONS, Parametrization
 from ._real_features import BatchSampler, RealFeatures, held_out_counts, split_order
 from ._schedule import LinearSchedule
@@ -40,15 +39,15 @@ from ._trainer import Limits, Outcome, Trainer, retry_on_interrupt
 
 # With sampling="auto", classes are balanced if the largest one is more than this many times as large as the smallest one.
 _UNBALANCED = 2
-# Parameters in which a run and its continuation may differ.
+# Parameters that may differ when a run is resumed; `random_state` only if it is not a number.
 _FREE = {"encoder", "verbose", "callback", "checkpoint", "random_state"}
 
 
 class Temperatures(NamedTuple):
     """Temperatures of the outer loss; None for a loss without them."""
 
-    of_scores: float | None = None  # τ
-    of_distances: float | None = None  # τ'
+    scores: float | None = None  # τ
+    distances: float | None = None  # τ'
 
 
 class GradientDistiller(CallbackSupportMixin, BaseDistiller):
@@ -62,7 +61,7 @@ class GradientDistiller(CallbackSupportMixin, BaseDistiller):
         "parametrization": [StrOptions(set(PARAMETRIZATIONS)), type],
         "augmentation": [StrOptions(set(AUGMENTATIONS)), Augmentation, None],
         "init": [StrOptions({"noise", "real", "kmeans"})],
-        "learning_rate": [Interval(Real, 0, None, closed="neither"), HasMethods("rate")],
+        "learning_rate": [Interval(Real, 0, None, closed="neither"), LinearSchedule],
         "max_iter": [Interval(Integral, 1, None, closed="left")],
         "time_budget": [Interval(Real, 0, None, closed="neither"), None],
         "real_batch_size": [Interval(Integral, 1, None, closed="left")],
@@ -152,12 +151,12 @@ class GradientDistiller(CallbackSupportMixin, BaseDistiller):
     def _validate_params(self):
         super()._validate_params()
         for nested in (self.augmentation, self.learning_rate, self.checkpoint):
-            if hasattr(nested, "_validate_params"):
+            if isinstance(nested, Augmentation | LinearSchedule | Checkpoint):
                 nested._validate_params()
         if self.warm_start and self.checkpoint is not None:
             raise ValueError("warm_start=True continues the last fit, and checkpoint= the run of a file; use one of the two")
 
-    def _check_counts(self, data):
+    def _check_data(self, data):
         self._parametrization_type()
 
     def _after_fit(self, data):
@@ -270,9 +269,9 @@ class GradientDistiller(CallbackSupportMixin, BaseDistiller):
         adapter = data.adapter
         parametrization = adapter.initialize(self._parametrization_type(), len(data.synthetic_codes), noise)
         if start is not None:
-            parametrization.set(adapter.from_user(start))
+            parametrization.set_samples(adapter.from_user(start))
         elif self.init != "noise":
-            parametrization.set(real_start(data, real, self.init, noise, rng))
+            parametrization.set_samples(real_start(data, real, self.init, noise, rng))
         learned = self._learns_targets()
         known = self.targets_ if learned and start is not None else np.eye(len(data.classes))[data.synthetic_codes]
         dtype = parametrization.parameters[0].dtype
@@ -326,12 +325,10 @@ class GradientDistiller(CallbackSupportMixin, BaseDistiller):
             held = np.bincount(data.codes[first], weights=n, minlength=len(data.classes)).astype(int) if enough else 0
             self._check_enough(data, data.class_counts - held, "init='real', which does not use held-out samples,")
         if self.n_iter_no_change is not None and not enough:
-            of = (
-                f"classes of at most {counts.max()}" if data.groups is None else f"groups, the smallest of them of {counts.min()}"
-            )
+            which = f"largest class has {counts.max()}" if data.groups is None else f"smallest group has {counts.min()}"
             raise ValueError(
                 f"n_iter_no_change={self.n_iter_no_change} needs held-out real samples, and validation_fraction="
-                f"{self.validation_fraction} of {of} samples is none; use a larger fraction"
+                f"{self.validation_fraction} holds out none, because the {which} samples; use a larger fraction"
             )
         return within, self.validation_fraction if enough else None
 
@@ -354,7 +351,8 @@ class GradientDistiller(CallbackSupportMixin, BaseDistiller):
         return ViewPlan(augmentation, augmentation.views_per_image(len(data.synthetic_codes)), weight)
 
     def _schedule(self) -> LinearSchedule:
-        return self.learning_rate if hasattr(self.learning_rate, "rate") else LinearSchedule(self.learning_rate)
+        given = self.learning_rate
+        return given if isinstance(given, LinearSchedule) else LinearSchedule(given)
 
     def _parametrization_type(self) -> type[Parametrization]:
         if isinstance(self.parametrization, str):

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from ._adapters import DataAdapter
-from ._loop import OuterLoss, State, unaugmented_features
-from ._objectives import inner_weights
+from ._loop import State, unaugmented_features
+from ._objectives import OuterLoss, inner_weights
 from ._real_features import BatchSampler, RealFeatures
 
-# Balanced draws for the loss, at most, if there are fewer held-out samples.
-_MOST_DRAWN = 10_000
+# Maximum number of balanced draws for the loss, if there are fewer held-out samples.
+_MAX_DRAWN = 10_000
 
 
 class HeldOutScore:
@@ -53,8 +53,8 @@ class HeldOutScore:
         self._all, self._classes = BatchSampler(replace(held_out, strata=None), n, device, dtype).sample(seed)
         self._weights = torch.from_numpy(balanced_weights(held_out.codes, held_out.strata))
         self._drawn = self._all, self._classes
-        if held_out.strata is not None:  # enough balanced draws that few of a small number of samples are missed
-            n_drawn = max(n, min(4 * n, _MOST_DRAWN))
+        if held_out.strata is not None:  # enough balanced draws that few samples are missed
+            n_drawn = max(n, min(4 * n, _MAX_DRAWN))
             self._drawn = BatchSampler(held_out, n_drawn, device, dtype).sample(seed)
 
     @torch.no_grad()

@@ -14,13 +14,12 @@ import torch
 from torch import Tensor
 
 from ._augmentations import Augmentation
+from ._objectives import OuterLoss
 from ._parametrizations import Parametrization
 from ._real_features import BatchSampler
 
-# Adam's rate of learned targets, relative to that of θ.
+# Learning rate of learned targets, relative to that of θ.
 _TARGET_RATE = 0.1
-
-OuterLoss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 class ChunkPlan(NamedTuple):
@@ -31,7 +30,7 @@ class ChunkPlan(NamedTuple):
     chunk_size : int
         Views in one forward pass.
     n_kept : int
-        Number of views, the last ones, whose graphs may stay in memory until their gradient is computed. The graph of the last
+        Number of final views whose graphs may stay in memory until their gradient is computed. The graph of the last
         chunk always does. The other views pass twice.
     """
 
@@ -218,7 +217,7 @@ class StepViews:
         self._draws = plan.augmentation.draw(m * plan.n_random, generator)
 
     def features(self, samples: Tensor, rows: slice, encode: Callable[[Tensor], Tensor]) -> Tensor:
-        """Features of the views in these rows, which belong to whole samples or to a part of one sample."""
+        """Features of the views in these rows, which cover complete samples, or a part of one sample."""
         n, k, s = self._n, self._k, len(samples)
         first, local = rows.start // k, slice(rows.start % k, rows.stop - rows.start + rows.start % k if s == 1 else k)
         drawn = slice(first * n + min(local.start, n), (first + s - 1) * n + min(local.stop, n))

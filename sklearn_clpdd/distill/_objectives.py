@@ -2,7 +2,7 @@
 
 Every objective is a callable ``(Z, Y, R, r) → scalar``, differentiable in ``Z``. To add one to `CLPDistiller`, write a subclass
 of `Objective`, which defines the matrix that real features are multiplied by and the mean loss of the products, and an entry in
-`OBJECTIVES`. The objectives of other methods belong to their own estimators.
+`OBJECTIVES`.
 """
 
 import math
@@ -15,6 +15,8 @@ from torch.utils.checkpoint import checkpoint
 
 from ..utils._device import has_full_float32_matmul
 from ..utils._ridge import relative_penalty, ridge, to_float64
+
+OuterLoss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 # Largest condition number for float32: gradients then have at least three correct digits, and usually five.
 _WELL_CONDITIONED = 1024
@@ -148,42 +150,6 @@ class WithNeighbors:
         return torch.stack(sums).sum() / len(R)
 
 
-class GradientMatching:
-    """Cosine distance between the gradients of a random linear head on synthetic and on real features (LGM, arXiv 2511.16674).
-
-    The gradient of the mean cross-entropy in the weights ``V`` and the bias ``b`` of a head is an explicit function of ``Z``,
-    ``(softmax(ZVᵀ + b) − Y)ᵀZ / mk`` and the mean of ``softmax(ZVᵀ + b) − Y``, so that no second derivatives are needed. Each
-    call draws a new head, as in the released code: normal weights of standard deviation `std`, and no bias.
-
-    Parameters
-    ----------
-    random : torch.Generator
-        Source of the heads.
-    """
-
-    std = 0.01
-
-    def __init__(self, random: torch.Generator):
-        self.random = random
-
-    def __call__(self, Z: Tensor, Y: Tensor, R: Tensor, r: Tensor) -> Tensor:
-        V = (self.std * torch.randn(Y.shape[1], Z.shape[1], generator=self.random, device="cpu")).to(Z, non_blocking=True)
-        ours, theirs = head_gradient(Z, Y, V), head_gradient(R, F.one_hot(r, Y.shape[1]).to(R), V)
-        return 1 - F.cosine_similarity(ours.flatten(), theirs.flatten(), dim=0)
-
-
-class FeatureMatching:
-    """Squared distance between the mean features of each class, ``Σ_c ‖mean Z_c − mean R_c‖²`` (DM, arXiv 2110.04181).
-
-    Classes without a real feature in the batch are ignored.
-    """
-
-    def __call__(self, Z: Tensor, Y: Tensor, R: Tensor, r: Tensor) -> Tensor:
-        Yr = F.one_hot(r, Y.shape[1]).to(R)
-        distances = (class_means(Z, Y) - class_means(R, Yr)).square().sum(1)
-        return (distances * (Yr.sum(0) > 0)).sum()
-
-
 class MeanOverEncoders:
     """Mean of an objective over several encoders, whose features are concatenated and divided by the square root of their number.
 
@@ -195,7 +161,7 @@ class MeanOverEncoders:
         Number of features of each encoder.
     """
 
-    def __init__(self, objective: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor], widths: list[int]):
+    def __init__(self, objective: OuterLoss, widths: list[int]):
         self.objective = objective
         self.widths = widths
 
@@ -210,14 +176,8 @@ def class_means(Z: Tensor, Y: Tensor) -> Tensor:
     return Y.T @ Z / Y.sum(0).clamp(min=1)[:, None]
 
 
-def head_gradient(Z: Tensor, Y: Tensor, V: Tensor) -> Tensor:
-    """Gradient ``(C, d + 1)`` of the mean cross-entropy of ``Z Vᵀ + b`` in ``V`` and, the last column, in ``b``, at ``b = 0``."""
-    E = (torch.softmax(F.linear(Z, V), dim=1) - Y) / len(Z)
-    return torch.cat([E.T @ Z, E.sum(0)[:, None]], dim=1)
-
-
 def scores(R: Tensor, W: Tensor) -> Tensor:
-    """``R W``, with the memory layout of ``W`` that is fastest for few classes."""
+    """``R W``, in the memory layout of ``W`` that is fastest for few classes."""
     return F.linear(R, W.T.contiguous())
 
 

@@ -50,7 +50,7 @@ class Parametrization:
         """Samples for the same rows of each tensor in `parameters`, differentiable."""
         raise NotImplementedError
 
-    def set(self, samples: Tensor) -> None:
+    def set_samples(self, samples: Tensor) -> None:
         """Set θ such that it decodes to ``samples``, as closely as possible."""
         raise NotImplementedError
 
@@ -70,7 +70,7 @@ class Points(Parametrization):
     def decode(self, theta):
         return theta[0] / math.sqrt(self.shape[1])
 
-    def set(self, samples):
+    def set_samples(self, samples):
         with torch.no_grad():
             self.parameters[0].copy_(samples * math.sqrt(self.shape[1]))
 
@@ -84,7 +84,7 @@ class Pixels(Parametrization):
     def decode(self, theta):
         return torch.sigmoid(theta[0])
 
-    def set(self, samples):
+    def set_samples(self, samples):
         with torch.no_grad():
             self.parameters[0].copy_(_logit(samples))
 
@@ -92,8 +92,8 @@ class Pixels(Parametrization):
 class Pyramid(Parametrization):
     """A sum of bilinearly upsampled levels of 1, 2, 4, … pixels, in a decorrelated colour space, through a sigmoid.
 
-    Images form from coarse to fine: the run starts with one level, and another one is added after each fraction ``growth`` of the
-    run. Pyramids make the images transfer to other encoders (LGM, arXiv 2511.16674, section 3).
+    From noise, images form from coarse to fine: the run starts with one level, and another one is added after each fraction
+    ``growth`` of the run. Pyramids make the images transfer to other encoders (LGM, arXiv 2511.16674, section 3).
     """
 
     growth = 0.05
@@ -122,7 +122,7 @@ class Pyramid(Parametrization):
             image = _resize(image, level.shape[-2:]) + level
         return _resize(image, self.shape[-2:])
 
-    def set(self, samples):
+    def set_samples(self, samples):
         """Set θ to the Laplacian pyramid of ``samples``; from then on, all levels are used."""
         self.stage = len(self.parameters)
         with torch.no_grad():

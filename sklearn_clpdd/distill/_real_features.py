@@ -9,7 +9,7 @@ from torch import Tensor
 from ..utils._arrays import tensor_from_numpy
 
 # Held-out samples, at most; more would not make the score noticeably more precise.
-_MOST_HELD_OUT = 10_000
+_MAX_HELD_OUT = 10_000
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class RealFeatures:
 
 def held_out_counts(counts: np.ndarray, fraction: float | None) -> np.ndarray:
     """Number of held-out samples for classes of these sizes: a fraction of each, rounded down."""
-    return (min(fraction or 0.0, _MOST_HELD_OUT / counts.sum()) * counts).astype(int)
+    return (min(fraction or 0.0, _MAX_HELD_OUT / counts.sum()) * counts).astype(int)
 
 
 def split_order(codes: np.ndarray, fraction: float | None, rng: np.random.RandomState) -> tuple[np.ndarray, int]:
@@ -109,9 +109,9 @@ class BatchSampler:
     def sample(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Features ``(B, d)`` and class indices ``(B,)`` of a batch.
 
-        A uniform batch consists of consecutive rows from a random position on, or of all rows if there are not more than
-        ``batch_size``; if they are in memory, it is a view. A balanced batch draws a class, a stratum of the class and a row of
-        the stratum, ``batch_size`` times.
+        A uniform batch consists of consecutive rows from a random position, wrapping around, or of all rows if there are at
+        most ``batch_size``; if they are in memory, it is a view where it does not wrap around. A balanced batch draws a class,
+        a stratum of the class and a row of the stratum, ``batch_size`` times.
         """
         n, size = len(self), self._batch_size
         if self._members is not None:

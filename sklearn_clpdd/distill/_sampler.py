@@ -11,9 +11,9 @@ from ._clp import CLPDistiller
 class DistilledSampler(BaseEstimator):
     """Replace a training set by its distilled one, as a step of an imbalanced-learn pipeline.
 
-    The following steps of the pipeline are trained on the synthetic samples. At prediction time, samples pass unchanged. For
-    pipelines of `imbalanced-learn <https://imbalanced-learn.org>`_, which support steps with ``fit_resample``; scikit-learn's own
-    pipelines cannot change the number of samples.
+    The following steps of the pipeline are trained on the synthetic samples. At prediction time, samples pass unchanged. Use it
+    in pipelines of `imbalanced-learn <https://imbalanced-learn.org>`_, which support steps with ``fit_resample``;
+    scikit-learn's own pipelines cannot change the number of samples.
 
     Parameters
     ----------
@@ -72,8 +72,8 @@ class DistilledSampler(BaseEstimator):
         self.distiller_ = distiller.fit(X, y) if groups is None else distiller.fit(X, y, groups=groups)
         if not hasattr(self.distiller_, "X_synthetic_"):
             raise TypeError(
-                f"distiller has to be a CLPDistiller or another one that sets X_synthetic_; got {self.distiller}. For a search, "
-                "pass its best_estimator_"
+                f"distiller has to be a CLPDistiller or another one that sets X_synthetic_; got {self.distiller}. To use a "
+                "search, pass its best_estimator_"
             )
         return self
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from ._fit_data import FitData
 from ._real_features import RealFeatures
 
-# Noise on repeated real samples, as a fraction of the standard deviation of their values.
+# Noise added to repeated real samples, as a fraction of the standard deviation of their values.
 _NOISE_ON_COPIES = 0.1
 
 

@@ -1,4 +1,4 @@
-"""Provenance of a fitted distiller: in words, and as values that JSON has."""
+"""Provenance of a fitted distiller: in words, and as JSON-serialisable values."""
 
 import platform
 from datetime import datetime, timezone
@@ -10,7 +10,7 @@ import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
-from ..utils._fingerprint import fingerprint
+from ..utils._fingerprint import description
 from ._base import BaseDistiller
 
 # Parameters that only concern one machine, or are described elsewhere.
@@ -28,7 +28,7 @@ def one_line_summary(distiller: BaseDistiller) -> str:
 
 
 def provenance_of(distiller: BaseDistiller) -> dict[str, Any]:
-    """Method, parameters, encoders, data and versions, as values that JSON has."""
+    """Method, parameters, encoders, data and versions, as JSON-serialisable values."""
     fitted = ("alpha_", "temperature_", "neighbor_temperature_", "n_iter_", "n_views_")
     seconds = {"seconds": distiller.history_[-1]["seconds"]} if getattr(distiller, "history_", None) else {}
     return {
@@ -72,7 +72,7 @@ def _parameters(distiller: BaseDistiller) -> dict[str, Any]:
 
 
 def _to_json(value: Any) -> Any:
-    """A value that JSON has: for a distiller its parameters, for other objects a description."""
+    """A JSON-serialisable value: for estimators their parameters, for other objects a description."""
     if isinstance(value, BaseDistiller):
         return {"method": type(value).__name__, **_parameters(value)}
     if value is None or isinstance(value, bool | str):
@@ -85,4 +85,7 @@ def _to_json(value: Any) -> Any:
         return [_to_json(one) for one in value]
     if isinstance(value, dict):
         return {str(key): _to_json(own) for key, own in value.items()}
-    return fingerprint(value)
+    if hasattr(value, "get_params"):
+        given = value.get_params(deep=False)
+        return {"class": type(value).__name__, **{name: _to_json(own) for name, own in given.items()}}
+    return description(value)

@@ -182,7 +182,7 @@ class Trainer:
         for loss, (_, seconds) in zip(losses, pending, strict=True):
             if not math.isfinite(loss):
                 raise FloatingPointError(
-                    f"the loss of step {len(self.history)} is {loss} ({self._settings}); the last good images are kept. "
+                    f"the loss of step {len(self.history)} is {loss} ({self._settings}); the last valid images are kept. "
                     "A larger alpha or temperature, or a smaller learning_rate, may help"
                 )
             records.append({"step": len(self.history), "loss": loss, "seconds": self._earlier + seconds})
@@ -208,8 +208,8 @@ class Trainer:
             record |= {"val_loss": loss, "val_accuracy": accuracy}
         if math.isnan(loss):
             raise FloatingPointError(
-                f"the loss of held-out samples at step {record['step']} is nan; the last good images are kept. "
-                "A larger alpha or temperature may help, or an objective that accepts any number of views"
+                f"the loss of held-out samples at step {record['step']} is nan; the last valid images are kept. "
+                "A larger alpha or temperature may help, or an objective that also works without random views"
             )
         if loss < self._best - self._limits.tol:
             self._improved = self._state.step
@@ -240,7 +240,7 @@ class Trainer:
             self._read_losses(bar)
         if not all(bool(theta.isfinite().all()) for theta in self._theta):
             raise FloatingPointError(
-                f"step {self._state.step} has led to images that are not finite; the last good ones are kept"
+                f"step {self._state.step} has led to images that are not finite; the last valid ones are kept"
             )
         # A continuation must not see a score that the uninterrupted run does not have.
         if not self._finished:

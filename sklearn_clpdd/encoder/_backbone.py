@@ -41,7 +41,7 @@ class Preprocessing:
         return math.floor(self.image_size / self.crop_pct + 1e-6)  # 128 / (128 / 186) is 185.99…
 
     def uncropped(self, side: int) -> "Preprocessing":
-        """The same without a crop, for images of this side."""
+        """A copy without a crop, for images of this side."""
         return replace(self, image_size=side, crop_pct=1.0)
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -86,12 +86,12 @@ class Backbone:
 
     @cached_property
     def graph_bytes(self) -> int:
-        """Bytes that autograd saves for the gradient in one image, measured on one.
+        """Bytes that autograd saves to backpropagate to one image, measured on a blank image.
 
         Raises
         ------
         ValueError
-            If there is no such gradient.
+            If the features have no gradient with respect to the images.
         """
         size = self.preprocessing.image_size
         own = {tensor.untyped_storage().data_ptr() for tensor in (*self.module.parameters(), *self.module.buffers())}
@@ -109,8 +109,8 @@ class Backbone:
                 features = self(image)  # keeps the saved tensors alive while they are counted
         if not features.requires_grad:
             raise ValueError(
-                f"{type(self.module).__name__} returns features without a gradient in its images, which learning synthetic "
-                "images needs: remove what stops the gradient, such as no_grad(), detach() or numpy()"
+                f"{type(self.module).__name__} returns features without a gradient with respect to its images, which "
+                "learning synthetic images needs: remove what stops the gradient, such as no_grad(), detach() or numpy()"
             )
         del features
         return max(1, sum(saved.values()))
@@ -119,7 +119,7 @@ class Backbone:
 class _ContentHasher(NumpyHasher):
     """joblib's hash, with tensors hashed by value: torch's own pickles of equal modules differ.
 
-    Folded paddings do not matter either, which exist on CPUs only: a CPU can continue what a GPU has begun.
+    Folded paddings, which exist on CPUs only, hash like the original convolution, so that a CPU can resume a run from a GPU.
     """
 
     def save(self, obj):

@@ -2,25 +2,23 @@
 
 import os
 from numbers import Integral, Real
-from pathlib import Path
 
 import joblib
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator
-from sklearn.utils.validation import check_memory
 from torch import nn
 
 from ..utils._device import resolve_device
 from ..utils._sklearn_compat import Interval, StrOptions, check_output_container
-from ..utils._transformer import EarlyCheckedTransformer
+from ..utils._transformer import OutputCheckedTransformer
 from ._extractor import FeatureExtractor
 from ._images import as_images
 from ._loading import load_backbone, n_features_of
 from ._shared_module import SharedModuleMixin
 
 
-class FrozenEncoder(SharedModuleMixin, EarlyCheckedTransformer, BaseEstimator):
+class FrozenEncoder(SharedModuleMixin, OutputCheckedTransformer, BaseEstimator):
     """Map images to the features of a frozen, pre-trained vision model.
 
     The encoder applies the preprocessing that the model was trained with: resizing, centre crop and normalisation. It is
@@ -39,9 +37,10 @@ class FrozenEncoder(SharedModuleMixin, EarlyCheckedTransformer, BaseEstimator):
     weights : "auto", path or None, default="auto"
         ``"auto"``: the weights of an installed package if there is one (those of the default model come with this library),
         else the hub's; for a module, its own. A path: a safetensors file or a torch checkpoint, loaded strictly. ``None``:
-        untrained, always the same.
+        untrained weights from a fixed seed; for a module, its own.
     image_size : int, default=None
-        Side of the network's input in pixels. ``None``: that of the model's training; required for a bare module.
+        Side of the network's input in pixels. ``None``: that of the model's training; required for a module without timm's
+        configuration.
     crop_pct : float in (0, 1], default=None
         The shorter side of an image is resized to ``image_size / crop_pct``, and the centre is cropped. ``None``: the model's
         own.
@@ -50,7 +49,7 @@ class FrozenEncoder(SharedModuleMixin, EarlyCheckedTransformer, BaseEstimator):
     image_shape : tuple (H, W) or (H, W, C), default=None
         Shape of the images if ``X`` contains them as rows.
     mean, std : tuple of 3 floats, default=None
-        Normalisation of RGB values in [0, 1]. ``None``: the model's own; for a bare module, none.
+        Normalisation of RGB values in [0, 1]. ``None``: the model's own; otherwise, no normalisation.
     batch_size : int, default=64
         Images in one forward pass.
     dtype : {"float32", "bfloat16"}, default="float32"
@@ -72,11 +71,11 @@ class FrozenEncoder(SharedModuleMixin, EarlyCheckedTransformer, BaseEstimator):
     ------
     ValueError
         In `fit` and `transform`, if images cannot be used, the model is unknown, weights do not fit, or the device is not
-        available. Image files that cannot be decoded are all named in one error.
+        available. Image files that cannot be decoded are reported together in one error, which names the first ten.
     FileNotFoundError
         If image files or a weights file do not exist. All image files are looked up before the first one is encoded.
     OSError
-        If weights have to be downloaded and the hub cannot be reached.
+        If weights have to be downloaded and the hub cannot be reached; raised after the retries of the hub's client.
 
     See Also
     --------
@@ -180,7 +179,7 @@ class FrozenEncoder(SharedModuleMixin, EarlyCheckedTransformer, BaseEstimator):
         return self.encode(X)
 
     def encode(self, X) -> np.ndarray:
-        """Encode images to an array, whatever container `set_output` asks for.
+        """Encode images to an array, regardless of `set_output`.
 
         Parameters
         ----------
@@ -196,7 +195,7 @@ class FrozenEncoder(SharedModuleMixin, EarlyCheckedTransformer, BaseEstimator):
         return extractor.encode(as_images(X, self.image_shape))
 
     def load(self) -> FeatureExtractor:
-        """Load the network, or find it among those that this process has loaded.
+        """Load the network, or reuse the one loaded in this process.
 
         Returns
         -------
@@ -205,9 +204,6 @@ class FrozenEncoder(SharedModuleMixin, EarlyCheckedTransformer, BaseEstimator):
             attributes ``n_features``, ``device`` and ``preprocessing``.
         """
         self._validate_params()
-        memory = check_memory(os.fspath(self.memory) if isinstance(self.memory, os.PathLike) else self.memory)
-        if memory.location is not None and memory.backend != "local":
-            raise ValueError(f"memory= stores features in files; got a joblib.Memory with backend={memory.backend!r}")
         backbone = load_backbone(
             self.model,
             self.weights,
@@ -224,7 +220,7 @@ class FrozenEncoder(SharedModuleMixin, EarlyCheckedTransformer, BaseEstimator):
             dtype=self.dtype,
             batch_size=self.batch_size,
             n_jobs=self.n_jobs,
-            cache_root=None if memory.location is None else Path(memory.store_backend.location),
+            memory=self.memory,
             verbose=self.verbose,
         )
 

@@ -1,6 +1,7 @@
 """A loaded network with the settings of a `FrozenEncoder`: images → features, in batches and cached blocks."""
 
 import math
+import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -15,6 +16,7 @@ import joblib
 import numpy as np
 import torch
 import torch.nn.functional as F
+from sklearn.utils.validation import check_memory
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -31,7 +33,7 @@ VERSIONS = {package: version(package) for package in ("sklearn-clpdd", "torch", 
 
 @dataclass(frozen=True)
 class FeatureExtractor:
-    """What `FrozenEncoder.load` returns: a backbone, and how images pass through it.
+    """A backbone with the settings for encoding images; returned by `FrozenEncoder.load`.
 
     Parameters
     ----------
@@ -46,8 +48,8 @@ class FeatureExtractor:
         Images in one forward pass.
     n_jobs : int or None
         Threads that decode image files.
-    cache_root : Path or None
-        Folder of the feature cache.
+    memory : str, path, joblib.Memory or None
+        Location of the feature cache.
     verbose : int
         Above 0: show a progress bar.
     """
@@ -58,7 +60,7 @@ class FeatureExtractor:
     dtype: str = "float32"
     batch_size: int = 64
     n_jobs: int | None = None
-    cache_root: Path | None = None
+    memory: Any = None
     verbose: int = 0
 
     @property
@@ -92,8 +94,8 @@ class FeatureExtractor:
     def blocks(self, images: Images) -> Iterator[tuple[slice, np.ndarray]]:
         """Yield rows and features of one block of images after another.
 
-        Each image file is decoded once. Files that cannot be decoded are collected and reported in one error at the end; from the
-        first one on, nothing more is encoded.
+        Each image file is decoded once. Files that cannot be decoded are reported in one error at the end; after the first one,
+        files are only decoded, not encoded.
         """
         cache = self._cache()
         faults: dict[int, str] = {}
@@ -114,7 +116,7 @@ class FeatureExtractor:
         keys = images.keys()
         images.check(np.flatnonzero(~cache.contains(keys)).tolist())
         blocks = _in_blocks(len(images))
-        Random(uuid4().int).shuffle(blocks)  # processes that start with the same images together divide the work
+        Random(uuid4().int).shuffle(blocks)  # so that processes encoding the same images concurrently share the work
         for rows in blocks:
             Z = np.empty((len(rows), self.n_features), dtype=np.float32)
             known = cache.read(keys[rows.start : rows.stop], Z)
@@ -146,9 +148,12 @@ class FeatureExtractor:
         return features
 
     def _cache(self) -> FeatureCache | None:
-        if self.cache_root is None:
+        memory = check_memory(os.fspath(self.memory) if isinstance(self.memory, os.PathLike) else self.memory)
+        if memory.location is None:
             return None
-        return feature_cache(Path(self.cache_root, "sklearn_clpdd", self.identity()).absolute())
+        if memory.backend != "local":
+            raise ValueError(f"memory= stores features in files; got a joblib.Memory with backend={memory.backend!r}")
+        return feature_cache(Path(memory.store_backend.location, "sklearn_clpdd", self.identity()).absolute())
 
     def identity(self) -> str:
         """Digest of everything that the features of an image depend on, besides the image."""
@@ -159,11 +164,11 @@ class FeatureExtractor:
         return joblib.hash((self.backbone.digest, self.l2_normalize, self.dtype))
 
     def uncached(self) -> "FeatureExtractor":
-        """The same without cache and progress bar, for images that are encoded only once."""
-        return replace(self, cache_root=None, verbose=0)
+        """A copy without cache and progress bar, for images that are encoded only once."""
+        return replace(self, memory=None, verbose=0)
 
     def provenance(self) -> dict[str, Any]:
-        """Model, digest of its weights, and preprocessing, as values that JSON has."""
+        """Model, digest of its weights, and preprocessing, as JSON-serialisable values."""
         own = self.preprocessing
         return {
             "model": self.model,

@@ -40,7 +40,7 @@ class FeatureCache:
             return np.array([key.tobytes() in self._places for key in keys], dtype=bool)
 
     def read(self, keys: np.ndarray, features: np.ndarray) -> np.ndarray:
-        """Fill in the rows of ``features`` whose keys are cached, and return which these are, as bools ``(n,)``."""
+        """Copy cached features into ``features``; return a mask ``(n,)`` of the rows found."""
         with self._lock:
             self._refresh()
             places = [self._places.get(key.tobytes()) for key in keys]

@@ -30,7 +30,7 @@ def fold(module: nn.Module, images: Tensor, features: Tensor, *, paddings: bool)
     try:
         with no_grad():
             error = (copied(images) - features).norm()
-    except (AttributeError, RuntimeError, TypeError, ValueError):  # it accesses its layers
+    except (AttributeError, RuntimeError, TypeError, ValueError):  # the module accesses its layers directly
         return module
     return copied.requires_grad_(False) if error <= _TOLERANCE * features.norm() else module
 

@@ -1,8 +1,8 @@
-"""Layers of a frozen network that save only what the gradient in their input needs.
+"""Layers of a frozen network that save only what the gradient with respect to their input needs.
 
-torch saves the input of a convolution for the gradient in its weights, even if they are frozen, and the input of a rectifier, as
-a copy if it works in place. Here a convolution saves nothing and a rectifier its output, which halves the memory and avoids the
-copy. The results are the same.
+torch saves the input of a convolution for the gradient with respect to its weights, even if they are frozen, and the input of a
+rectifier, as a copy if it works in place. Here a convolution saves nothing and a rectifier its output, which halves the memory
+and avoids the copy. The results are the same.
 """
 
 import math
@@ -30,7 +30,7 @@ def save_less_for_backward(module: nn.Module) -> None:
 
 
 class FrozenConv2d(nn.Conv2d):
-    """A convolution without a gradient in its weights."""
+    """A convolution without a gradient with respect to its weights."""
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return frozen_conv2d(input, weight, bias, self.stride, self.padding, self.dilation, self.groups)
@@ -71,15 +71,15 @@ class _Conv2d(torch.autograd.Function):
         stride, padding, dilation, groups = ctx.settings
         if dy.device.type != "cpu":  # torch has special kernels for depthwise gradients
             return conv2d_input(ctx.shape, weight, dy, *ctx.settings), None, None, None, None, None, None
-        # The same as a transposed convolution, which is up to twice as fast on CPUs. No kernel may have reached the last rows and
-        # columns.
-        left = [
+        # The same as a transposed convolution, which is up to twice as fast on CPUs. The kernel may not have
+        # covered the last rows and columns; `output_padding` restores them.
+        output_padding = [
             side - ((out - 1) * s - 2 * p + d * (k - 1) + 1)
             for side, out, s, p, d, k in zip(
                 ctx.shape[-2:], dy.shape[-2:], stride, padding, dilation, weight.shape[-2:], strict=True
             )
         ]
-        dx = torch.conv_transpose2d(dy, weight, None, stride, padding, left, groups, dilation)
+        dx = torch.conv_transpose2d(dy, weight, None, stride, padding, output_padding, groups, dilation)
         return dx, None, None, None, None, None, None
 
 

@@ -19,7 +19,7 @@ ACCEPTED = (
     "rows (n, H*W*C) with image_shape=; and one-dimensional arrays, lists, or columns of file paths or of PIL images"
 )
 # How many unusable images one error names.
-_MOST_NAMED = 10
+_MAX_NAMED = 10
 # Images whose values are checked at once, so that checking a large array needs little memory.
 _CHUNK = 1024
 _MISSING = "no such file"
@@ -33,7 +33,7 @@ class Images(ABC):
 
     @abstractmethod
     def check(self, indices: Sequence[int] | None = None) -> None:
-        """Raise for what is wrong with the images without decoding files; ``indices`` selects some of the images."""
+        """Raise if files are missing or values are out of range; files are not decoded. ``indices`` selects images."""
 
     @abstractmethod
     def keys(self) -> np.ndarray:
@@ -55,9 +55,9 @@ class Images(ABC):
         n_jobs: int | None,
         faults: dict[int, str],
     ) -> Iterator[Tensor]:
-        """Yield the images at ``indices`` in batches, until one cannot be decoded.
+        """Yield batches of the images at ``indices`` until one cannot be decoded; from then on, only collect faults.
 
-        Its position and the reason are added to ``faults``, and so are those of all others that cannot be decoded.
+        ``faults`` maps the positions of undecodable images to the reasons.
         """
         for start in range(0, len(indices), size):
             yield self.read(indices[start : start + size], prepare, n_jobs)
@@ -122,20 +122,20 @@ class _PictureList(Images):
 
     def check(self, indices=None):
         indices = range(len(self)) if indices is None else indices
-        paths = ((i, self.pictures[i]) for i in indices)
-        self.report({i: _MISSING for i, path in paths if not isinstance(path, Image.Image) and not os.path.exists(path)})
+        faults = {i: _status_of(self.pictures[i]) for i in indices if not isinstance(self.pictures[i], Image.Image)}
+        self.report({i: fault for i, fault in faults.items() if isinstance(fault, str)})
 
     def keys(self):
-        return self._both_keys[0]
+        return self._key_pairs[0]
 
     def portable_keys(self):
-        return self._both_keys[1]
+        return self._key_pairs[1]
 
     @cached_property
-    def _both_keys(self) -> tuple[np.ndarray, np.ndarray]:
-        both = [_both_digests(picture) for picture in self.pictures]
-        self.report({i: _MISSING for i, digests in enumerate(both) if not digests})
-        return _stack_keys(key for key, _ in both), _stack_keys(portable for _, portable in both)
+    def _key_pairs(self) -> tuple[np.ndarray, np.ndarray]:
+        pairs: list = [_digest_pair(picture) for picture in self.pictures]
+        self.report({i: pair for i, pair in enumerate(pairs) if isinstance(pair, str)})
+        return _stack_keys(pair[0] for pair in pairs), _stack_keys(pair[1] for pair in pairs)
 
     def read(self, indices, prepare, n_jobs=None):
         faults: dict[int, str] = {}
@@ -157,9 +157,9 @@ class _PictureList(Images):
     def report(self, faults):
         if not faults:
             return
-        lines = [f"  X[{i}], {self.pictures[i]}: {faults[i]}" for i in sorted(faults)[:_MOST_NAMED]]
-        if len(faults) > _MOST_NAMED:
-            lines.append(f"  … and {len(faults) - _MOST_NAMED} more")
+        lines = [f"  X[{i}], {self.pictures[i]}: {faults[i]}" for i in sorted(faults)[:_MAX_NAMED]]
+        if len(faults) > _MAX_NAMED:
+            lines.append(f"  … and {len(faults) - _MAX_NAMED} more")
         lines.append("Fix these files, or remove them from X (and y)")
         kind = FileNotFoundError if all(fault == _MISSING for fault in faults.values()) else ValueError
         raise kind(f"{len(faults)} of {len(self)} images cannot be read:\n" + "\n".join(lines))
@@ -295,18 +295,28 @@ def _n_threads(n_jobs: int | None) -> int | None:
     return max(1, min(joblib.effective_n_jobs(n_jobs), int(limit)))
 
 
-def _both_digests(picture) -> tuple[bytes, ...]:
-    """Digests of a picture on this machine, and on every machine with a copy of it; empty for a missing file.
+def _status_of(path) -> os.stat_result | str:
+    """Status of a file, or why it cannot be accessed."""
+    try:
+        return os.stat(path)
+    except FileNotFoundError:
+        return _MISSING
+    except OSError as error:  # a loop of links, a folder without permission
+        return error.strerror or str(error)
+
+
+def _digest_pair(picture) -> tuple[bytes, bytes] | str:
+    """Digests of a picture on this machine, and on every machine with a copy of it; why not, if its file cannot be accessed.
 
     The second one is of a file's name and size, because reading all files would take as long as encoding them.
     """
     if isinstance(picture, Image.Image):
         pixels = _to_array(picture)
-        return (_digest(str(pixels.shape).encode(), pixels.data),) * 2
-    try:
-        status = os.stat(picture)
-    except OSError:
-        return ()
+        digest = _digest(str(pixels.shape).encode(), pixels.data)
+        return digest, digest
+    status = _status_of(picture)
+    if isinstance(status, str):
+        return status
     size, time = str(status.st_size).encode(), str(status.st_mtime_ns).encode()
     name = os.fsencode(os.path.abspath(picture))
     return _digest(size + b" " + time, name), _digest(size, os.path.basename(name))

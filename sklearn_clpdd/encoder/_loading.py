@@ -17,21 +17,21 @@ import torch
 from torch import Tensor, nn
 
 from ..utils._fingerprint import module_digest
-from ..utils._torch_compat import fixed_input_size, pretrained_config
+from ..utils._torch_compat import has_fixed_input_size, pretrained_config
 from ._backbone import Backbone, Preprocessing
 from ._folding import fold
 from ._frozen_layers import save_less_for_backward
 from ._names import BACKBONES, BackboneSpec
 from ._weights import load_strictly, read_state_dict
 
-# Networks of this process by source and image size. Each has backbones by the rest of the preprocessing, which share the network.
+# Loaded networks by source and image size; each maps the rest of the preprocessing to a backbone that shares the network.
 _Cache = OrderedDict[tuple, dict[tuple, Backbone]]
-_named: _Cache = OrderedDict()
-_modules: WeakKeyDictionary[nn.Module, _Cache] = WeakKeyDictionary()  # a module's networks are freed with it
+_cache_by_name: _Cache = OrderedDict()
+_cache_by_module: WeakKeyDictionary[nn.Module, _Cache] = WeakKeyDictionary()  # a module's networks are freed with it
 # Held while a network is loaded: other threads wait for it, and untrained weights come from torch's global generator.
 _lock = RLock()
 # How many networks are kept: in total for names, and for each module.
-_MOST_NAMED, _MOST_PER_MODULE = 8, 4
+_MAX_NAMED, _MAX_PER_MODULE = 8, 4
 
 
 def load_backbone(model: str | nn.Module, weights: str | os.PathLike | None, device: torch.device, **preprocessing) -> Backbone:
@@ -76,25 +76,30 @@ def load_backbone(model: str | nn.Module, weights: str | os.PathLike | None, dev
             raise FileNotFoundError(f"weights={os.fspath(weights)!r} does not exist; pass a checkpoint's path, 'auto' or None")
         weights = os.path.abspath(weights)
         stamp = os.stat(weights).st_mtime_ns
-    content = model if isinstance(model, str) else (repr(model), module_digest(model))
+    content = model if isinstance(model, str) else (_layout(model), module_digest(model))
     source = (content, weights, stamp, device)
     # Tensors that are created in inference mode never have gradients.
     with _lock, torch.inference_mode(False):
-        cache = _named if isinstance(model, str) else _modules.setdefault(model, OrderedDict())
-        if not isinstance(model, str):  # forget the networks of what the module was before it changed
+        cache = _cache_by_name if isinstance(model, str) else _cache_by_module.setdefault(model, OrderedDict())
+        if not isinstance(model, str):  # discard networks of the module's earlier states
             for key in [key for key in cache if key[0][0] != content]:
                 del cache[key]
-        most = _MOST_NAMED if isinstance(model, str) else _MOST_PER_MODULE
+        most = _MAX_NAMED if isinstance(model, str) else _MAX_PER_MODULE
         return _cached(cache, most, source, given, lambda: _load(model, weights, device, given.get("image_size")))
 
 
 def n_features_of(model: nn.Module, image_size: int | None) -> int | None:
-    """Number of features of a module that this process has loaded, if its layers have not changed; no look at its weights."""
+    """Number of features of a module that this process has loaded, if its layers have not changed; does not read the weights."""
     with _lock:
-        for (source, size), backbones in _modules.get(model, {}).items():
-            if size == image_size and source[0][0] == repr(model):
+        for (source, size), backbones in _cache_by_module.get(model, {}).items():
+            if size == image_size and source[0][0] == _layout(model):
                 return next(iter(backbones.values())).n_features
     return None
+
+
+def _layout(module: nn.Module) -> tuple:
+    """Layers of a module, and the shapes of its parameters."""
+    return repr(module), *(tuple(parameter.shape) for parameter in module.parameters())
 
 
 def _cached(cache: _Cache, most: int, source: tuple, given: dict[str, Any], load: Callable[[], Backbone]) -> Backbone:
@@ -157,11 +162,11 @@ def _load_named(name: str, weights: str | None, device: torch.device, size: dict
 
 
 def _create(spec: BackboneSpec, weights: str | None, image_size: int | None) -> nn.Module:
-    """timm's module without its classifier, with the weights that are asked for."""
+    """timm's module without its classifier, with the requested weights."""
     import timm
 
-    sized: dict[str, Any] = {"img_size": image_size} if image_size and fixed_input_size(spec.architecture) else {}
-    packaged = _packaged(spec)
+    sized: dict[str, Any] = {"img_size": image_size} if image_size and has_fixed_input_size(spec.architecture) else {}
+    packaged = _packaged_weights(spec)
     if weights == "auto" and packaged is None and spec.hub_id is None:
         # timm loads a checkpoint strictly if the model has the checkpoint's classifier.
         module = _from_hub(spec, lambda: timm.create_model(spec.architecture, pretrained=True, **sized))
@@ -169,10 +174,10 @@ def _create(spec: BackboneSpec, weights: str | None, image_size: int | None) -> 
         return module
     module = timm.create_model(spec.architecture, num_classes=0, **sized)
     if weights == "auto" and packaged is not None:
-        # The package has its authors' names for the parameters, in timm's order.
+        # The package keeps its authors' parameter names, in timm's order.
         full = timm.create_model(spec.architecture).state_dict()
         state = read_state_dict(packaged)
-        kinds = [[(key.rpartition(".")[2], value.shape) for key, value in weights.items()] for weights in (full, state)]
+        kinds = [[(key.rpartition(".")[2], value.shape) for key, value in each.items()] for each in (full, state)]
         if kinds[0] != kinds[1]:
             raise ValueError(f"the weights in {packaged} do not fit {spec.architecture}: their number, kinds or shapes differ")
         load_strictly(module, dict(zip(full, state.values(), strict=True)), packaged)
@@ -200,7 +205,7 @@ def _preprocessing(module: nn.Module, wanted: dict) -> Preprocessing:
 
 
 def _freeze(module: nn.Module, preprocessing: Preprocessing, device: torch.device) -> Backbone:
-    """Freeze, fold and move a module; a forward pass gives the number of features, and checks the folding."""
+    """Freeze, fold and move a module; a forward pass determines the number of features and verifies the folding."""
     module = module.eval().requires_grad_(False).float()
     parameter = next(module.parameters(), torch.zeros(()))
     size = preprocessing.image_size
@@ -223,7 +228,7 @@ def _freeze(module: nn.Module, preprocessing: Preprocessing, device: torch.devic
     return Backbone(module, preprocessing, features.shape[1], device, weights_sha256)
 
 
-def _packaged(spec: BackboneSpec) -> str | None:
+def _packaged_weights(spec: BackboneSpec) -> str | None:
     """Path of the weights in an installed package, if there is one."""
     if spec.package is None:
         return None
@@ -239,7 +244,7 @@ def _from_hub(spec: BackboneSpec, load):
     except RuntimeError as error:  # timm's error for weights that do not fit or do not exist
         raise ValueError(f"{spec.architecture!r} cannot be loaded with pretrained weights: {error}") from error
     except Exception as error:  # the hub's client, its transport and its cache raise errors of many types
-        installed = sorted(name for name, spec in BACKBONES.items() if _packaged(spec))
+        installed = sorted(name for name, spec in BACKBONES.items() if _packaged_weights(spec))
         raise OSError(
             f"the pretrained weights of {spec.architecture!r} could not be downloaded ({type(error).__name__}: {error}). "
             "Without a network, pass weights= a local checkpoint, or choose an encoder whose weights are installed, "

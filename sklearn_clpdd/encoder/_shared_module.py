@@ -15,15 +15,15 @@ from torch import Tensor, nn
 from ..utils._fingerprint import module_digest, tensor_digest
 
 # Unpickled networks that a process keeps.
-_MOST_UNPICKLED = 4
+_MAX_UNPICKLED = 4
 
 
 class SharedModuleMixin:
     """Mixin for an estimator with a parameter that may be a network, or a list that contains networks.
 
     By default, ``clone`` would copy the weights, and each task of a search would carry its own copy. This library never changes
-    a network that a user passes, so clones share it. Its pickle is a single array, which joblib writes to a file for all tasks of
-    its workers, and each process unpickles it once.
+    a network that a user passes, so clones share it. The network is pickled as a single array, which joblib writes to a file
+    for all tasks of its workers, and each process unpickles it once.
     """
 
     _module_parameter: str
@@ -41,17 +41,17 @@ class SharedModuleMixin:
         name, other = self._module_parameter, object.__new__(type(self))
         other.__dict__.update(vars(self))
         if name in vars(self):
-            other.__dict__[name] = _each(change, vars(self)[name])
+            other.__dict__[name] = _map_nested(change, vars(self)[name])
         return other
 
     def __getstate__(self):
         state: Any = super().__getstate__()
         name = self._module_parameter
-        return state | {name: _each(_wrap, state[name])} if name in state else state
+        return state | {name: _map_nested(_wrap, state[name])} if name in state else state
 
     def __setstate__(self, state):
         name = self._module_parameter
-        super().__setstate__(state | {name: _each(_unwrap, state[name])} if name in state else state)  # type: ignore[misc]
+        super().__setstate__(state | {name: _map_nested(_unwrap, state[name])} if name in state else state)  # type: ignore[misc]
 
 
 class SharedModule:
@@ -73,9 +73,9 @@ class SharedModule:
         return _unpickle, pickled(self.module)
 
 
-def _each(function, value: Any) -> Any:
+def _map_nested(function, value: Any) -> Any:
     """Apply a function to a parameter, or to the members of a list."""
-    return type(value)(_each(function, one) for one in value) if isinstance(value, list | tuple) else function(value)
+    return type(value)(_map_nested(function, one) for one in value) if isinstance(value, list | tuple) else function(value)
 
 
 def _wrap(value: Any) -> Any:
@@ -146,6 +146,6 @@ def _unpickle(digest: str, content: np.ndarray) -> SharedModule:
         module = cloudpickle.loads(content.data)
         _unpickled[digest] = module, _state(module)
     _unpickled.move_to_end(digest)
-    while len(_unpickled) > _MOST_UNPICKLED:
+    while len(_unpickled) > _MAX_UNPICKLED:
         _unpickled.popitem(last=False)
     return SharedModule(_unpickled[digest][0])

@@ -27,8 +27,8 @@ def load_strictly(module: nn.Module, state: Mapping, source: str) -> None:
     if missing or misfits:
         raise ValueError(
             f"the weights in {source} do not fit {type(module).__name__}: "
-            f"{len(missing)} of {len(own)} parameters are not in the file {_some(missing)}"
-            f", {len(misfits)} have another shape {_some(misfits)}. The file's keys start with {_some(list(state))}"
+            f"{len(missing)} of {len(own)} parameters are not in the file {_abbreviated(missing)}"
+            f", {len(misfits)} have another shape {_abbreviated(misfits)}. The file's keys start with {_abbreviated(list(state))}"
         )
     module.load_state_dict({key: state[key] for key in own if key in state}, strict=False)
 
@@ -63,6 +63,6 @@ def read_state_dict(path: str) -> Mapping:
     return state
 
 
-def _some(items: list, n: int = 8) -> str:
+def _abbreviated(items: list, n: int = 8) -> str:
     shown = ", ".join(map(str, items[:n]))
     return f"({shown}{', …' if len(items) > n else ''})" if items else ""

@@ -17,14 +17,14 @@ def compare_with_real(distiller: BaseDistiller, X, y, X_test, y_test, *, n_draws
 
     Parameters
     ----------
-    distiller : CLPDistiller
+    distiller : CLPDistiller or a baseline
         Fitted.
     X, y : images or features, and labels
         The data that the distiller was fitted to.
     X_test, y_test : images or features, and labels
         Test samples.
     n_draws : int, default=10
-        Random selections of as many real samples per class as there are synthetic ones.
+        Number of random selections, each with as many real samples per class as there are synthetic ones.
     random_state : int, RandomState instance or None, default=None
         Seed of the selections.
 

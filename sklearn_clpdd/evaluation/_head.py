@@ -12,7 +12,7 @@ from sklearn.utils import check_random_state, check_scalar
 
 from ..distill._augmentations import LGM_PROBE_VIEWS
 from ..utils._device import standard_torch_modes
-from ._probes import BATCH_SIZE, ProbeTask, collect, make_task, pixel_reader
+from ._probes import BATCH_SIZE, ProbeTask, make_task, pixel_reader, stack_metrics
 
 # Adam's rate for a batch of 256 images, and standard deviation of the initial weights (commit 1d84ffd:
 # `src/distillation/eval.py`, `src/models/linear_classifier.py`).
@@ -43,7 +43,7 @@ def sgd_probe_scores(images, labels, X_test, y_test, *, encoder=None, n_epochs=1
     n_epochs : int, default=1000
         Passes over ``images``.
     n_repeats : int, default=1
-        Heads to train, each with its own initial weights and views; the published protocol has five.
+        Number of heads, each with its own initial weights and views; the published protocol has five.
     groups : array-like of shape (n_test,), default=None
         Groups of the test images, such as pairs of class and background.
     random_state : int, RandomState instance or None, default=None
@@ -72,7 +72,7 @@ def sgd_probe_scores(images, labels, X_test, y_test, *, encoder=None, n_epochs=1
     * Images are normalised as in the training of the encoder; there, by ImageNet's mean and standard deviation for all encoders.
     * Features and head are computed in float32 (the encoder in its own `dtype`); the released code trains under mixed precision,
       with a scaled loss, and tests in float32.
-    * Test images are resized and cropped as the encoder does it; there, they are resized to 256 and cropped to 224 px for all
+    * Test images are resized and cropped as for the encoder; there, they are resized to 256 and cropped to 224 px for all
       encoders, as the four of the paper are here.
     * On several GPUs the released code divides the rate by their number; here one device computes.
     * ``"top5"`` is computed for more than five classes; there, for five too, where it is always 1.
@@ -106,13 +106,13 @@ def check_heads(n_epochs, n_repeats, least):
 def head_metrics(task: ProbeTask, n_epochs: int, n_repeats: int, random_state) -> dict[str, np.ndarray]:
     """Metrics of heads trained by SGD on features that are not normalised."""
     seeds = check_random_state(random_state).randint(2**31 - 1, size=n_repeats)
-    read = pixel_reader(task)  # raises for unusable training images before the test images are encoded
+    read = pixel_reader(task)  # raises for missing training images, and others if they fit into memory
     test, runs = task.raw_test_features, []
     for seed in seeds:
         with standard_torch_modes(task.extractor.device):
             weight, bias = _train_head(task, read, n_epochs, torch.Generator().manual_seed(int(seed)))
         runs.append(task.metrics(test @ weight.T + bias))
-    return collect(runs)
+    return stack_metrics(runs)
 
 
 def _train_head(task: ProbeTask, read: Callable, n_epochs: int, generator: torch.Generator) -> tuple[np.ndarray, np.ndarray]:

@@ -65,16 +65,16 @@ class ProbeTask:
 
 def make_task(images, labels, X_test, y_test, groups, encoder, *, raw=False) -> ProbeTask:
     """Check everything except the images themselves, which are checked when they are read."""
-    labels, y_test, groups = check_sets(images, labels, X_test, y_test, groups)
+    labels, y_test, groups = check_inputs(images, labels, X_test, y_test, groups)
     encoder = FrozenEncoder() if encoder is None else as_encoder(encoder)
     extractor, shape = encoder.load(), encoder.image_shape
     return ProbeTask(as_images(images, shape), labels, extractor, as_images(X_test, shape), y_test, groups, raw)
 
 
-def loaded_encoders(encoders) -> dict[Any, FrozenEncoder]:
+def load_encoders(encoders) -> dict[Any, FrozenEncoder]:
     """Check a dict of encoders by loading all of them, before the first one is used."""
     if not isinstance(encoders, Mapping):
-        raise TypeError(f"encoders has to be a dict from names of your choice to encoders; got {encoders!r}")
+        raise TypeError(f"encoders has to be a dict of names to encoders; got {encoders!r}")
     known = {name: as_encoder(given) for name, given in encoders.items()}
     for encoder in known.values():
         encoder.load()
@@ -87,7 +87,7 @@ def check_alpha(alpha):
         check_scalar(alpha, "alpha", Real, min_val=0, include_boundaries="neither")
 
 
-def check_sets(images, labels, X_test, y_test, groups):
+def check_inputs(images, labels, X_test, y_test, groups):
     """Check numbers of samples and labels; return labels and groups as one-dimensional arrays."""
     labels, y_test = (column_or_1d(values, warn=True) for values in (labels, y_test))
     groups = None if groups is None else column_or_1d(groups)
@@ -110,7 +110,7 @@ def closed_form_metrics(Z: np.ndarray, task: ProbeTask, alpha) -> dict[str, np.n
     probe = ClosedFormProbe() if alpha == "loo" else relative_probe(Z, alpha)
     n_views = len(Z) // len(task.labels)
     scores = probe.fit(Z, np.tile(task.labels, n_views)).decision_function(task.test_features)
-    return collect([task.metrics(np.stack([-scores, scores], 1) if scores.ndim == 1 else scores)])
+    return stack_metrics([task.metrics(np.stack([-scores, scores], 1) if scores.ndim == 1 else scores)])
 
 
 def features_of_views(task: ProbeTask, n_views: int, random_state, views: Augmentation = _VIEWS) -> np.ndarray:
@@ -130,25 +130,25 @@ def pixel_reader(task: ProbeTask) -> Callable[[Tensor], Tensor]:
     """A function from positions to images, in the size from which the encoder crops."""
     source, n_jobs, device = task.source, task.extractor.n_jobs, task.extractor.device
     source.check()
-    whole = task.extractor.preprocessing.uncropped(task.extractor.preprocessing.resized)
-    if 4 * len(source) * 3 * whole.image_size**2 > _IN_MEMORY:
-        return lambda rows: source.read(rows.numpy(), whole, n_jobs).to(device)
-    pixels = source.read(range(len(source)), whole, n_jobs).to(device)
+    uncropped = task.extractor.preprocessing.uncropped(task.extractor.preprocessing.resized)
+    if 4 * len(source) * 3 * uncropped.image_size**2 > _IN_MEMORY:
+        return lambda rows: source.read(rows.numpy(), uncropped, n_jobs).to(device)
+    pixels = source.read(range(len(source)), uncropped, n_jobs).to(device)
     return lambda rows: pixels[rows.to(pixels.device)]
 
 
 def _metrics(scores: np.ndarray, classes: np.ndarray, y_test: np.ndarray, groups: np.ndarray | None) -> dict[str, float]:
-    right = classes[scores.argmax(axis=1)] == y_test
-    metrics = {"top1": right.mean()}
+    correct = classes[scores.argmax(axis=1)] == y_test
+    metrics = {"top1": correct.mean()}
     if len(classes) > 5:
         best = classes[np.argpartition(scores, -5, axis=1)[:, -5:]]
         metrics["top5"] = (best == y_test[:, None]).any(axis=1).mean()
     if groups is not None:
         _, members = np.unique(groups, return_inverse=True)
-        metrics["worst_group"] = (np.bincount(members, right) / np.bincount(members)).min()
+        metrics["worst_group"] = (np.bincount(members, correct) / np.bincount(members)).min()
     return metrics
 
 
-def collect(runs: list[dict[str, float]]) -> dict[str, np.ndarray]:
+def stack_metrics(runs: list[dict[str, float]]) -> dict[str, np.ndarray]:
     """Metrics of several runs as arrays."""
     return {name: np.array([run[name] for run in runs]) for name in runs[0]}

@@ -9,12 +9,12 @@ from sklearn.utils import check_random_state, check_scalar
 from ._head import check_heads, head_metrics
 from ._probes import (
     check_alpha,
-    check_sets,
+    check_inputs,
     closed_form_metrics,
-    collect,
     features_of_views,
-    loaded_encoders,
+    load_encoders,
     make_task,
+    stack_metrics,
 )
 
 # Views of each image on which `probe_scores` trains the closed-form probe.
@@ -145,7 +145,7 @@ def probe_scores(
     scores = {"closed_form": closed_form_metrics(Z, task, alpha), "closed_form_views": closed_form_metrics(Z_views, task, alpha)}
     for name, probe in (("logistic", LogisticRegression(max_iter=1000)), ("knn", KNeighborsClassifier(1))):
         probe.fit(Z, task.labels)
-        scores[name] = collect([task.metrics(probe.predict_proba(task.test_features))])
+        scores[name] = stack_metrics([task.metrics(probe.predict_proba(task.test_features))])
     scores["knn"].pop("top5", None)  # a single neighbour has only one class
     if n_repeats:
         scores["sgd"] = head_metrics(task, n_epochs, n_repeats, seed)
@@ -179,7 +179,8 @@ def transfer_scores(
     Returns
     -------
     dict of str to dict
-        For each encoder, the results of the two functions under ``"closed_form"`` and ``"sgd"``.
+        For each encoder, the results of :func:`closed_form_probe_scores` and :func:`sgd_probe_scores`, under ``"closed_form"``
+        and ``"sgd"``.
 
     Raises
     ------
@@ -200,8 +201,8 @@ def transfer_scores(
     """
     check_alpha(alpha)
     check_heads(n_epochs, n_repeats, 0)
-    labels, y_test, groups = check_sets(images, labels, X_test, y_test, groups)
-    encoders = loaded_encoders(encoders)
+    labels, y_test, groups = check_inputs(images, labels, X_test, y_test, groups)
+    encoders = load_encoders(encoders)
     seed = check_random_state(random_state).randint(2**31 - 1)
     table = {}
     for name, encoder in encoders.items():

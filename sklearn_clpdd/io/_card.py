@@ -9,7 +9,7 @@ from ..utils._arrays import evenly_spaced
 from ._manifest import MANIFEST
 
 # Images on the card, at most.
-_MOST_ON_CARD = 50
+_MAX_ON_CARD = 50
 
 
 def card_of(distiller, name: str, manifest: dict[str, Any]) -> str:
@@ -20,6 +20,8 @@ def card_of(distiller, name: str, manifest: dict[str, Any]) -> str:
     encoders = ", ".join(f"`{e['model']}` at {e['image_size']} px" for e in manifest["encoders"])
     data = manifest["data"]
     height, side = manifest["image_shape"][:2]
+    selected = hasattr(distiller, "indices_")
+    kind, how = ("real images", "selected") if selected else ("synthetic images", "learned")
     n_real, n_classes = data["n_samples"], len(data["class_counts"])
     return f"""---
 task_categories:
@@ -37,12 +39,12 @@ configs:
 
 # {name}
 
-{len(entries)} synthetic images of {side} × {height} px that replace {n_real} real ones of {n_classes} classes: a probe of a
-frozen encoder that is trained on them classifies real images. {one_line_summary(distiller)}.
+{len(entries)} {kind} of {side} × {height} px that replace {n_real} real ones of {n_classes} classes: a linear probe trained on
+their features classifies real images. {one_line_summary(distiller)}.
 
 {_image_table(manifest)}{scores}
 
-They were learned for {encoders}. `{MANIFEST}` contains the parameters, the versions, and digests of the weights, of the
+They were {how} for {encoders}. `{MANIFEST}` contains the parameters, the versions, and digests of the weights, of the
 real images and of these files.
 
 ## How to read it
@@ -63,7 +65,7 @@ def _image_table(manifest: dict[str, Any]) -> str:
     """Some of the images, with their classes, in five columns."""
     entries = manifest["images"]
     labels = [manifest["classes"][entry["class"]]["label"] for entry in entries]
-    rows = evenly_spaced(len(entries), _MOST_ON_CARD)
+    rows = evenly_spaced(len(entries), _MAX_ON_CARD)
     pictures = [f"![{_cell(labels[i])}]({quote(entries[i]['file'])})<br>{_cell(labels[i])}" for i in rows]
     lines = [pictures[i : i + 5] for i in range(0, len(pictures), 5)]
     width = len(lines[0])

@@ -21,8 +21,8 @@ from ._replace import check_target, remove_set
 def save_distilled(distiller, directory, X_test=None, y_test=None, *, accuracies=None, overwrite=False):
     """Write a distilled set as a folder of 8-bit PNG files, from which probes can be trained elsewhere.
 
-    It contains a folder for each class, ``manifest.json``, and a card with the images, ``README.md``. The folder appears once it
-    is complete. ``torchvision.datasets.ImageFolder``, ``datasets.load_dataset`` of Hugging Face, and
+    It contains a folder for each class, ``manifest.json``, and a card with the images, ``README.md``. The folder only appears
+    when it is complete. ``torchvision.datasets.ImageFolder``, ``datasets.load_dataset`` of Hugging Face, and
     :func:`~sklearn_clpdd.datasets.load_image_folder` can read it, too.
 
     Parameters
@@ -100,8 +100,8 @@ def save_distilled(distiller, directory, X_test=None, y_test=None, *, accuracies
             os.rename(old, directory)
         elif old.exists():
             raise FileExistsError(
-                f"{directory} was created by someone else while the set was being saved. The set was not saved, and the previous "
-                f"folder is now {old}"
+                f"{directory} was created by another process while the set was being saved. The set was not saved, and the "
+                f"previous folder is now {old}"
             ) from error
         raise
     if old.exists():
@@ -152,7 +152,8 @@ def load_distilled(directory):
             raise KeyError("format")
         if manifest["format_version"] > VERSION:
             raise ValueError(
-                f"{path} has format {manifest['format_version']}, and this version of the library reads {VERSION}: upgrade it"
+                f"{path} has format {manifest['format_version']}, and this version of the library supports up to {VERSION}; "
+                "upgrade the library"
             )
         entries = [(entry["file"], entry["sha256"], entry["class"]) for entry in manifest["images"]]
         if not entries:
@@ -171,7 +172,7 @@ def _checked_contents(directory: Path, entries: list[tuple[str, str, int]]) -> l
     for name, digest, _ in entries:
         file = directory / name
         if not is_image_name(name):
-            faults.append(f"{name}: not a name of an image of a class")
+            faults.append(f"{name}: not a valid image name")
         elif not file.is_file():
             faults.append(f"{name}: missing")
         else:
@@ -186,7 +187,7 @@ def _checked_contents(directory: Path, entries: list[tuple[str, str, int]]) -> l
         more = [f"… and {len(faults) - 10} more"] if len(faults) > 10 else []
         shown = "".join(f"\n  {line}" for line in [*faults[:10], *more])
         raise ValueError(
-            f"{len(faults)} files of {directory} are not those of its {MANIFEST}:{shown}\n"
+            f"{len(faults)} files of {directory} do not match its {MANIFEST}:{shown}\n"
             "Get a fresh copy of the folder; or, to use its images as they are, read it with load_image_folder"
         )
     return contents

@@ -18,7 +18,7 @@ VERSION = 1
 MANIFEST, CARD = "manifest.json", "README.md"
 
 # Bytes of a class in the name of its folder, at most; characters that some file systems do not allow; names with another meaning.
-_LONGEST = 200
+_MAX_NAME_BYTES = 200
 _UNSAFE = re.compile(r'[\\/:*?"<>|%\x00-\x1f]')
 _SPLITS = {"train", "val", "valid", "test"}
 _DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
@@ -76,10 +76,12 @@ def class_folders(classes: np.ndarray) -> list[str]:
         name[:1] in (".", "_", "") or name[-1:] in (".", " ") or _DEVICES.fullmatch(name) for name in names
     )
     alike = {unicodedata.normalize("NFC", name).casefold() for name in names}
-    long = max(len(name.encode()) for name in names) > _LONGEST
+    long = max(len(name.encode()) for name in names) > _MAX_NAME_BYTES
     if unsafe or long or len(alike) < len(names) or names != sorted(names):
         width = len(str(len(names) - 1))
-        return [f"{i:0{width}} {name.encode()[:_LONGEST].decode(errors='ignore')}".rstrip(". ") for i, name in enumerate(names)]
+        return [
+            f"{i:0{width}} {name.encode()[:_MAX_NAME_BYTES].decode(errors='ignore')}".rstrip(". ") for i, name in enumerate(names)
+        ]
     return names
 
 

@@ -25,7 +25,7 @@ def check_target(directory: Path, overwrite: bool, name: Path | None = None) -> 
     elif faults := _faults(directory, listed):
         more = f" … and {len(faults) - 10} more" if len(faults) > 10 else ""
         shown = ", ".join(faults[:10])
-        what = f"exists, and contains files that save_distilled has not written like this: {shown}{more}. Pass a path"
+        what = f"exists, and contains files that do not match its manifest: {shown}{more}. Pass a path"
     else:
         return listed
     raise FileExistsError(f"{name or directory} {what} that does not exist yet")

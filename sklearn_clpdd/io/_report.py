@@ -19,9 +19,9 @@ from ..utils._pictures import to_data_urls
 from ..utils._sklearn_compat import check_matplotlib_support
 
 # Images on the page, at most.
-_MOST_IMAGES = 200
+_MAX_IMAGES = 200
 # Classes for which the confusion matrix is a full table, at most; and entries of the table for more classes.
-_MOST_CLASSES, _MOST_CONFUSIONS = 20, 20
+_MAX_CLASSES, _MAX_CONFUSIONS = 20, 20
 
 
 def distillation_report(
@@ -57,7 +57,7 @@ def distillation_report(
     encoders : dict of str to FrozenEncoder, str or torch.nn.Module, default=None
         Other encoders to try the images with, by names of your choice.
     n_draws : int, default=10
-        Random selections of real images, whose mean accuracy is shown.
+        Number of random selections of real images, whose mean accuracy is shown.
     title : str, default=None
         Heading. ``None``: the numbers of real and synthetic images.
     overwrite : bool, default=False
@@ -101,7 +101,7 @@ def distillation_report(
     check_matplotlib_support("distillation_report")
     from ..evaluation import transfer_scores  # slow to import
     from ..evaluation._comparison import compare_features
-    from ..evaluation._probes import loaded_encoders
+    from ..evaluation._probes import load_encoders
 
     images, path = synthetic_images_of(distiller), Path(path)
     _check_path(path, overwrite)
@@ -109,7 +109,7 @@ def distillation_report(
     y_test = column_or_1d(y_test)
     check_consistent_length(X_test, y_test)
     check_samples_and_labels("X and y", X, y)
-    others = loaded_encoders({} if encoders is None else encoders)
+    others = load_encoders({} if encoders is None else encoders)
 
     Z_test = distiller.features(X_test)
     predicted = distiller.probe_.predict(Z_test)
@@ -121,7 +121,7 @@ def distillation_report(
     page = _render(
         title=title or f"{distiller.class_count_.sum():,} images distilled to {len(images)}",
         summary=one_line_summary(distiller),
-        images=to_data_urls(images, distiller.y_synthetic_, _MOST_IMAGES),
+        images=to_data_urls(images, distiller.y_synthetic_, _MAX_IMAGES),
         n_images=len(images),
         rows=rows,
         n_test=len(y_test),
@@ -169,7 +169,7 @@ def _curve(distiller) -> dict | None:
     scored = [record for record in history if "val_accuracy" in record]
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "sklearn-clpdd"}):
         figure = Figure(figsize=(6, 6.2) if scored else (6, 3.2), layout="constrained")
-        HistoryDisplay(history, best=distiller.best_iter_).plot(ax=figure.subplots(2 if scored else 1, 1))
+        HistoryDisplay(history, best_iter=distiller.best_iter_).plot(ax=figure.subplots(2 if scored else 1, 1))
         file = io.StringIO()
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     svg = file.getvalue()
@@ -188,12 +188,12 @@ def _confusion(y_test: np.ndarray, predicted: np.ndarray) -> dict:
     classes = np.unique(np.concatenate([y_test, predicted]))
     matrix = confusion_matrix(y_test, predicted, labels=classes)
     names = [str(label) for label in classes]
-    if len(names) <= _MOST_CLASSES:
+    if len(names) <= _MAX_CLASSES:
         shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
         return {
             "names": names,
             "rows": [list(zip(*row, strict=True)) for row in zip(matrix.tolist(), shares.tolist(), strict=True)],
         }
     off = matrix - np.diag(np.diag(matrix))
-    largest = [np.unravel_index(i, off.shape) for i in np.argsort(off, axis=None, kind="stable")[::-1][:_MOST_CONFUSIONS]]
+    largest = [np.unravel_index(i, off.shape) for i in np.argsort(off, axis=None, kind="stable")[::-1][:_MAX_CONFUSIONS]]
     return {"names": [], "pairs": [(names[i], names[j], int(off[i, j])) for i, j in largest if off[i, j]]}

@@ -63,7 +63,7 @@ class FeatureMapDisplay:
             samples together, and their classes. ``None``: :class:`~sklearn.decomposition.PCA`. Alternatives are ``TSNE()`` and
             ``LinearDiscriminantAnalysis(n_components=2)``.
         max_samples : int, default=2000
-            Real samples that are encoded and drawn, at most, selected at random.
+            Maximum number of real samples that are encoded and drawn, selected at random.
         max_classes : int, default=10
             Classes with their own colour and an entry in the legend; the others are grey.
         random_state : int, RandomState instance or None, default=None
@@ -142,5 +142,5 @@ class FeatureMapDisplay:
             )
         more = f"; {len(classes) - self.max_classes} more are grey" if len(classes) > self.max_classes else ""
         ax.legend(title=f"stars: synthetic{more}", fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
-        ax.set(xlabel="first dimension of the features", ylabel="second")
+        ax.set(xlabel="first dimension of the features", ylabel="second dimension")
         return self

@@ -16,9 +16,9 @@ class HistoryDisplay:
     ----------
     history : list of dict
         `history_` of a distiller.
-    best : int, default=None
+    best_iter : int, default=None
         `best_iter_` of the distiller: the step that is marked.
-    name : str, default=None
+    title : str, default=None
         Title of the figure.
 
     Attributes
@@ -38,10 +38,10 @@ class HistoryDisplay:
     (2,)
     """
 
-    def __init__(self, history, *, best=None, name=None):
+    def __init__(self, history, *, best_iter=None, title=None):
         self.history = history
-        self.best = best
-        self.name = name
+        self.best_iter = best_iter
+        self.title = title
 
     @classmethod
     def from_estimator(cls, distiller, *, ax=None):
@@ -66,14 +66,14 @@ class HistoryDisplay:
         NotFittedError
             If the distiller is not fitted.
         ValueError
-            If it has no history, as the baselines that select real images.
+            If it has no history, such as a baseline that selects real images.
         """
         check_matplotlib_support(f"{cls.__name__}.from_estimator")
         check_is_fitted(distiller)
         history = getattr(distiller, "history_", [])
         if not history:
             raise ValueError(f"a {type(distiller).__name__} has no history, because it makes no steps")
-        return cls(history, best=distiller.best_iter_, name=one_line_summary(distiller)).plot(ax=ax)
+        return cls(history, best_iter=distiller.best_iter_, title=one_line_summary(distiller)).plot(ax=ax)
 
     def plot(self, *, ax=None):
         """Draw the history.
@@ -95,13 +95,13 @@ class HistoryDisplay:
         if ax is None:
             n = 2 if scored else 1
             figure, ax = plt.subplots(1, n, figsize=(5 * n, 3.6), layout="constrained")
-            if self.name:
-                figure.suptitle(self.name, fontsize="medium")
+            if self.title:
+                figure.suptitle(self.title, fontsize="medium")
         self.axes_ = np.atleast_1d(np.asarray(ax, dtype=object)).ravel()[: 2 if scored else 1]
         self.figure_ = self.axes_[0].figure
         steps, seconds = ([record[key] for record in self.history] for key in ("step", "seconds"))
         left = self.axes_[0]
-        left.plot(steps, [record["loss"] for record in self.history], linewidth=0.8, label="steps")
+        left.plot(steps, [record["loss"] for record in self.history], linewidth=0.8, label="training")
         if scored:
             left.plot([r["step"] for r in scored], [r["val_loss"] for r in scored], marker=".", label="held out")
             left.legend()
@@ -109,9 +109,9 @@ class HistoryDisplay:
         if scored and len(self.axes_) > 1:
             right = self.axes_[1]
             right.plot([r["step"] for r in scored], [r["val_accuracy"] for r in scored], marker=".", color="C1")
-            if self.best is not None:
-                kept = f"kept: step {self.best}, {self.history[self.best]['val_accuracy']:.3f}"
-                right.axvline(self.best, color="grey", linestyle=":", label=kept)
+            if self.best_iter is not None:
+                kept = f"kept: step {self.best_iter}, {self.history[self.best_iter]['val_accuracy']:.3f}"
+                right.axvline(self.best_iter, color="grey", linestyle=":", label=kept)
                 right.legend()
             right.set(xlabel="step", ylabel="held-out accuracy")
         if len(steps) > 1 and seconds[-1] > seconds[0]:

@@ -64,7 +64,7 @@ class Snapshots:
             self.steps_.append(step)
             self.frames_.append(to_8_bit(images[evenly_spaced(len(images), self.max_images)]))
 
-    def save_gif(self, path, *, n_columns=None, seconds=4.0):
+    def save_gif(self, path, *, n_columns=None, duration=4.0):
         """Write the animation.
 
         Parameters
@@ -73,8 +73,8 @@ class Snapshots:
             GIF file; an existing one is replaced.
         n_columns : int, default=None
             Columns of the grid. ``None``: about twice as many as rows.
-        seconds : float, default=4.0
-            Duration, without the last frame, which stays for two seconds.
+        duration : float, default=4.0
+            Duration in seconds, without the last frame, which stays for two seconds.
 
         Raises
         ------
@@ -84,11 +84,11 @@ class Snapshots:
         if not self.frames_:
             raise ValueError(
                 "there are no snapshots: pass this object as callback= to a distiller, and fit it to images. A search or a "
-                "sampler fits a clone, whose `callback` attribute has the snapshots"
+                "sampler fits a clone; its `callback` has the snapshots"
             )
         n_columns = checked_columns(n_columns, columns_for(len(self.frames_[0])))
         pages = [_titled(mosaic(frame, n_columns), f"step {s}") for s, frame in zip(self.steps_, self.frames_, strict=True)]
-        each = max(20, round(1000 * seconds / len(pages)))
+        each = max(20, round(1000 * duration / len(pages)))
         durations = [each] * (len(pages) - 1) + [2000]
         pages[0].save(os.fspath(path), format="gif", save_all=True, append_images=pages[1:], duration=durations, loop=0)
 

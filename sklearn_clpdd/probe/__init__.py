@@ -4,13 +4,16 @@
 file                         what it holds
 ============================ =======================================================================================
 ``_probe.py``                the estimator
+``_partial_fit.py``          its methods that see the samples in batches
+``_solved.py``               probes for solutions computed elsewhere, and with relative ridge strengths
 ``_solver.py``               from rows or statistics to coefficients, with the choice of ridge strength and temperature
 ``_selection.py``            leave-one-out scores of ridge strengths, and temperatures with the least log-loss
 ``_leave_one_out.py``        leave-one-out predictions, in sample space and in feature space
 ``_stream.py``               what `partial_fit` and `merge` keep: moments, and a sample of the rows
 ``_moments.py``              weighted Gram matrix and class means
 ``_reservoir.py``            uniform sample of a stream
-``_rows.py``, ``_kernels.py`` feature matrices read in chunks; kernels
+``_rows.py``                 feature matrices that are read in chunks
+``_kernels.py``              kernels
 ============================ =======================================================================================
 """
 

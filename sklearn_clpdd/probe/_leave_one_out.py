@@ -6,8 +6,8 @@ sample gives
     ``(prediction − h·y) / (1 − h)``
 
 exactly, with the intercept and the sample weights in ``h``. In sample space the same number is ``y − a/(w·g)``, for the
-coefficients ``a`` of the samples, their weights ``w`` and the diagonal ``g`` of the inverse. This form does not cancel when ``h``
-is close to one, which it usually is when there are fewer samples than features.
+coefficients ``a`` of the samples, their weights ``w`` and the diagonal ``g`` of the inverse. This form avoids cancellation when
+``h`` is close to one, as is usual with fewer samples than features.
 
 Targets are ±1 class indicators with one column per class, for two classes too. ``n`` is the number of samples, ``d`` that of
 features, ``C`` that of classes, ``P`` that of penalties; ``A`` is the matrix that is factorised.
@@ -298,7 +298,7 @@ class FeatureSpace:
     ) -> Iterator[tuple[slice, slice, Tensor]]:
         """Yield rows, columns of ``candidates``, and their predictions ``(n', P', C)``, each without the sample itself.
 
-        ``positions`` selects rows, ``exact`` computes in float64 whatever `dtype` is. Each result overwrites the last one.
+        ``positions`` selects rows; ``exact`` forces float64. Each yielded tensor overwrites the previous one.
         """
         rows = self._rows if positions is None else self._rows.take(positions)
         if exact:
@@ -317,7 +317,7 @@ class FeatureSpace:
             groups = [slice(start, min(start + together, last)) for start in range(first, last, together)]
             weights = [self._inverse.solve(self._cross, candidates[group]).flatten(1).to(dtype) for group in groups]
             scores: dict[int, Tensor] = {}
-            for part, chunk in rows.chunks(dtype, width=weights[0].shape[1]):
+            for part, chunk in rows.chunks(dtype, n_outputs=weights[0].shape[1]):
                 chunk -= mean
                 for group, W in zip(groups, weights, strict=True):
                     width = W.shape[1]

@@ -6,7 +6,7 @@ from torch import Tensor
 from ..utils._ridge import add_gram_, symmetric, to_float64
 from ._rows import Rows
 
-# Numbers of a chunk (32 MB), so large that the work per class and chunk is small beside the Gram matrix.
+# Elements of a chunk (32 MB), so large that the work per class and chunk is small beside the Gram matrix.
 _CHUNK = 2**22
 
 
@@ -15,7 +15,7 @@ class Moments:
 
     Chunks are accumulated about their own means (Chan, Golub and LeVeque, 1983), so that an offset of the features costs no
     precision.
-    Attributes are on one device, and on the CPU in a pickle.
+    All tensors are on one device; pickling moves them to the CPU.
     """
 
     def __init__(self, n_classes: int, n_features: int, device: torch.device):
@@ -28,7 +28,7 @@ class Moments:
     def add(self, rows: Rows) -> "Moments":
         """Add rows."""
         weighted = bool((rows.weight != 1).any())
-        for positions, chunk in rows.chunks(self._gram.dtype, numbers=_CHUNK):
+        for positions, chunk in rows.chunks(self._gram.dtype, max_elements=_CHUNK):
             self._add(chunk, rows.codes[positions], rows.weight[positions].to(chunk.dtype), weighted)
         self.class_rows += torch.bincount(rows.codes, minlength=len(self.class_rows))
         return self

@@ -46,20 +46,21 @@ class PartialFitMixin:
     kernel: Any
     class_weight: Any
     _check_params: Callable
-    _check: Callable
-    _weights: Callable
+    _validate_X_y: Callable
+    _effective_weights: Callable
     _dtype_for: Callable
-    get_params: Callable
+    _solver: Any  # a property
 
     @available_if(_has_linear_kernel)
     def partial_fit(self, X, y, classes=None, sample_weight=None):
-        """Add a batch of samples: after the last batch, the coefficients are those of one `fit` on all samples with that `alpha`.
+        """Fit incrementally on a batch of samples.
 
-        Keeps the weighted Gram matrix, means and counts in float64, about ``n_features · (n_features + n_classes)`` numbers
-        whatever the number of samples is. The system is solved when a result is asked for, with the parameters at the time of
-        the last batch. If `alpha` or the temperature is ``"loo"``, it is chosen by the leave-one-out predictions of a uniform
-        sample of up to 2048 rows, which is the choice of `fit` if there are no more rows and no copies among them. `fit` does
-        not keep these sums, so after `fit` this method starts over, with a warning.
+        For a given `alpha`, the coefficients after the last batch equal those of one `fit` on all samples. Keeps the weighted
+        Gram matrix, means and counts in float64, about ``n_features · (n_features + n_classes)`` numbers whatever the number of
+        samples is. The system is solved when a fitted attribute is first needed, with the parameters of the last batch. If
+        `alpha` or the temperature is ``"loo"``, it is chosen by the leave-one-out predictions of a uniform sample of up to 2048
+        rows, which is the choice of `fit` if the stream has at most 2048 rows and no duplicates. `fit` does not keep these
+        statistics, so after `fit` this method starts over, with a warning.
 
         Parameters
         ----------
@@ -85,13 +86,13 @@ class PartialFitMixin:
         Warns
         -----
         UserWarning
-            If the probe was fitted by `fit`, whose samples are then forgotten.
+            If the probe was fitted by `fit`, whose samples are then discarded.
         """
         self._check_params()
         if self.class_weight == "balanced":
             raise ValueError(
-                "class_weight='balanced' needs the labels of all batches; pass a dict of class weights instead, for example "
-                "from compute_class_weight('balanced', classes=classes, y=all_labels)"
+                "class_weight='balanced' needs the labels of all batches; pass a dict of class weights instead, such as "
+                "dict(zip(classes, compute_class_weight('balanced', classes=classes, y=all_labels)))"
             )
         after_fit = hasattr(self, "classes_") and "_stream" not in vars(self)
         if after_fit:
@@ -104,17 +105,19 @@ class PartialFitMixin:
             first = check_partial_fit_first_call(self, classes)
             if len(self.classes_) < 2:
                 raise ValueError(f"a classifier needs at least two classes; classes are {self.classes_.tolist()}")
-            X, y = self._check(X, y, reset=first)
+            X, y = self._validate_X_y(X, y, reset=first)
             codes = np.searchsorted(self.classes_, y).clip(max=len(self.classes_) - 1)
             unknown = self.classes_[codes] != y
             if unknown.any():
-                raise ValueError(f"y holds {np.unique(y[unknown]).tolist()}, not among the classes {self.classes_.tolist()}")
-            weight = self._weights(sample_weight, X, y, self.classes_, codes)
+                raise ValueError(
+                    f"y contains {np.unique(y[unknown]).tolist()}, which are not among the classes {self.classes_.tolist()}"
+                )
+            weight = self._effective_weights(sample_weight, X, y, self.classes_, codes)
             rows = self._solver.rows(X, codes, weight, resolve_device(self.device), keep_duplicates=True)
             if after_fit:
                 warn(
-                    "the samples that `fit` has seen are forgotten, because it keeps no sums that others could be added to. "
-                    "Use `partial_fit` from the first batch on"
+                    "`fit` does not keep its samples or their statistics, so the earlier samples are discarded. Call "
+                    "`partial_fit` from the first batch on"
                 )
             if first:
                 self._stream = Stream(len(self.classes_), X.shape[1], _RESERVOIR, self.kernel, rows.device)
@@ -124,10 +127,10 @@ class PartialFitMixin:
         return self
 
     def _check_stream(self):
-        """Raise if there are no sums that samples could be added to."""
+        """Raise if there are no statistics that samples could be added to."""
         if "_stream" not in vars(self):
             raise ValueError(
-                "a probe that was fitted by `fit` keeps no sums that could be merged; fit both probes by `partial_fit`"
+                "a probe that was fitted by `fit` keeps no statistics that could be merged; fit both probes by `partial_fit`"
             )
         if self._stream.kernel != self.kernel:
             raise ValueError(f"the samples so far were added for kernel={self._stream.kernel!r}; it is now {self.kernel!r}")

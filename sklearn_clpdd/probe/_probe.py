@@ -1,4 +1,4 @@
-"""ClosedFormProbe: ridge classification of features, linear or with kernels, whose settings are chosen by leave-one-out."""
+"""ClosedFormProbe: ridge classification of features, linear or with kernels, tuned by leave-one-out."""
 
 from numbers import Real
 
@@ -11,13 +11,13 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import assert_all_finite, check_is_fitted, validate_data
 from torch import Tensor
 
-from ..utils._arrays import tensor_from_numpy
+from ..utils._arrays import row_chunks, tensor_from_numpy
 from ..utils._device import resolve_device
 from ..utils._ridge import SOLVERS
 from ..utils._sklearn_compat import Interval, StrOptions, check_sample_weight
 from ._kernels import KERNELS, kernel_matrix
 from ._partial_fit import PartialFitMixin
-from ._rows import CHUNK, Rows
+from ._rows import Rows
 from ._solver import LINEAR_KERNELS, RidgeSolver
 
 _SCORINGS = ("accuracy", "neg_log_loss", "neg_mean_squared_error")
@@ -189,13 +189,13 @@ class ClosedFormProbe(PartialFitMixin, ClassifierMixin, BaseEstimator):
         """
         with self._restored_on_error():
             self._check_params()
-            X, y = self._check(X, y, reset=True)
+            X, y = self._validate_X_y(X, y, reset=True)
             classes, codes = np.unique(y, return_inverse=True)
             if len(classes) < 2:
                 raise ValueError(
-                    f"a classifier needs samples of at least two classes; y holds one class, {classes.tolist()[0]!r}"
+                    f"a classifier needs samples of at least two classes; y contains only one class, {classes.tolist()[0]!r}"
                 )
-            weight = self._weights(sample_weight, X, y, classes, codes)
+            weight = self._effective_weights(sample_weight, X, y, classes, codes)
             rows = self._solver.rows(X, codes, weight, resolve_device(self.device))
             solution = self._solver.solve(rows, len(classes), self._dtype_for(X))
             self._forget()
@@ -218,7 +218,7 @@ class ClosedFormProbe(PartialFitMixin, ClassifierMixin, BaseEstimator):
         if self._is_unsolved():
             self._solve_stream()  # raises the error that explains why it cannot be solved
         check_is_fitted(self)
-        X = self._check(X)
+        X = self._validate_X_y(X)
         is_linear = self._solver.is_linear
         weights = self.coef_.T if is_linear else self.dual_coef_
         dtype = np.result_type(X.dtype, weights.dtype)
@@ -231,7 +231,7 @@ class ClosedFormProbe(PartialFitMixin, ClassifierMixin, BaseEstimator):
             W, b = (tensor_from_numpy(array).to(device, _torch_dtype(dtype)) for array in (weights, self.intercept_))
             kernel_parameters = self._solver.kernel_parameters(getattr(self, "gamma_", None))
             known = None if is_linear else tensor_from_numpy(self.X_fit_).to(device, _torch_dtype(dtype))
-            for positions, chunk in rows.chunks(_torch_dtype(dtype), width=len(W)):
+            for positions, chunk in rows.chunks(_torch_dtype(dtype), n_outputs=len(W)):
                 Z = chunk if known is None else kernel_matrix(self.kernel, chunk, known, **kernel_parameters)
                 scores[positions] = torch.addmm(b, Z, W).cpu().numpy()
         return scores.ravel() if len(self.classes_) == 2 else scores
@@ -285,25 +285,24 @@ class ClosedFormProbe(PartialFitMixin, ClassifierMixin, BaseEstimator):
         if not np.isfinite(self.alpha if not isinstance(self.alpha, str) else 0).all():
             raise ValueError(f"alpha has to be finite; got {self.alpha!r}")
 
-    def _check(self, X, *labels, reset=False):
-        """Features as an array, not copied where that can be avoided, and labels if given; all of them finite."""
+    def _validate_X_y(self, X, *labels, reset=False):
+        """Validate features, avoiding copies, and labels if given."""
         arrays = [_from_tensor(array) for array in (X, *labels)]
         half = getattr(arrays[0], "dtype", None) == np.float16
         checks = {"dtype": [np.float64, np.float32, np.float16], "reset": reset, "ensure_all_finite": not half}
         checked = validate_data(self, *arrays, **checks)
         X = checked[0] if labels else checked
         for y in checked[1:] if labels else ():
-            if y.dtype.kind not in "biuU":  # the others need a check of every label
+            if y.dtype.kind not in "biuU":  # other dtypes need every label checked
                 check_classification_targets(y)
         if half:
-            step = max(1, CHUNK // X.shape[1])
-            for start in range(0, len(X), step):
-                part = X[start : start + step]
+            for rows in row_chunks(X):
+                part = X[rows]
                 if not tensor_from_numpy(part).sum(dtype=torch.float32).isfinite():
                     assert_all_finite(part.astype(np.float32), input_name="X")
         return checked
 
-    def _weights(self, sample_weight, X, y, classes, codes) -> np.ndarray:
+    def _effective_weights(self, sample_weight, X, y, classes, codes) -> np.ndarray:
         weight = check_sample_weight(_from_tensor(sample_weight), X, dtype=np.float64, ensure_non_negative=True)
         if self.class_weight is not None:
             by_class = compute_class_weight(self.class_weight, classes=classes, y=y)

@@ -6,7 +6,7 @@ import numpy as np
 
 
 class Reservoir:
-    """A uniform sample of `size` rows of a stream; all rows until there are more.
+    """Uniform sample of at most `size` rows of a stream.
 
     Every row draws a random key, and the rows with the smallest keys are kept. Two reservoirs thus merge into one of both
     streams.

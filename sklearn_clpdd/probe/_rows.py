@@ -8,14 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..utils._arrays import tensor_from_numpy
+from ..utils._arrays import evenly_spaced, tensor_from_numpy
 
-# Numbers of a chunk: 4 MB in float32. Larger chunks cost memory and hardly speed up the matrix products.
+# Elements of a chunk: 4 MB in float32. Larger chunks cost memory and hardly speed up the matrix products.
 CHUNK = 2**20
 
 # Rows that agree in these columns are compared in full; most differ in a few of their numbers.
 _KEY_COLUMNS = 16
-_ODD = 2 * np.random.default_rng(0).integers(2**62, size=_KEY_COLUMNS + 1, dtype=np.uint64) + 1
+_HASH_MULTIPLIERS = 2 * np.random.default_rng(0).integers(2**62, size=_KEY_COLUMNS + 1, dtype=np.uint64) + 1
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Rows:
     X : ndarray of shape (n_total, d), float16, float32 or float64
         May be a memmap, or an array whose memory torch cannot share.
     index : ndarray of shape (n,), int, or None
-        Rows of ``X`` that are meant; ``None``: all.
+        Selected rows of ``X``; ``None``: all.
     codes : Tensor of shape (n,), int64
         Indices of the classes.
     weight : Tensor of shape (n,), float64
@@ -61,14 +61,14 @@ class Rows:
         index = chosen if self.index is None else self.index[chosen]
         return replace(self, index=index, codes=self.codes[positions], weight=self.weight[positions])
 
-    def chunks(self, dtype: torch.dtype, width: int = 0, numbers: int | None = None) -> Iterator[tuple[slice, Tensor]]:
+    def chunks(self, dtype: torch.dtype, n_outputs: int = 0, max_elements: int | None = None) -> Iterator[tuple[slice, Tensor]]:
         """Yield slices of positions, and the rows there in a buffer that the next chunk overwrites.
 
-        ``width`` is how many numbers the caller computes per row. A chunk has as many rows as keep both the rows and these
-        numbers below ``numbers``, by default `CHUNK`.
+        ``n_outputs`` is the number of elements that the caller computes per row. Chunks are sized so that neither rows nor
+        outputs exceed ``max_elements``, by default `CHUNK`.
         """
         d = self.X.shape[1]
-        length = max(1, min(len(self), (numbers or CHUNK) // max(d, width, 1)))
+        length = max(1, min(len(self), (max_elements or CHUNK) // max(d, n_outputs, 1)))
         buffer = torch.empty(length, d, dtype=dtype, device=self.device)
         for start in range(0, len(self), length):
             positions = slice(start, min(start + length, len(self)))
@@ -112,12 +112,13 @@ def merge_duplicates(
     weight : ndarray
         Their weights.
     """
-    columns = np.linspace(0, X.shape[1] - 1, min(_KEY_COLUMNS, X.shape[1])).astype(int)
-    keys = codes.astype(np.uint64) * _ODD[-1]
+    columns = evenly_spaced(X.shape[1], _KEY_COLUMNS)
+    keys = codes.astype(np.uint64) * _HASH_MULTIPLIERS[-1]
     for start in range(0, len(codes), CHUNK // _KEY_COLUMNS):
         part = slice(start, start + CHUNK // _KEY_COLUMNS)
         some = X[part][:, columns] if index is None else X[np.ix_(index[part], columns)]
-        keys[part] += np.ascontiguousarray(some).view(f"u{X.dtype.itemsize}").astype(np.uint64) @ _ODD[: len(columns)]
+        values = np.ascontiguousarray(some).view(f"u{X.dtype.itemsize}").astype(np.uint64)
+        keys[part] += values @ _HASH_MULTIPLIERS[: len(columns)]
     order = np.argsort(keys, kind="stable")
     same = np.diff(keys[order]) == 0
     if not same.any():
@@ -126,7 +127,7 @@ def merge_duplicates(
     original = np.arange(len(codes))
     for i in np.sort(order[np.r_[same, False] | np.r_[False, same]]):
         row = X[i if index is None else index[i]]
-        # By a digest, because the rows of a large set would not fit in memory twice.
+        # Compare digests: a second copy of all rows may not fit in memory.
         original[i] = first.setdefault((int(codes[i]), sha1(row.tobytes(), usedforsecurity=False).digest()), i)
     kept = np.flatnonzero(original == np.arange(len(codes)))
     if len(kept) == len(codes):

@@ -21,7 +21,7 @@ _TOLERANCE = 1e-3
 _FLOAT32_MARGIN = 2e-5
 
 
-class Predictions(Protocol):
+class LeaveOneOutSpace(Protocol):
     """Interface of `SampleSpace` and `FeatureSpace`."""
 
     codes: Tensor
@@ -37,7 +37,7 @@ class Predictions(Protocol):
 
 
 def choose_penalty(
-    space: Predictions, weight: Tensor, scoring: str, temperature: float | None, *, within_error: bool
+    space: LeaveOneOutSpace, weight: Tensor, scoring: str, temperature: float | None, *, within_error: bool
 ) -> tuple[Tensor, int | None]:
     """Leave-one-out scores of the penalties, and the index of the best one.
 
@@ -50,8 +50,8 @@ def choose_penalty(
     temperature : float or None
         Temperature of the log-loss; ``None``: the best one for each penalty.
     within_error : bool
-        If True, choose among the penalties whose accuracy is within one standard error of the best the one with the least
-        log-loss; the error is that of the paired difference. If False, choose the first with the best score.
+        If True, choose the penalty with the least log-loss among those whose accuracy is within one standard error (of the
+        paired difference) of the best. If False, choose the first with the best score.
 
     Returns
     -------
@@ -64,7 +64,7 @@ def choose_penalty(
     if scoring == "neg_log_loss":
         scores = -_log_losses(space, weight, temperature, range(len(space.penalties))) / total
     elif scoring == "neg_mean_squared_error":
-        scores = weight @ _values(space, _squared_errors) / -total
+        scores = weight @ _evaluate(space, _squared_errors) / -total
     else:
         correct = _correct(space)
         scores = weight @ correct / total
@@ -72,16 +72,16 @@ def choose_penalty(
         return scores, None
     chosen = int(np.nanargmax(scores.cpu().numpy()))
     if scoring == "accuracy" and within_error:
-        behind = correct[:, chosen, None] - correct
+        deficit = correct[:, chosen, None] - correct
         gap = scores[chosen] - scores
-        error = (weight.square() @ (behind - gap).square()).sqrt() / total
+        error = (weight.square() @ (deficit - gap).square()).sqrt() / total
         candidates = (gap <= error).nonzero()[:, 0].tolist()
         if len(candidates) > 1:
             chosen = candidates[int(_log_losses(space, weight, temperature, candidates).argmin())]
     return scores, chosen
 
 
-def _values(space: Predictions, evaluate: Callable[[Tensor, Tensor], Tensor], positions: Tensor | None = None) -> Tensor:
+def _evaluate(space: LeaveOneOutSpace, evaluate: Callable[[Tensor, Tensor], Tensor], positions: Tensor | None = None) -> Tensor:
     """``evaluate`` of the leave-one-out predictions, ``(n', P)``; those at ``positions``, if given, are computed in float64."""
     codes = space.codes if positions is None else space.codes[positions]
     values = to_float64(space.weight).new_empty(len(codes), len(space.penalties))
@@ -90,16 +90,16 @@ def _values(space: Predictions, evaluate: Callable[[Tensor, Tensor], Tensor], po
     return values
 
 
-def _correct(space: Predictions) -> Tensor:
+def _correct(space: LeaveOneOutSpace) -> Tensor:
     """1 where the true class has the highest score, else 0, ``(n, P)``; NaN where there are no scores."""
-    margins = _values(space, _margins)
+    margins = _evaluate(space, _margins)
     unsure = (margins.abs() < _FLOAT32_MARGIN).any(1).nonzero()[:, 0]
     if space.dtype == torch.float32 and len(unsure):
-        margins[unsure] = _values(space, _margins, unsure)
+        margins[unsure] = _evaluate(space, _margins, unsure)
     return torch.where(margins.isnan(), torch.nan, (margins > 0).to(margins.dtype))
 
 
-def _log_losses(space: Predictions, weight: Tensor, temperature: float | None, candidates: Candidates) -> Tensor:
+def _log_losses(space: LeaveOneOutSpace, weight: Tensor, temperature: float | None, candidates: Candidates) -> Tensor:
     """Summed log-losses of some candidates, each at its best temperature unless one is given."""
     temperatures = [temperature] * len(candidates) if temperature else best_temperatures(space, weight, candidates)
     losses = weight.new_zeros(len(candidates))
@@ -123,7 +123,7 @@ def _squared_errors(scores: Tensor, codes: Tensor) -> Tensor:
     return torch.linalg.vector_norm(errors, dim=2).square() / scores.shape[2]
 
 
-def best_temperatures(space: Predictions, weight: Tensor, candidates: Candidates) -> list[float]:
+def best_temperatures(space: LeaveOneOutSpace, weight: Tensor, candidates: Candidates) -> list[float]:
     """Temperature of the softmax of the leave-one-out predictions with the least log-loss, for each candidate.
 
     Large problems are first solved on a part of the samples, so that about two passes over all of them are enough.
@@ -137,15 +137,15 @@ def best_temperatures(space: Predictions, weight: Tensor, candidates: Candidates
         if n > some:
             positions = torch.linspace(0, n - 1, some, dtype=torch.float64).long().unique().to(space.codes.device)
         cached = list(_relative_scores(space, weight, group, positions))
-        best = minimal_temperatures(partial(iter, cached), [_FIRST_GUESS] * len(group))
+        best = minimize_log_loss(partial(iter, cached), [_FIRST_GUESS] * len(group))
         if n > some:
-            best = minimal_temperatures(partial(_relative_scores, space, weight, group), best)
+            best = minimize_log_loss(partial(_relative_scores, space, weight, group), best)
         temperatures += best
     return temperatures
 
 
 def _relative_scores(
-    space: Predictions, weight: Tensor, candidates: Candidates, positions: Tensor | None = None
+    space: LeaveOneOutSpace, weight: Tensor, candidates: Candidates, positions: Tensor | None = None
 ) -> Iterable[tuple]:
     """Yield relative scores of leave-one-out predictions, weights, and columns of ``candidates``."""
     codes, own = (space.codes, weight) if positions is None else (space.codes[positions], weight[positions])
@@ -158,13 +158,13 @@ def relative_to_true_class(scores: Tensor, codes: Tensor) -> Tensor:
     return scores - scores.gather(2, codes[:, None, None].expand(-1, scores.shape[1], 1))
 
 
-def temperature_of(scores: Tensor, codes: Tensor) -> float:
+def best_temperature(scores: Tensor, codes: Tensor) -> float:
     """Temperature of the softmax of scores ``(n, C)`` with the least log-loss for class indices ``(n,)``."""
     ones = torch.ones(len(codes), dtype=torch.float64, device=codes.device)
-    return minimal_temperatures(lambda: [(relative_to_true_class(scores[:, None], codes), ones, slice(0, 1))], [_FIRST_GUESS])[0]
+    return minimize_log_loss(lambda: [(relative_to_true_class(scores[:, None], codes), ones, slice(0, 1))], [_FIRST_GUESS])[0]
 
 
-def minimal_temperatures(chunks: Callable[[], Iterable[tuple]], start: Sequence[float]) -> list[float]:
+def minimize_log_loss(chunks: Callable[[], Iterable[tuple]], start: Sequence[float]) -> list[float]:
     """Temperatures that minimise the weighted log-loss, by Newton's method in their inverse, in which the loss is convex.
 
     Parameters
@@ -195,7 +195,7 @@ def minimal_temperatures(chunks: Callable[[], Iterable[tuple]], start: Sequence[
 
 
 def _derivatives(relative: Tensor, weight: Tensor, beta: np.ndarray) -> Tensor:
-    """First and second derivatives of the summed log-loss in the inverse temperatures, ``(2, P)``."""
+    """First and second derivatives of the summed log-loss with respect to the inverse temperatures, ``(2, P)``."""
     probabilities = torch.softmax(relative * torch.as_tensor(beta, dtype=relative.dtype, device=relative.device)[:, None], 2)
     first = probabilities.mul_(relative).sum(2)
     second = probabilities.mul_(relative).sum(2) - first.square()

@@ -1,4 +1,4 @@
-"""Probes whose solution is known or computed elsewhere."""
+"""Probes for solutions computed elsewhere, and with relative ridge strengths."""
 
 import numpy as np
 import torch

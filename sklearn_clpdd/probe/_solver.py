@@ -1,4 +1,4 @@
-"""From training rows, or their sufficient statistics, to coefficients, a ridge strength and a temperature."""
+"""Compute coefficients, ridge strength and temperature from training rows or sufficient statistics."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What `partial_fit` keeps of the samples that it has seen, and `merge` adds up."""
+"""State of `partial_fit`, which `merge` combines."""
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ class Stream:
     sample_size : int
         Rows of the uniform sample, at most.
     kernel : str
-        Kernel that the samples are for: with ``"cosine"`` the statistics are those of unit rows.
+        Kernel of the probe; with ``"cosine"``, rows are normalised first.
     device : torch.device
     """
 

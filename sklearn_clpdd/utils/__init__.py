@@ -1,1 +1,17 @@
-"""What the other packages share: ridge regression, devices, fingerprints, pictures, and the private parts of other libraries."""
+"""What the other packages share.
+
+======================= ===========================================================
+file                    what it holds
+======================= ===========================================================
+``_ridge.py``           ridge regression in closed form, differentiable
+``_arrays.py``          large, read-only and memory-mapped arrays
+``_device.py``          devices, free memory, modes of torch
+``_heap.py``            glibc's allocator during long computations
+``_fingerprint.py``     digests of parameters, networks and tensors
+``_pictures.py``        synthetic images as PNG files, in a grid, in HTML
+``_transformer.py``     a transformer that checks its output container early
+``_warnings.py``        warnings that point to the user's own line
+``_sklearn_compat.py``  private parts of scikit-learn
+``_torch_compat.py``    private parts of torch and timm
+======================= ===========================================================
+"""

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# Numbers that are converted to float64 at once.
+# Elements that are converted to float64 at once.
 _CHUNK = 2**20
 
 
@@ -30,6 +30,6 @@ def standardize(X: np.ndarray, center: np.ndarray | np.generic, scale: np.generi
     return result
 
 
-def evenly_spaced(n: int, most: int) -> np.ndarray:
-    """At most ``most`` of the positions 0 to ``n - 1``, evenly spaced."""
-    return np.unique(np.linspace(0, n - 1, min(n, most)).astype(int))
+def evenly_spaced(n: int, max_n: int) -> np.ndarray:
+    """At most ``max_n`` of the positions 0 to ``n - 1``, evenly spaced."""
+    return np.unique(np.linspace(0, n - 1, min(n, max_n)).astype(int))

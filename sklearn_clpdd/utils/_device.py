@@ -1,4 +1,4 @@
-"""Devices: which one is meant, how much memory it has left, and the modes that torch is in."""
+"""Device names, available memory, and torch's modes."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,11 +36,11 @@ def resolve_device(device) -> torch.device:
     return resolved
 
 
-def graph_memory(device: torch.device) -> tuple[int, int]:
-    """Bytes that the autograd graph of one chunk of views may use, and those of all chunks that are kept.
+def graph_memory_limits(device: torch.device) -> tuple[int, int]:
+    """Memory limits in bytes: for the autograd graph of one chunk of views, and for all graphs that are kept.
 
-    On CPUs the chunks need not be large, because from about twenty views on their speed is the same. The limits do not depend on
-    what else is running.
+    On CPUs small chunks suffice: throughput stops growing at about twenty views. The limits do not depend on what else is
+    running.
     """
     if device.type == "cuda":
         quarter = torch.cuda.get_device_properties(device).total_memory // 4

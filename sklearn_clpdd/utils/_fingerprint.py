@@ -1,77 +1,103 @@
-"""Fingerprints, by which parameters and networks are recognised in another process."""
+"""Fingerprints that identify parameters and networks across processes."""
 
 import hashlib
 import io
 import re
 from collections.abc import Iterable
 from numbers import Real
-from types import CodeType
+from threading import Lock, RLock
+from types import CodeType, ModuleType
 from typing import Any
 
 import cloudpickle
-from torch import Tensor, nn, uint8
+import numpy as np
+from torch import Generator, Tensor, nn, uint8
 
-# Attributes that Python adds to a class, which say nothing about its behaviour.
-_CLASS_INTERNALS = {"__dict__", "__weakref__", "__module__", "__doc__", "__firstlineno__", "__static_attributes__"}
+# Attributes that Python adds to a class, and that do not affect its behaviour.
+_CLASS_INTERNALS = {"__dict__", "__weakref__", "__module__", "__doc__", "__firstlineno__", "__static_attributes__", "_abc_impl"}
 
+# Objects whose state says nothing about what a function computes.
+_OPAQUE = (type(Lock()), type(RLock()), io.IOBase, Generator, np.random.Generator, np.random.RandomState)
 _MODULE_NAMES = {"__package__", "__name__", "__path__", "__file__"}
 
 
 def fingerprint(value: Any) -> str:
-    """Describe a parameter such that equal ones have equal descriptions, in other processes too.
+    """Return a description that is the same for equal parameters, in every process.
 
-    An object may have a string attribute ``fingerprint``, which is then used together with its type, and estimators are described
-    by their parameters. Other functions and objects are described by what cloudpickle would store of them: their content if they
-    are defined in a script, a notebook or another function, or the name under which they are imported from a module.
+    An object may have a string attribute ``fingerprint``, which is then used together with its type. Estimators are described
+    by their parameters. Other functions and objects are described by what cloudpickle would store of them: their content if
+    they are defined in a script, a notebook or another function, or the name under which they are imported from a module.
+    Different objects may share a description: code in importable modules is not inspected, and large arrays are abbreviated.
+
+    Raises
+    ------
+    ValueError
+        If an object can be neither described nor pickled.
     """
     if isinstance(value, Real):
         return repr(float(value))
     if isinstance(value, dict):
-        return repr(sorted((fingerprint(key), fingerprint(own)) for key, own in value.items()))
+        return repr(sorted((fingerprint(key), fingerprint(item)) for key, item in value.items()))
     if isinstance(value, type):
         name = f"{value.__module__}.{value.__qualname__}"
         return f"{name} {content_digest(value)}" if _is_defined_locally(value) else name
     given = getattr(value, "fingerprint", None)
     if isinstance(given, str):
-        return f"{fingerprint(type(value))} {given}"
+        return f"{type(value).__module__}.{type(value).__qualname__} {given}"
     if hasattr(value, "get_params"):
-        parameters = [f"{name}={fingerprint(own)}" for name, own in sorted(value.get_params(deep=False).items())]
+        parameters = [f"{name}={fingerprint(item)}" for name, item in sorted(value.get_params(deep=False).items())]
         return f"{fingerprint(type(value)).rpartition('.')[2]}({', '.join(parameters)})"
-    text = re.sub(r" at 0x[0-9a-f]+", "", repr(value))
-    if text == repr(value):
-        return text
-    try:
-        return f"{text} {content_digest(value)}"
-    except Exception:  # objects can fail to be pickled in many ways
-        return text
+    text = description(value)
+    return text if text == repr(value) else f"{text} {content_digest(value)}"
+
+
+def description(value: Any) -> str:
+    """``repr`` of an object without its address."""
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
 
 
 def content_digest(value: Any) -> str:
     """SHA-256 of the content of an object: code, attributes, and the values of its tensors."""
     file = io.BytesIO()
-    _ContentPickler(file).dump(value)
+    try:
+        _ContentPickler(file).dump(value)
+    except Exception as error:  # objects can fail to be pickled in many ways
+        raise ValueError(
+            f"{description(value)} cannot be recognised in another process ({type(error).__name__}: {error}). Give it a string "
+            "attribute `fingerprint`, and another string whenever it changes"
+        ) from error
     return hashlib.sha256(file.getvalue()).hexdigest()
 
 
 class _ContentPickler(cloudpickle.Pickler):
-    """cloudpickle, without what differs between processes: file names, line numbers, the order of sets, storage addresses."""
+    """A cloudpickle pickler that omits what differs between processes, or changes with use.
+
+    This concerns file names and line numbers, the order of sets, addresses, whether equal strings are identical, imported
+    submodules, and the state of iterators, generators of random numbers, files and locks.
+    """
 
     def __init__(self, file):
         super().__init__(file)
         self._classes: set[type] = set()
 
     def persistent_id(self, obj):
-        """What stands for an object in the pickle; ``None`` where cloudpickle's own form does not depend on the process."""
+        """Value that replaces an object in the pickle; ``None`` leaves it to cloudpickle."""
+        kind = type(obj)
+        if kind in (str, bytes):  # as a number: pickle stores identical strings only once, and equal ones twice
+            content = obj.encode("utf-8", "surrogatepass") if kind is str else obj
+            return int.from_bytes(hashlib.sha256(kind.__name__.encode() + content).digest(), "big")
         if isinstance(obj, CodeType):
             return "code", obj.co_code, obj.co_names, obj.co_consts, obj.co_freevars
         if isinstance(obj, Tensor):
             return "tensor", tensor_digest([("", obj.to_dense())])
-        if type(obj) is dict and "__name__" in obj and obj.keys() <= _MODULE_NAMES:  # cloudpickle's record of where a function is
+        if kind is dict and "__name__" in obj and obj.keys() <= _MODULE_NAMES:  # cloudpickle's record of a function's module
             return "module", obj["__name__"]
-        if hasattr(type(obj), "__next__"):  # iterators, such as counters, change while they are used
-            return "iterator", type(obj).__qualname__
+        if kind is list and obj and all(isinstance(item, ModuleType) for item in obj):  # submodules, as far as imported
+            return "modules"
+        if isinstance(obj, _OPAQUE) or hasattr(kind, "__next__"):
+            return "opaque", kind.__qualname__
         if isinstance(obj, set | frozenset):
-            return "set", sorted(content_digest(one) for one in obj)
+            return "set", sorted(content_digest(item) for item in obj)
         if isinstance(obj, type) and _is_defined_locally(obj):
             if obj in self._classes:  # its methods may refer to it
                 return "class", obj.__qualname__

@@ -1,4 +1,4 @@
-"""How the C library's allocator treats the memory of tensors on a CPU."""
+"""Settings of glibc's allocator for tensors on CPUs."""
 
 import ctypes
 import os
@@ -19,12 +19,12 @@ _n_inside = 0
 
 @contextmanager
 def reuse_freed_memory() -> Iterator[None]:
-    """Inside, the process keeps freed memory and reuses it; at the end, the memory is returned to the system.
+    """Keep freed memory in the process for reuse, and return it to the system at the end.
 
-    By default glibc maps every large tensor anew, and Linux clears its pages one by one when they are first touched, which takes
-    a good part of the time of an encoder's gradients: ``benchmarks/step.py encoder``. ``GLIBC_TUNABLES`` has the same effect on
-    a whole process. The setting holds for the process as long as any thread is inside. Does nothing without glibc, or if the
-    environment already tunes the allocator.
+    By default glibc maps every large tensor anew, and Linux clears its pages one by one when they are first touched, which
+    takes a good part of the time of an encoder's gradients: ``benchmarks/step.py encoder``. ``GLIBC_TUNABLES`` has the same
+    effect for the life of a process (``benchmarks/step.py heap``). The setting affects the whole process while any thread is
+    inside the context. Does nothing without glibc, or if the environment already tunes the allocator.
     """
     libc = _glibc()
     if libc is None:

@@ -11,7 +11,7 @@ from PIL import Image
 from ._arrays import evenly_spaced
 
 # Side in pixels of an image in a notebook, and how many are shown at most.
-_HTML_SIDE, _HTML_MOST = 96, 20
+_HTML_SIDE, _MAX_IN_HTML = 96, 20
 
 
 def to_8_bit(images: np.ndarray) -> np.ndarray:
@@ -42,16 +42,16 @@ def mosaic(images: np.ndarray, n_columns: int, gap: int = 2) -> np.ndarray:
     return whole
 
 
-def to_data_urls(images: np.ndarray, labels: np.ndarray, most: int) -> list[tuple[str, str]]:
-    """Labels of at most ``most`` images in [0, 1], and their PNG files as data URLs."""
-    rows = evenly_spaced(len(images), most)
+def to_data_urls(images: np.ndarray, labels: np.ndarray, max_n: int) -> list[tuple[str, str]]:
+    """Labels of at most ``max_n`` images in [0, 1], and their PNG files as data URLs."""
+    rows = evenly_spaced(len(images), max_n)
     files = (base64.b64encode(to_png(image)).decode() for image in to_8_bit(images[rows]))
     return [(str(labels[row]), f"data:image/png;base64,{file}") for row, file in zip(rows, files, strict=True)]
 
 
 def to_html(images: np.ndarray, labels: np.ndarray) -> str:
     """Some of the images in [0, 1] as HTML, for notebooks."""
-    shown = to_data_urls(images, labels, _HTML_MOST)
+    shown = to_data_urls(images, labels, _MAX_IN_HTML)
     figures = (
         '<figure style="margin:0;text-align:center;font-size:small">'
         f'<img src="{source}" alt="synthetic image of class {name}" style="width:{_HTML_SIDE}px;display:block">'

@@ -77,7 +77,7 @@ def ridge(Z: Tensor, Y: Tensor, penalty: Tensor | float, *, solver: str = "auto"
 def relative_penalty(Z: Tensor, alpha: float) -> Tensor:
     """``λ̃ = λ · tr(ZZᵀ)/n``, so that λ means the same for features of every scale; positive even if all features are zero.
 
-    They can be: the pyramid starts from constant images, on which all units of a network can be inactive.
+    This happens at the start of the pyramid: its images are constant, and all units of a network may be inactive on them.
     """
     return (alpha * Z.square().sum() / len(Z)).clamp_min(torch.finfo(torch.float64).eps)
 

@@ -1,17 +1,19 @@
-"""Everything that is private in scikit-learn and used here, with its public replacement where there is one.
+"""The private parts of scikit-learn that are used here, and their public replacements, if any.
 
-``tests/test_compat.py`` checks each of these, and says which version of scikit-learn broke it.
+``tests/test_compat.py`` checks them; a failure names the version of scikit-learn that broke them.
 
 ================================== ===========================================================================
 private name                       public replacement
 ================================== ===========================================================================
-``_param_validation``              none; :func:`sklearn.utils.check_scalar` covers single numbers
+``_param_validation``, with
+``BaseEstimator._validate_params`` none; :func:`sklearn.utils.check_scalar` covers single numbers
 ``_check_sample_weight``           none; :func:`~sklearn.utils.validation.check_array` lacks the defaults
 ``_check_partial_fit_first_call``  none
 ``_safe_indexing``                 none, but scikit-learn documents it for other libraries
 ``RequestMethod``                  none; ``set_<method>_request`` is only generated for scikit-learn's methods
 ``check_matplotlib_support``       none
-``_get_output_config``             none; ``ADAPTERS_MANAGER`` lists the containers that it may name
+``_get_output_config``, with
+``_sklearn_output_config``         none; ``ADAPTERS_MANAGER`` lists the containers that it may name
 ``_repr_html_inner``               none; ``_repr_mimebundle_`` is IPython's own protocol
 ``CallbackSupportMixin`` and hooks public since scikit-learn 1.9, still experimental
 ================================== ===========================================================================
@@ -33,7 +35,7 @@ try:  # scikit-learn 1.9 and later
 except ImportError:
 
     class CallbackSupportMixin:  # type: ignore[no-redef]
-        """scikit-learn has no callbacks."""
+        """Placeholder: scikit-learn before 1.9 has no callbacks."""
 
     def with_callbacks(method):
         """Return the method as it is."""
@@ -60,7 +62,7 @@ __all__ = [
 
 
 def check_output_container(estimator) -> None:
-    """Raise if the container that ``set_output`` or ``set_config`` asks for is unknown, or its library is not installed."""
+    """Raise if the container selected by `set_output` or `set_config` is unknown, or its library is not installed."""
     name = _get_output_config("transform", estimator)["dense"]
     adapter = ADAPTERS_MANAGER.adapters.get(name)
     if adapter is not None and find_spec(adapter.container_lib) is None:
@@ -82,13 +84,13 @@ class HtmlAppendixMixin:
 
 
 def start_callbacks(estimator, n_steps: int, X, y) -> None:
-    """Tell scikit-learn's callbacks that `fit` begins."""
+    """Notify scikit-learn's callbacks of the beginning of `fit`."""
     if hasattr(estimator, "_init_callback_context"):
         estimator._init_callback_context(max_subtasks=n_steps).call_on_fit_task_begin(estimator=estimator, X=X, y=y)
 
 
 def call_step_callbacks(estimator, X, y, fitted_attributes) -> bool:
-    """Tell scikit-learn's callbacks of a step; whether one of them asks to stop.
+    """Notify scikit-learn's callbacks of a step, and return whether one requests a stop.
 
     Parameters
     ----------
@@ -108,6 +110,6 @@ def call_step_callbacks(estimator, X, y, fitted_attributes) -> bool:
 
 
 def finish_callbacks(estimator, X, y) -> None:
-    """Tell scikit-learn's callbacks that `fit` has ended."""
+    """Notify scikit-learn's callbacks of the end of `fit`."""
     if hasattr(estimator, "_callback_fit_ctx"):
         estimator._callback_fit_ctx.call_on_fit_task_end(estimator=estimator, X=X, y=y)

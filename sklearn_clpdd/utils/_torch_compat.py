@@ -1,6 +1,6 @@
-"""Everything that is private in torch and timm and used here, with its public replacement where there is one.
+"""The private parts of torch and timm that are used here, and their public replacements, if any.
 
-``tests/test_compat.py`` checks each of these, and says which version broke it.
+``tests/test_compat.py`` checks them; a failure names the version that broke them.
 
 =============================== ==============================================================================
 private name                    public replacement
@@ -25,15 +25,15 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 __all__ = [
     "checkpoint_filter",
     "clamp_backward",
-    "fixed_input_size",
     "fuse_conv_bn_weights",
+    "has_fixed_input_size",
     "is_conv2d_same",
     "pretrained_config",
 ]
 
 
 def clamp_backward(dy: Tensor, y: Tensor, low: float, high: float) -> Tensor:
-    """Gradient of ``y = x.clamp(low, high)`` in ``x``, from ``y``; with ``high`` infinite it is 1 at infinity."""
+    """Gradient of ``y = x.clamp(low, high)`` with respect to ``x``, from ``y``; with ``high`` infinite it is 1 at infinity."""
     if high == float("inf"):
         return torch.ops.aten.threshold_backward(dy, y, low)
     return torch.ops.aten.hardtanh_backward(dy, y, low, high)
@@ -54,7 +54,7 @@ def pretrained_config(module: nn.Module) -> dict[str, Any]:
     return getattr(module, "pretrained_cfg", None) or {}
 
 
-def fixed_input_size(architecture: str) -> bool:
+def has_fixed_input_size(architecture: str) -> bool:
     """Whether timm has to be told the image size when it builds a model."""
     import timm
 

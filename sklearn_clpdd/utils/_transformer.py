@@ -1,12 +1,15 @@
-"""A transformer that refuses an output container that is not available before it starts to work."""
+"""A transformer that rejects an unavailable output container early."""
 
 from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
 
 from ._sklearn_compat import check_output_container
 
 
-class EarlyCheckedTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
-    """scikit-learn's transformer, whose output container is checked when it is asked for and before each `transform`."""
+class OutputCheckedTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
+    """scikit-learn's transformer, whose output container is checked when it is set.
+
+    A container may also be set by `set_config`; `transform` of a subclass therefore calls `check_output_container` first.
+    """
 
     def set_output(self, *, transform=None):
         """Set the container of the output of `transform`.
