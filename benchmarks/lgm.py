@@ -1,12 +1,12 @@
-"""LGM as its published code makes a step, in plain torch, beside ours: gradients, seconds, memory, and what it reaches.
+"""LGM's published steps in plain torch beside this library's: gradients, seconds, memory, and accuracy.
 
     python benchmarks/lgm.py [SECTION ...] [--data DIR] [--views 3] [--steps 5000] [--output benchmarks/results]
 
-``gradient``: our closed form against second-order autodiff. ``step``: seconds of a step. ``memory``: peak above the loaded
-encoder of 100 views of 224 px, each figure in a process of its own. ``published``: the published recipe (arXiv 2511.16674
-and its code, commit 1d84ffd) run to its end on DIR/train, evaluated on DIR/val as in ``table.py``: random views, with noise, of
-random real images pass the encoder in each step, as many as there are of synthetic ones; the head's gradient is differentiated
-again; timm's network as it is, in float32; one level of the pyramid after the other, each with a fresh Adam. DIR is
+``gradient``: our closed form compared with second-order autodiff. ``step``: seconds per step. ``memory``: peak memory above the
+loaded encoder for 100 views of 224 px, each figure in its own process. ``published``: the published recipe (arXiv 2511.16674 and
+its code, commit 1d84ffd), trained on DIR/train and evaluated on DIR/val as in ``table.py``: each step encodes random views, with
+noise, of random real images, as many as of the synthetic ones; the gradient of the head is differentiated again; timm's network
+is unchanged, in float32; levels of the pyramid are added one by one, each with a new Adam. DIR is
 ``$SKLEARN_CLPDD_DATA/imagenette`` by default.
 """
 
@@ -27,9 +27,10 @@ from measure import forget_peak, machine, most, resident, table, warm
 from tqdm import trange
 
 from sklearn_clpdd import DSA, CLPDistiller, FrozenEncoder
-from sklearn_clpdd.baselines import LGM_PUBLISHED, LGMDistiller
+from sklearn_clpdd.baselines import LGMDistiller
 from sklearn_clpdd.baselines._matching import GradientMatching
 from sklearn_clpdd.datasets import load_image_folder
+from sklearn_clpdd.distill._augmentations import LGM_DISTILLATION_VIEWS, LGM_PROBE_VIEWS
 from sklearn_clpdd.distill._parametrizations import _COLOR
 from sklearn_clpdd.encoder._backbone import Preprocessing
 from sklearn_clpdd.encoder._images import as_images
@@ -41,7 +42,7 @@ MODEL = "tf_efficientnet_lite0"
 
 
 def autodiff_loss(Z, r, R, real_r, head):
-    """The published loss: cosine distance of a linear head's gradients, that of ``Z`` to be differentiated again."""
+    """The published loss: the cosine distance of the gradients of a linear head, differentiable in ``Z``."""
     parameters = list(head.parameters())
     theirs = torch.autograd.grad(F.cross_entropy(head(R), real_r), parameters)
     ours = torch.autograd.grad(F.cross_entropy(head(Z), r), parameters, create_graph=True)
@@ -50,20 +51,42 @@ def autodiff_loss(Z, r, R, real_r, head):
 
 
 class PublishedRecipe:
-    """Synthetic images and what changes them, as the published code has it."""
+    """Synthetic images, and their optimisation as in the published code.
 
-    def __init__(self, images, y, n_classes, views, size, every=200, rate=2e-3, seed=0, cached=False):
+    ``module`` and ``preprocessing`` are those of timm's network, by default EfficientNet-Lite0's; ``precision`` is that of
+    autocast, on ``device``.
+    """
+
+    def __init__(
+        self,
+        images,
+        y,
+        n_classes,
+        views,
+        size,
+        *,
+        every=200,
+        rate=2e-3,
+        seed=0,
+        cached=False,
+        module=None,
+        preprocessing=None,
+        device="cpu",
+        precision=None,
+    ):
         self.random = torch.Generator().manual_seed(seed)
-        self.module = _create(BACKBONES[MODEL], "auto", None).eval().requires_grad_(False)
-        self.preprocessing = FrozenEncoder(image_size=size).load().preprocessing
-        self.images, self.y, self.views, self.every, self.rate = images, y, views, every, rate
-        self.side, self.r = images.shape[-1], torch.arange(n_classes)
+        self.device, self.precision = torch.device(device), precision
+        module = _create(BACKBONES[MODEL], "auto", None) if module is None else module
+        self.module = module.eval().requires_grad_(False).to(device)
+        self.preprocessing = preprocessing or FrozenEncoder(image_size=size, device="cpu").load().preprocessing
+        self.images, self.y, self.views, self.every, self.rate = images, y.to(device), views, every, rate
+        self.side, self.r = images.shape[-1], torch.arange(n_classes, device=device)
         self.pyramid = [self.noise(1)]
-        self.adam, self.n_steps, self.augmentation = self.fresh_adam(), 0, LGM_PUBLISHED["augmentation"]
+        self.adam, self.n_steps, self.noisy = self.fresh_adam(), 0, LGM_DISTILLATION_VIEWS
         self.cached = self.encode(self.cropped(images[: views * n_classes])) if cached else None
 
     def noise(self, side):
-        return torch.randn(len(self.r), 3, side, side, generator=self.random)
+        return torch.randn(len(self.r), 3, side, side, generator=self.random).to(self.device)
 
     def fresh_adam(self):
         for level in self.pyramid:
@@ -78,31 +101,36 @@ class PublishedRecipe:
 
     def decode(self):
         total = sum(F.interpolate(level, self.side, mode="bilinear") for level in self.pyramid)
-        return torch.sigmoid(2 * torch.einsum("ij,njhw->nihw", _COLOR, total))
+        return torch.sigmoid(2 * torch.einsum("ij,njhw->nihw", _COLOR.to(total), total))
 
     def cropped(self, images):
         """Real images, of which the loader takes a random crop of the encoder's size."""
         size = self.preprocessing.image_size
-        corners = torch.randint(self.side - size + 1, (len(images), 2), generator=self.random).tolist()
-        crops = [image[:, y : y + size, x : x + size] for image, (y, x) in zip(images, corners, strict=True)]
-        return torch.stack(crops).float() / 255
+        corners = torch.randint(self.side - size + 1, (2, len(images), 1), generator=self.random) + torch.arange(size)
+        y, x = corners.to(images.device)
+        n, channels = (torch.arange(k, device=images.device) for k in images.shape[:2])
+        crops = images[n[:, None, None, None], channels[:, None, None], y[:, None, :, None], x[:, None, None, :]]
+        return crops.to(self.device).float() / 255
 
     def encode(self, images):
-        views = self.augmentation(images, self.augmentation.draw(len(images), self.random), self.preprocessing)
-        mean, std = (torch.tensor(values)[:, None, None] for values in (self.preprocessing.mean, self.preprocessing.std))
-        return self.module((views - mean) / std)
+        views = LGM_PROBE_VIEWS(images, LGM_PROBE_VIEWS.draw(len(images), self.random), self.preprocessing)
+        noisy = torch.rand(len(views), 1, 1, 1, device=views.device) < self.noisy.noise_probability
+        views = views + noisy * (self.noisy.noise_mean + self.noisy.noise * torch.randn_like(views))
+        mean, std = (views.new_tensor(values)[:, None, None] for values in (self.preprocessing.mean, self.preprocessing.std))
+        with torch.autocast(self.device.type, self.precision, enabled=self.precision is not None):
+            return self.module((views - mean) / std).float()
 
     def step(self):
         if self.n_steps and self.n_steps % self.every == 0:
             self.extend()
-        head = torch.nn.Linear(self.module.num_features, len(self.r))
+        head = torch.nn.Linear(self.module.num_features, len(self.r), device=self.device)
         with torch.no_grad():
             head.weight.copy_(0.01 * torch.randn(head.weight.shape, generator=self.random))
             head.bias.zero_()
             rows = torch.randint(len(self.images), (self.views * len(self.r),), generator=self.random)
             R = self.encode(self.cropped(self.images[rows])) if self.cached is None else self.cached
         Z = self.encode(self.decode().repeat(self.views, 1, 1, 1))
-        loss = autodiff_loss(Z, self.r.repeat(self.views), R, self.y[rows], head)
+        loss = autodiff_loss(Z, self.r.repeat(self.views), R, self.y[rows.to(self.device)], head)
         self.adam.zero_grad()
         loss.backward()
         self.adam.step()
@@ -125,7 +153,7 @@ def recipe(views, size, n_classes=10, **parameters):
 
 
 def gradient(arguments):
-    """Largest difference, relative to the largest number, of the loss's gradient in the features."""
+    """Largest difference of the gradient of the loss in the features, relative to its largest entry."""
     random = torch.Generator().manual_seed(0)
     rows = []
     for dtype, n_classes, mk, d, B in (
@@ -179,7 +207,7 @@ def seconds_of(work):
 
 
 def ours(kind, views, size, n_steps, n_real=4096):
-    """Seconds of the steps of a fit on random images, the first two left out."""
+    """Seconds per step of a fit on random images, without the first two."""
     images = some_images(20, FrozenEncoder(image_size=size).load().preprocessing.resized)
     rows = np.arange(max(20, n_real)) % 20
     encoder = FrozenEncoder(image_size=size, memory=None)
@@ -189,13 +217,13 @@ def ours(kind, views, size, n_steps, n_real=4096):
         "validation_fraction": None,
         "random_state": 0,
     }
-    # All levels of the pyramid take part.
+    # All levels of the pyramid are used from the start.
     fitted = kind(encoder, init="real", **parameters).fit(images[rows], rows % 10)
     return np.diff([record["seconds"] for record in fitted.history_])[1:]
 
 
 def step(arguments):
-    """In turn, so that the machine's moods meet all."""
+    """The methods take turns, so that changes in the speed of the machine affect all of them."""
     size = arguments.size
     rows = []
     for views in (arguments.views, 10):
@@ -257,7 +285,9 @@ def published(arguments):
     images = torch.cat([(255 * source.read(rows, whole, -1)).round().to(torch.uint8) for rows in blocks])
     classes, codes = np.unique(y, return_inverse=True)
     every = max(1, arguments.steps // 25)
-    plain = PublishedRecipe(images, torch.from_numpy(codes), len(classes), arguments.views, arguments.size, every, arguments.rate)
+    plain = PublishedRecipe(
+        images, torch.from_numpy(codes), len(classes), arguments.views, arguments.size, every=every, rate=arguments.rate
+    )
     begin = time.perf_counter()
     for _ in trange(arguments.steps, mininterval=10):
         plain.step()

@@ -1,12 +1,12 @@
-"""What a step of distillation costs beside the encoder's own work, in time and in memory.
+"""Time and memory of a distillation step compared with those of the encoder alone.
 
     python benchmarks/step.py [SECTION ...] [--output DIR]
 
-``encoder``: what is done to the encoder before a step, one thing after the other. ``heap``: what a fit gains by glibc
-keeping freed memory. ``parts``: one step beside a forward pass and an input gradient of the encoder over as many views, both
-in this run, and the share of each part measured alone. ``memory``: peak above the loaded encoder, each figure in a process
-of its own. ``growth``: how both grow with what is asked for, and a plot of it. ``objective``: the outer loss over features
-of the size of ImageNet-1K's, from a float16 file. Images and features are random.
+``encoder``: the optimisations of the encoder, added one by one. ``heap``: the effect of glibc keeping freed memory during a
+fit. ``parts``: a step compared with a forward pass and an input gradient of the encoder over the same number of views, in the
+same run, and the share of each part, measured alone. ``memory``: peak memory above the loaded encoder, each figure in its own
+process. ``growth``: how time and memory grow with the parameters, with a plot. ``objective``: the outer loss over features of
+the size of ImageNet-1K's, from a float16 file. Images and features are random.
 """
 
 import argparse
@@ -48,7 +48,7 @@ ROUNDS = 7
 
 
 def seconds(work, rounds=ROUNDS):
-    """Median time of a few calls, after one that does not count."""
+    """Median seconds of a few calls, after a warm-up call."""
     work()
     times = []
     for _ in range(rounds):
@@ -70,40 +70,44 @@ class Case:
         batch: int = 4096,
         real: int | None = None,
         images_per_class: int = 1,
+        encoder: FrozenEncoder | None = None,
+        unaugmented: bool = True,
     ):
-        encoder = FrozenEncoder(image_size=size, device="cpu")
+        encoder = encoder or FrozenEncoder(image_size=size, device="cpu")
         self.extractor = encoder.load()
+        device = self.extractor.device
         self.classes, self.views, self.size = classes, views, size
-        self.n_random = views - 1  # and the whole image
+        self.n_random = views - unaugmented
+        self.weight = 0.5 if unaugmented else 0.0
         m = classes * images_per_class
         self.total = m * views
         self.plan = ImageAdapter(as_images(np.zeros((1, size, size), np.uint8)), [encoder], None).chunk_plan(self.total, chunk)
         self.chunks, self.kept = self.plan.chunks(m, views)
         side = self.extractor.preprocessing.resized
         generators = [torch.Generator().manual_seed(i) for i in range(4)]
-        self.parametrization = Pyramid((m, 3, side, side), generators[0])
+        self.parametrization = Pyramid((m, 3, side, side), generators[0], device=device)
         self.parametrization.grow(1.0)
-        self.y = torch.arange(classes).repeat_interleave(images_per_class)
+        self.y = torch.arange(classes, device=device).repeat_interleave(images_per_class)
         targets = F.one_hot(self.y, classes).float()
         self.state = State(self.parametrization, targets, {"views": generators[1], "batches": generators[2]})
         n = real or max(2 * batch, 4 * classes)
         R = torch.randn(n, self.extractor.n_features, generator=generators[3])
-        R /= R.norm(dim=1, keepdim=True)  # in place: the memory is measured
+        R /= R.norm(dim=1, keepdim=True)  # in place, since the memory is measured
         real = RealFeatures(R.numpy(), np.arange(n) % classes, np.arange(n))
-        self.real = BatchSampler(real, batch, CPU, torch.float32)
+        self.real = BatchSampler(real, batch, device, torch.float32)
         self.objective = CrossEntropy(1.0, 0.1)
         self.whole_objective = WithNeighbors(self.objective, self.y, 0.05)
         self.draws = DSA().draw(self.total, generators[1])
-        self.pixels = torch.rand(max(len(range(*rows.indices(self.total))) for rows in self.chunks), 3, size, size)
+        self.pixels = torch.rand(max(len(range(*rows.indices(self.total))) for rows in self.chunks), 3, size, size, device=device)
 
     def steps(self):
-        """The library's own loop."""
+        """The optimisation loop of the library."""
         return optimize(
             self.state,
             self.real,
             encode=self.extractor,
             preprocess=self.extractor.preprocessing,
-            views=ViewPlan(DSA(), self.n_random, 0.5),
+            views=ViewPlan(DSA(), self.n_random, self.weight),
             objective=self.objective,
             unaugmented_objective=self.whole_objective,
             learning_rate=LinearSchedule().rate,
@@ -113,18 +117,18 @@ class Case:
 
     @property
     def twice(self):
-        """Share of the views that pass twice."""
+        """Fraction of the views that pass twice."""
         return sum(rows.stop - rows.start for rows in self.chunks[: -self.kept]) / self.total
 
-    # The parts, each over all chunks as a step has them.
+    # The parts, each over the chunks of a step.
 
     def encoder(self):
-        """The floor."""
+        """The encoder alone, which is the lower bound."""
         for rows in self.chunks:
             gradient(self.extractor, self.pixels[: rows.stop - rows.start])
 
     def images(self):
-        """θ to images, and back."""
+        """θ to images, and the gradient."""
         for rows in self.chunks:
             samples = slice(rows.start // self.views, -(-rows.stop // self.views))
             theta = [level.detach()[samples].requires_grad_() for level in self.parametrization.parameters]
@@ -132,7 +136,7 @@ class Case:
             torch.autograd.grad(decoded, theta, torch.ones_like(decoded))
 
     def views_of_images(self):
-        """Images to views, and back."""
+        """Images to views, and the gradient."""
         decoded = torch.rand(1, *self.parametrization.shape[1:])
         for rows in self.chunks:
             n = -(-rows.stop // self.views) - rows.start // self.views
@@ -142,7 +146,7 @@ class Case:
             torch.autograd.grad(views, samples, torch.ones_like(views))
 
     def outer_loss(self):
-        """A batch of real features; the probe; the loss and its gradient in the features of the views."""
+        """A batch of real features, the probe, the loss, and its gradient in the features of the views."""
         Z = F.normalize(torch.randn(self.total, self.extractor.n_features), dim=1).requires_grad_()
         Y, real = self.state.targets, self.real.sample(self.state.random["batches"])
         n = len(Y) * self.n_random
@@ -169,10 +173,10 @@ def encoder(output):
         preprocessing = FrozenEncoder(image_size=size, device="cpu").load().preprocessing
         stage = {name: FeatureExtractor(Backbone(module, preprocessing, 1280, CPU)) for name, module in stages.items()}
         pixels = torch.rand(n, 3, size, size)
-        for _ in range(ROUNDS + 1):  # in turn; the first does not count
+        for _ in range(ROUNDS + 1):  # taking turns, after a warm-up
             for name, extractor in stage.items():
                 with reuse_freed_memory() if name == list(stages)[-1] else nullcontext():
-                    gradient(extractor, pixels)  # memory that is to stay has to be there
+                    gradient(extractor, pixels)  # allocates the memory that is to be reused
                     times.setdefault((name, size), []).append(seconds_of(partial(gradient, extractor, pixels)))
     first = next(iter(stages))
     for name in stages:
@@ -186,7 +190,7 @@ def encoder(output):
 
 
 def gradient(extractor, pixels):
-    """Forward and input gradient, with the normalisation of the features."""
+    """Forward pass and input gradient, including the normalisation of the features."""
     views = pixels.clone().requires_grad_()
     Z = extractor(views)
     torch.autograd.grad(Z, views, Z.detach())
@@ -208,7 +212,7 @@ def parts(output):
         steps = case.steps()
         rounds = 3 if case.total * size**2 > 1e7 else ROUNDS
         with reuse_freed_memory():  # as in `fit`
-            # In turn, so that the machine's moods meet both.
+            # Taking turns, so that changes in the speed of the machine affect both.
             for _ in range(2):
                 case.encoder(), next(steps)
             floor, step = [], []
@@ -247,7 +251,7 @@ def seconds_of(work):
 
 
 def alone(rounds=3, **case):
-    """Peak memory above the loaded encoder and median time of a few steps, in a process of its own: MB, seconds, and of what."""
+    """Peak memory above the loaded encoder in MB, median seconds of a few steps, and sizes, from a new process."""
     script = (
         "import json, statistics, sys; sys.path.insert(0, sys.argv[1]); import measure, step\n"
         "case, rounds = json.loads(sys.argv[2]), int(sys.argv[3])\n"
@@ -312,7 +316,7 @@ def growth(output):
         plot(seen, output / "step-growth.png")
 
 
-# Documented by glibc; with them the library leaves the allocator alone.
+# Documented by glibc; if they are set, the library does not change the allocator.
 TUNABLES = "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=2147483647"
 HEAP_RUN = """
 import sys
@@ -332,7 +336,7 @@ print((seconds[-1] - seconds[1]) / 20)
 
 
 def heap(output):
-    """Each run in a process of its own, in turn."""
+    """Each run has its own process; the settings take turns."""
     ways = {
         "glibc's defaults": ("never", ""),
         "memory reused during `fit`, as it is": ("always", ""),

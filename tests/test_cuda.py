@@ -1,31 +1,132 @@
 """The same estimators on a GPU: close to the CPU's results, and nothing of the GPU in what is fitted."""
 
+import os
 import pickle
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from sklearn.base import clone
 
-from sklearn_clpdd import ClosedFormProbe, CLPDistiller, FrozenEncoder
+from sklearn_clpdd import DSA, ClosedFormProbe, CLPDistiller, FrozenEncoder
+from sklearn_clpdd.baselines import ClassCentroids, DMDistiller, LGMDistiller, RandomSubset
+from sklearn_clpdd.evaluation import closed_form_probe_scores, compare_with_real, probe_scores, sgd_probe_scores
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA device")
 
+DISTILLERS = {
+    "default": CLPDistiller(),
+    "chunks pass twice": CLPDistiller(encoder_batch_size=2),
+    "noise, mse": CLPDistiller(init="noise", objective="mse"),
+    "learned targets": CLPDistiller(learn_targets=True),
+    "noisy views": CLPDistiller(augmentation=DSA(noise=0.1, noise_mean=0.1, noise_probability=0.5, outside="zeros")),
+    "no views": CLPDistiller(augmentation=None),
+    "pixels": CLPDistiller(parametrization="pixels"),
+    "balanced": CLPDistiller(sampling="balanced", images_per_class=2),
+    "early stopping": CLPDistiller(n_iter_no_change=20, validation_fraction=0.2),
+    "LGM": LGMDistiller(),
+    "DM": DMDistiller(),
+}
 
-def test_features_and_probe_agree_with_the_cpu(module, colors):
+
+@pytest.fixture
+def encoders(module):
+    return {device: FrozenEncoder(module, image_size=14, device=device) for device in ("cpu", "cuda")}
+
+
+def test_features_agree_with_the_cpu(encoders, colors):
+    X, _ = colors
+    features = {device: encoder.transform(X) for device, encoder in encoders.items()}
+    np.testing.assert_allclose(features["cuda"], features["cpu"], atol=1e-3)
+    half = clone(encoders["cuda"]).set_params(dtype="bfloat16").transform(X)
+    assert (half * features["cpu"]).sum(axis=1).min() > 0.99
+
+
+@pytest.mark.parametrize("parameters", [{}, {"kernel": "rbf"}, {"kernel": "cosine"}, {"alpha": 1.0, "class_weight": "balanced"}])
+@pytest.mark.parametrize("shape", [(300, 12), (40, 60)], ids=["n > d", "n < d"])
+def test_probe_agrees_with_the_cpu(parameters, shape):
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 4, shape[0])
+    X = (rng.standard_normal((4, shape[1]))[y] + rng.standard_normal(shape)).astype(np.float32)
+    on = {device: ClosedFormProbe(**parameters, device=device).fit(X, y) for device in ("cpu", "cuda")}
+    assert on["cuda"].alpha_ == on["cpu"].alpha_
+    np.testing.assert_allclose(on["cuda"].decision_function(X), on["cpu"].decision_function(X), atol=1e-3)
+    np.testing.assert_allclose(on["cuda"].predict_proba(X), on["cpu"].predict_proba(X), atol=1e-3)
+
+
+def test_partial_fit_agrees_with_the_cpu():
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 3, 200)
+    X = rng.standard_normal((3, 8))[y] + rng.standard_normal((200, 8))
+    for device in ("cpu", "cuda"):
+        stream = ClosedFormProbe(device=device).partial_fit(X[:90], y[:90], classes=[0, 1, 2]).partial_fit(X[90:], y[90:])
+        np.testing.assert_allclose(stream.coef_, ClosedFormProbe(device="cpu").fit(X, y).coef_, atol=1e-6)
+
+
+@pytest.mark.parametrize("distiller", DISTILLERS.values(), ids=DISTILLERS)
+def test_distillers_follow_the_cpu(distiller, encoders, colors):
+    fitted = [
+        clone(distiller).set_params(encoder=encoder, max_iter=22, random_state=0).fit(*colors) for encoder in encoders.values()
+    ]
+    on_cpu, on_gpu = ([record["loss"] for record in one.history_] for one in fitted)
+    np.testing.assert_allclose(on_gpu[:5], on_cpu[:5], rtol=0.02, atol=1e-4)
+    np.testing.assert_allclose(on_gpu, on_cpu, rtol=0.2, atol=1e-2)
+    assert not any(isinstance(value, torch.Tensor) for value in vars(fitted[1]).values())
+    assert fitted[1].transform().shape == fitted[0].transform().shape
+
+
+def test_distiller_of_features():
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 3, 90)
+    X = rng.standard_normal((3, 8))[y] + 0.3 * rng.standard_normal((90, 8))
+    assert CLPDistiller(None, max_iter=25, random_state=0).fit(X, y).score(X, y) > 0.9
+
+
+@pytest.mark.parametrize("resumed_on", ["cpu", "cuda"])
+def test_a_checkpoint_of_the_gpu_is_resumed(resumed_on, encoders, colors, tmp_path):
+    def stop(distiller, record):
+        if record["step"] >= 20:
+            raise StopIteration
+
+    run = CLPDistiller(encoders["cuda"], max_iter=40, random_state=0, checkpoint=tmp_path / "run")
+    whole = clone(run).set_params(checkpoint=None).fit(*colors)
+    clone(run).set_params(callback=stop).fit(*colors)
+    resumed = clone(run).set_params(encoder=encoders[resumed_on]).fit(*colors)
+    assert len(resumed.history_) == 40
+    losses = [[record["loss"] for record in one.history_] for one in (resumed, whole)]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=0.2, atol=1e-2)
+
+
+@pytest.mark.parametrize("kind", [ClassCentroids, RandomSubset])
+def test_selections_are_the_cpus(kind, encoders, colors):
+    chosen = [kind(encoder, random_state=0).fit(*colors).transform() for encoder in encoders.values()]
+    np.testing.assert_allclose(chosen[1], chosen[0], atol=1e-3)
+
+
+def test_evaluations_agree_with_the_cpu(encoders, colors):
     X, y = colors
-    on = {device: FrozenEncoder(module, image_size=14, device=device).transform(X) for device in ("cpu", "cuda")}
-    np.testing.assert_allclose(on["cuda"], on["cpu"], atol=1e-3)
-    probes = [ClosedFormProbe(device=device).fit(on["cpu"], y) for device in ("cpu", "cuda")]
-    np.testing.assert_allclose(probes[1].coef_, probes[0].coef_, atol=1e-3)
+    S, labels = X[[list(y).index(name) for name in np.unique(y)]], np.unique(y)
+    for protocol in (closed_form_probe_scores, partial(sgd_probe_scores, n_epochs=5)):
+        on_cpu, on_gpu = (protocol(S, labels, X, y, encoder=one, random_state=0)["top1"] for one in encoders.values())
+        np.testing.assert_allclose(on_gpu, on_cpu, atol=0.05)
+    assert len(probe_scores(S, labels, X, y, encoder=encoders["cuda"], n_epochs=2, random_state=0)) == 5
+    distiller = CLPDistiller(encoders["cuda"], max_iter=5, random_state=0).fit(X, y)
+    assert len(compare_with_real(distiller, X, y, X, y, n_draws=1, random_state=0)) == 3
 
 
-def test_distiller_follows_the_cpu_and_pickles_without_the_gpu(module, colors):
-    X, y = colors
-    fitted = {
-        device: CLPDistiller(FrozenEncoder(module, image_size=14, device=device), max_iter=5, random_state=0).fit(X, y)
-        for device in ("cpu", "cuda")
-    }
-    losses = {device: [record["loss"] for record in one.history_] for device, one in fitted.items()}
-    np.testing.assert_allclose(losses["cuda"], losses["cpu"], rtol=0.02)
-    assert not any(isinstance(value, torch.Tensor) for value in vars(fitted["cuda"]).values())
-    assert pickle.loads(pickle.dumps(fitted["cuda"])).predict(X).shape == (60,)
+def test_pickles_load_without_a_gpu(encoders, colors, tmp_path):
+    X, _ = colors
+    distiller = CLPDistiller(encoders["cuda"].set_params(device="auto"), max_iter=5, random_state=0).fit(*colors)
+    (tmp_path / "pickle").write_bytes(pickle.dumps((distiller, X, distiller.predict_proba(X))))
+    script = (
+        "import pickle, sys, numpy as np, torch; assert not torch.cuda.is_available()\n"
+        "distiller, X, expected = pickle.loads(open(sys.argv[1], 'rb').read())\n"
+        "np.testing.assert_allclose(distiller.predict_proba(X), expected, atol=1e-3)"
+    )
+    folders = [str(Path(__file__).parent), *sys.path]
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": os.pathsep.join(filter(None, folders))}
+    subprocess.run([sys.executable, "-c", script, str(tmp_path / "pickle")], check=True, env=environment)

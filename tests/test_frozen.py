@@ -1,4 +1,4 @@
-"""Layers that keep less: the same numbers as torch's own, and how much less."""
+"""Layers that save less for the backward pass: equal to torch's layers, and how much less they save."""
 
 import copy
 import pickle
@@ -27,14 +27,14 @@ RECTIFIERS = {
 
 def gradient(module, x, dy):
     x = x.detach().requires_grad_()
-    y = module(x + 0)  # what a rectifier may overwrite
+    y = module(x + 0)  # a tensor that the rectifier may overwrite
     return y.detach().clone(), torch.autograd.grad(y, x, dy)[0]
 
 
 @pytest.fixture(params=[torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels last"])
 def x(request):
     x = 4 * torch.randn((3, 4, 9, 11), generator=torch.Generator().manual_seed(0))
-    x[0, 0, :2] = torch.tensor([0, 6, -1.5, 0.5, 7, -7, -0.0, float("inf"), -float("inf"), 3, 1])  # the bounds themselves
+    x[0, 0, :2] = torch.tensor([0, 6, -1.5, 0.5, 7, -7, -0.0, float("inf"), -float("inf"), 3, 1])  # with the bounds
     return x.contiguous(memory_format=request.param)
 
 
@@ -50,6 +50,16 @@ def test_convolutions_are_torchs(settings, x):
     dy = torch.randn_like(plain(x.double()))
     for one, other in zip(gradient(ours, x.double(), dy), gradient(plain, x.double(), dy), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+def test_convolutions_under_autocast_are_torchs(x):
+    plain = nn.Conv2d(4, 8, 3).requires_grad_(False)
+    x, ours = x.nan_to_num(posinf=1, neginf=-1), copy.deepcopy(plain)
+    save_less_for_backward(ours)
+    with torch.autocast("cpu", torch.bfloat16):
+        dy = torch.randn_like(plain(x))
+        for one, other in zip(gradient(ours, x, dy), gradient(plain, x, dy), strict=True):
+            torch.testing.assert_close(one, other, rtol=0.02, atol=0.02)
 
 
 @pytest.mark.parametrize("plain", RECTIFIERS.values(), ids=RECTIFIERS)
@@ -79,7 +89,7 @@ def test_networks_are_torchs():
 
 
 def kept(module, x):
-    """Bytes that a graph keeps, beside parameters."""
+    """Bytes that a graph saves, without parameters."""
     own = {tensor.untyped_storage().data_ptr() for tensor in module.parameters()}
     kept = {}
 
@@ -93,7 +103,7 @@ def kept(module, x):
     return sum(size for pointer, size in kept.items() if pointer not in own)
 
 
-def test_what_is_kept():
+def test_saved_bytes():
     plain = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU6(inplace=True), nn.Conv2d(8, 8, 1), nn.ReLU6(inplace=True)).requires_grad_(
         False
     )
@@ -107,14 +117,14 @@ def test_what_is_kept():
         assert kept(ours, x.detach()) == 0
 
 
-def test_what_the_default_encoder_keeps():
+def test_saved_bytes_of_the_default_encoder():
     backbone = FrozenEncoder(image_size=64, device="cpu").load().backbone
     plain = timm.create_model("tf_efficientnet_lite0", num_classes=0).eval().requires_grad_(False)
     with torch.enable_grad():
         assert backbone.graph_bytes <= 0.5 * kept(plain, torch.rand(1, 3, 64, 64))
 
 
-def test_what_is_no_plain_layer_is_left_alone():
+def test_other_layers_are_not_replaced():
     class Own(nn.Conv2d):
         pass
 

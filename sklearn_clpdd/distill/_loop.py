@@ -286,7 +286,7 @@ def backpropagate(
         loss = loss_of(Z)
         dZ, *gradients_of_others = torch.autograd.grad(loss, [Z, *others], allow_unused=bool(others))
         for other, gradient in zip(others, gradients_of_others, strict=True):
-            other.grad = gradient
+            other.grad = gradient.contiguous()  # the fused update on CUDA needs the layout of the parameter
         for rows in reversed(chunks):
             theta, own = graphs.pop() if graphs else forward(rows)
             gradients = torch.autograd.grad(own, theta, dZ[rows], allow_unused=True)

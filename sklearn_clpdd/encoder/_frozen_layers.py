@@ -67,7 +67,7 @@ class _Conv2d(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, dy: Tensor):
-        (weight,) = ctx.saved_tensors
+        weight = ctx.saved_tensors[0].to(dy.dtype)  # autocast may have computed in half precision
         stride, padding, dilation, groups = ctx.settings
         if dy.device.type != "cpu":  # torch has special kernels for depthwise gradients
             return conv2d_input(ctx.shape, weight, dy, *ctx.settings), None, None, None, None, None, None
