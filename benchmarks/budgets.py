@@ -1,20 +1,20 @@
-"""How good so many images of each class are, for five probes: distilled ones, random real ones, the most central real ones.
+"""Accuracy of five probes on distilled, random real, and the most central real images, by the number of images per class.
 
     python benchmarks/budgets.py DATA [--size 112] [--seconds 300] [--images-per-class 1 10] [--seeds 3] [--output NAME] ...
 
-DATA holds ``train`` and ``val`` folders with one folder of images per class. All distillers have the default settings, but
-for options, and a budget of time for the steps. benchmarks/results/budgets-<name of DATA>.md is written, and with every number
-a .json, whose runs are not made again. The SGD head is trained for so many epochs over the root of the images per class. The
-share is that of the accuracy that all real images give the same probe: the closed-form one with its strength by leave-one-out,
-the SGD head with 1,000 steps of a hundred images, or as many as the largest set of the page has. What distilled images make of
-the training images, held-out ones included, is beside it.
+DATA holds ``train`` and ``val`` folders with one folder of images per class. All distillers have the default settings, apart
+from the options, and a time budget for the steps. The script writes benchmarks/results/budgets-<name of DATA>.md, and all figures
+to a .json file; runs that it contains are not repeated. The number of epochs of the SGD head is divided by the square root of the
+images per class. The share is relative to the accuracy of the same probe on all real images: the closed-form probe with its
+strength chosen by leave-one-out; the SGD head with 1,000 steps of a hundred images, or as many as the largest set of the page
+has. The last column is the accuracy on the training images, including the held-out ones.
 """
 
 import math
 from pathlib import Path
 
 import numpy as np
-from measure import machine, recorded, spell, study_parser, top1, train_and_test, write_page
+from measure import format_mean, machine, recorded, study_parser, top1, train_and_test, write_page
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 
@@ -39,12 +39,12 @@ def epochs_of(arguments, per_class):
 
 
 def batches_of(n_images):
-    """Steps of the SGD head in an epoch."""
+    """Steps per epoch of the SGD head."""
     return -(-n_images // 100)
 
 
 def measured(arguments, encoder, data, path, method, per_class, seed):
-    """Accuracies of the probes for one image set."""
+    """Accuracies of the probes on one image set."""
     X, y, *test = data
     run = {"random_state": seed, "images_per_class": per_class}
     if method == "distilled":
@@ -70,7 +70,7 @@ def measured(arguments, encoder, data, path, method, per_class, seed):
 
 
 def all_real(arguments, encoder, data, path):
-    """The same for all real images; a nearest neighbour, and a LogisticRegression, of thousands of them."""
+    """Accuracies on all real images; nearest neighbours and LogisticRegression use thousands of them."""
     X, y, *test = data
     n_classes = len(np.unique(y))
     most = max(epochs_of(arguments, k) * batches_of(k * n_classes) for k in arguments.images_per_class)
@@ -104,8 +104,8 @@ def main(arguments):
             scores = {probe: [record["top1"][probe] for record in records] for probe in PROBES}
             shares = [f"{100 * np.mean(scores[probe]) / real[probe]:.0f} %" for probe in SHARES]
             steps = f"{np.mean([record['steps'] for record in records]):.0f}" if method == "distilled" else ""
-            train = spell([record["train"] for record in records]) if method == "distilled" else ""
-            rows.append([method, per_class * len(np.unique(data[1])), steps, *map(spell, scores.values()), *shares, train])
+            train = format_mean([record["train"] for record in records]) if method == "distilled" else ""
+            rows.append([method, per_class * len(np.unique(data[1])), steps, *map(format_mean, scores.values()), *shares, train])
     shares = [f"share of all real, {PROBES[probe]}" for probe in SHARES]
     heads = ["", "images", "steps", *PROBES.values(), *shares, "closed form, training images"]
     seeds = "one seed" if arguments.seeds == 1 else f"mean ± standard deviation over {arguments.seeds} seeds"

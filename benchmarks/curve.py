@@ -3,8 +3,8 @@
     python benchmarks/curve.py [DIR] [--seconds 60] [--seeds 3] [--output DIR]
 
 DIR holds ``train`` and ``val`` folders with one folder of images per class, by default ``$SKLEARN_CLPDD_DATA/imagenette``.
-With the default settings, and from noise, where the images grow. Those of each twentieth step are taken aside while the run is
-going on, and scored with the closed-form probe after it.
+With the default settings, and from noise, where the images grow. The images of every twentieth step are kept during the run, and
+scored with the closed-form probe afterwards.
 """
 
 import argparse
@@ -24,14 +24,14 @@ SETTINGS = {
 
 
 def curve(encoder, X, y, X_test, y_test, **parameters):
-    """Seconds and validation accuracies along a run; those of the images that it keeps come last."""
+    """Seconds and validation accuracies during a run, and those of its final images."""
     moments = []
 
-    def take_aside(distiller, record):
+    def keep_images(distiller, record):
         if record["step"] % 20 == 0:
             moments.append((record["seconds"], distiller.transform()))
 
-    distiller = CLPDistiller(encoder, callback=take_aside, **parameters).fit(X, y)
+    distiller = CLPDistiller(encoder, callback=keep_images, **parameters).fit(X, y)
     test, labels = encoder.encode(X_test), distiller.y_synthetic_
     points = []
     for seconds, images in moments:

@@ -1,15 +1,15 @@
-"""Distilled with one encoder, with another, and with both: how good the images are under a third.
+"""Images distilled with one encoder, with another, and with both, evaluated with a third.
 
     python benchmarks/encoders.py DATA [--size 112] [--seconds 120] [--seeds 1]
 
-Both together have as much time as one alone, and in another run as much time for each, which is about as many steps.
-benchmarks/results/encoders.md is written, and with every number a .json, whose runs are not made again.
+Both encoders together have the same time as one alone, and in another run twice the time, which is about the same number of
+steps. The script writes benchmarks/results/encoders.md, and all figures to a .json file; runs that it contains are not repeated.
 """
 
 from pathlib import Path
 
 import numpy as np
-from measure import machine, recorded, spell, study_parser, top1, train_and_test, write_page
+from measure import format_mean, machine, recorded, study_parser, top1, train_and_test, write_page
 
 from sklearn_clpdd import CLPDistiller, FrozenEncoder
 from sklearn_clpdd.evaluation import closed_form_probe_scores, sgd_probe_scores
@@ -50,7 +50,13 @@ def main(arguments):
         steps = sum(record["steps"] for record in records) / len(records)
         own = [np.mean([record["own"][name]["closed_form"] for record in records]) for name in names]
         rows.append(
-            [" + ".join(names), f"{seconds:g}", f"{steps:.0f}", *map(spell, values), " / ".join(f"{one:.3f}" for one in own)]
+            [
+                " + ".join(names),
+                f"{seconds:g}",
+                f"{steps:.0f}",
+                *map(format_mean, values),
+                " / ".join(f"{one:.3f}" for one in own),
+            ]
         )
     intro = (
         f"`{arguments.folder.name}`, one image per class, under {arguments.unseen}, which no run has seen; "

@@ -1,11 +1,11 @@
-"""What bounds a linear head that is trained as LGM trains it on ten images: its random start, and how far apart the images are.
+"""What limits a linear head that is trained on ten images as LGM trains it: its random start, and the distances of the images.
 
     python benchmarks/head.py DATA ... [--sizes 64 ...] [--steps 300] [--seeds 3]
 
 DATA holds ``train`` and ``val`` folders with one folder of images per class, at most 100. One image per class is distilled; heads
-are trained on a stock of 300 random views of each, one of each class a step, by Adam with cosine decay, as in LGM's protocol but
-for what a row names. The last rows replace the views by points of feature space that no image need have.
-benchmarks/results/head.md is written, and with every number a .json, whose runs are not made again.
+are trained on 300 precomputed random views of each, one view per class and step, by Adam with cosine decay, as in LGM's protocol
+except for what a row names. The last rows replace the views by points of feature space, which need not be those of an image.
+The script writes benchmarks/results/head.md, and all figures to a .json file; runs that it contains are not repeated.
 """
 
 from pathlib import Path
@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from measure import machine, recorded, spell, study_parser, train_and_test, write_page
+from measure import format_mean, machine, recorded, study_parser, train_and_test, write_page
 
 from sklearn_clpdd import CLPDistiller, FrozenEncoder
 from sklearn_clpdd.distill._augmentations import LGM_PROBE_VIEWS
@@ -45,9 +45,9 @@ DISTANCES = {
 
 
 def trained(points, generator, *, steps=1000, times=1, start=1.0):
-    """Weights ``(C, d)`` and bias of a head that sees one of the points ``(n, C, d)`` of each class in each step.
+    """Weights ``(C, d)`` and bias of a head that is trained on one of the points ``(n, C, d)`` of each class per step.
 
-    Adam's rate and the standard deviation of the initial weights are so many times the protocol's.
+    Adam's rate and the standard deviation of the initial weights are multiples of the protocol's.
     """
     n, n_classes, d = points.shape
     weight = (start * _INITIAL_STD * torch.randn(n_classes, d, generator=generator)).requires_grad_()
@@ -65,7 +65,7 @@ def trained(points, generator, *, steps=1000, times=1, start=1.0):
 
 
 def measured(arguments, folder, size, data, path, seed):
-    """Test accuracies of all heads; between and within classes, distances of views and of real features."""
+    """Test accuracies of all heads, and distances of views and real features, between and within classes."""
     X, y, X_test, y_test = data
     names, codes = np.unique(y, return_inverse=True)
     r, codes = np.searchsorted(names, y_test), torch.from_numpy(codes)
@@ -112,8 +112,8 @@ def main(arguments):
             raise SystemExit(f"{folder} has {len(np.unique(y))} classes; this study takes 100 at most")
     for folder, size, data in zip(arguments.data, arguments.sizes, sets, strict=True):
         records = [measured(arguments, folder, size, data, path, seed) for seed in range(arguments.seeds)]
-        protocol = spell([record["protocol"] for record in records])
-        accuracies = [protocol, *(spell([record["top1"][title] for record in records]) for title in HEADS)]
+        protocol = format_mean([record["protocol"] for record in records])
+        accuracies = [protocol, *(format_mean([record["top1"][title] for record in records]) for title in HEADS)]
         distances = [f"{np.mean([record[kind][whose] for record in records]):.1f}" for kind, whose in DISTANCES]
         columns.append(accuracies + distances)
     titles = ["LGM's protocol", *HEADS, *(f"distance {kind} classes, {title}" for (kind, _), title in DISTANCES.items())]

@@ -3,8 +3,8 @@
     python benchmarks/imagenette.py [DIR] [--output benchmarks/results/imagenette.md]
 
 DIR holds ``train`` and ``val`` folders with one folder of images per class; the default is ``$SKLEARN_CLPDD_DATA/imagenette``.
-Every figure is measured in this one run: closed-form probe on the synthetic images, the same on their PNG files, LGM's protocol
-(a linear head trained by Adam on random crops, 1,000 epochs, last epoch), seconds of ``fit`` with the features included.
+All figures are measured in one run: the closed-form probe on the synthetic images and on their PNG files, LGM's protocol
+(a linear head trained by Adam on random crops, 1,000 epochs, last epoch), and the seconds of ``fit``, including the features.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""What benchmarks share: the images of a folder, records of runs, pages of tables, memory, the words for this machine."""
+"""Shared by the benchmarks: images of a folder, records of runs, pages with tables, memory, a description of the machine."""
 
 import argparse
 import json
@@ -20,7 +20,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def status(name):
-    """What Linux says of this process, in MB: `getrusage` would count what the one that started it had."""
+    """An entry of /proc/self/status in MB; `getrusage` would include the memory of the parent process."""
     if not os.path.exists("/proc/self/status"):
         return float("nan")  # not Linux: no figure
     with open("/proc/self/status") as lines:
@@ -28,17 +28,17 @@ def status(name):
 
 
 def resident(device="cpu"):
-    """Memory in use, in MB: of the GPU, for a CUDA device."""
+    """Memory in use in MB, of the GPU for a CUDA device."""
     return status("VmRSS") if device == "cpu" else torch.cuda.memory_allocated() / 1e6
 
 
 def most(device="cpu"):
-    """The most there has been of it."""
+    """Peak of `resident`."""
     return status("VmHWM") if device == "cpu" else torch.cuda.max_memory_allocated() / 1e6
 
 
 def warm(backbone):
-    """One forward pass, so that libraries have what they keep."""
+    """One forward pass, so that libraries allocate what they keep."""
     with torch.no_grad():
         backbone(torch.zeros(1, 3, *[backbone.preprocessing.image_size] * 2, device=backbone.device))
 
@@ -54,7 +54,7 @@ def table(heads, rows):
 
 
 def forget_peak(device="cpu"):
-    """Let `most` begin anew."""
+    """Reset the peak."""
     if device != "cpu":
         torch.cuda.reset_peak_memory_stats()
         return
@@ -64,38 +64,38 @@ def forget_peak(device="cpu"):
 
 
 def write_page(results, name, intro, heads, rows):
-    """Write a table, with what was measured and how above it, to a Markdown file, and print it."""
+    """Print a table with an introduction, and write both to a Markdown file."""
     page = "\n".join([intro, "", *table(heads, rows)])
     (results / f"{name}.md").write_text(page + "\n")
     print(page)
 
 
 def train_and_test(folder):
-    """Images and labels to train on, images and labels to test on: of the folders ``train`` and ``val``."""
+    """Images and labels of the folders ``train`` and ``val``."""
     return *load_image_folder(folder / "train"), *load_image_folder(folder / "val")
 
 
 def study_parser(doc):
-    """Options that studies of one data set, or several, have in common."""
+    """Options that all studies share."""
     parser = argparse.ArgumentParser(description=doc.partition("\n")[0])
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder for what is written, and the cache")
     return parser
 
 
 def folder_argument(parser, name):
-    """The folder of a data set: by default that of this name in ``$SKLEARN_CLPDD_DATA``, needed where that is not set."""
+    """Argument for the folder of a data set; required if ``$SKLEARN_CLPDD_DATA``, which has the default, is not set."""
     data = os.environ.get("SKLEARN_CLPDD_DATA")
     default = {"nargs": "?", "default": Path(data, name)} if data else {}
     parser.add_argument("folder", type=Path, help=f"default: {name} in $SKLEARN_CLPDD_DATA, if that is set", **default)
 
 
 def defaults():
-    """Digest of the distiller's default parameters, without which a record would outlive a change of them."""
+    """Digest of the default parameters of the distiller, so that records are invalidated when they change."""
     return joblib.hash(sorted(map(repr, CLPDistiller().get_params(deep=False).items())))[:8]
 
 
 def protocol_digest():
-    """Digest of what LGM's protocol is here, without which a record would outlive a change of it."""
+    """Digest of LGM's protocol, so that records are invalidated when it changes."""
     return joblib.hash((_head.BATCH_SIZE, _head._LEARNING_RATE, _head._INITIAL_STD, fingerprint(_head.LGM_PROBE_VIEWS)))[:8]
 
 
@@ -104,18 +104,18 @@ def _records(path):
 
 
 def recorded(path, settings, work, *, distilled=True):
-    """The record of what was done with these settings; done now, and added to the JSON file, if there is none.
+    """The record of a run with these settings; if there is none, the run is made and its record added to the JSON file.
 
     Parameters
     ----------
     path : Path
-        Of a list of records.
+        JSON file with a list of records.
     settings : dict
-        All that the record depends on, beside LGM's protocol.
+        Everything that the record depends on, except LGM's protocol.
     work : callable
         ``() → dict``
     distilled : bool, default=True
-        Whether it depends on the distiller's defaults, too.
+        Whether the record also depends on the defaults of the distiller.
     """
     settings = {**settings, "protocol": protocol_digest()} | ({"defaults": defaults()} if distilled else {})
     settings = json.loads(json.dumps(settings, default=fingerprint))
@@ -126,17 +126,17 @@ def recorded(path, settings, work, *, distilled=True):
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
     part.write_text(json.dumps([*_records(path), record], indent=1) + "\n")
-    part.replace(path)  # whole, or as it was
+    part.replace(path)  # atomic
     print(record, flush=True)
     return record
 
 
 def top1(scores):
-    """Accuracies of probes, means over heads, from what `sklearn_clpdd.evaluation` gives."""
+    """Accuracies of probes, averaged over heads, from the results of `sklearn_clpdd.evaluation`."""
     return {name: float(values["top1"].mean()) for name, values in scores.items()}
 
 
-def spell(numbers):
-    """Mean, and standard deviation where there are several."""
+def format_mean(numbers):
+    """Mean and, for several numbers, standard deviation."""
     spread = f" ± {np.std(numbers):.3f}" if len(numbers) > 1 else ""
     return f"{np.mean(numbers):.3f}{spread}" if len(numbers) else ""

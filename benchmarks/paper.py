@@ -1,9 +1,9 @@
-"""The rows of the papers themselves, for whoever has their data, the weights of their encoders and a GPU: one command each.
+"""The rows of the papers, one command each, for users who have the data, the weights of the encoders and a GPU.
 
     python benchmarks/paper.py --dataset imagenet-100 --encoder dinov2_vitb14 --root DIR [--generate] [options of table.py]
 
 ``--dataset``: ``imagenet-100`` (LGM's class list) and ``imagenet-1k``, DIR holding ``train`` and ``val`` folders with one
-folder per WordNet id; ``waterbirds``, DIR holding ``metadata.csv`` and the images, or the folder of that; ``spawrious``
+folder per WordNet id; ``waterbirds``, DIR holding ``metadata.csv`` and the images, or a folder with both; ``spawrious``
 (one-to-one, hard), DIR holding ``spawrious224``. The last two are evaluated on their worst group as well. ``--encoder`` is
 one or more of the four ViT-B, by default all. ``--generate`` first writes a few images of noise in that layout to DIR, for a
 trial without data:
@@ -23,7 +23,7 @@ from table import Data, add_options, folder_data, main
 # The order of classes is that of the published list; LGM's code names the same classes by their indices.
 IMAGENET_100 = (Path(__file__).parent / "imagenet100.txt").read_text().split()
 ENCODERS = ["clip_vitb16", "dinov2_vitb14", "eva02_vitb14", "mocov3_vitb16"]
-# Backgrounds of each breed in training, and in the test set: "one to one, hard" of Spawrious (arXiv 2303.05470).
+# Backgrounds of each breed in training and in the test set, for Spawrious' "one to one, hard" (arXiv 2303.05470).
 SPAWRIOUS = {
     "bulldog": ("jungle", "mountain"),
     "dachshund": ("mountain", "snow"),
@@ -43,7 +43,7 @@ def imagenet_100(root):
 
 
 def waterbirds(root):
-    """Land and water birds before land and water; groups are both."""
+    """Land and water birds in front of land and water; a group is a pair of both."""
     (table,) = sorted(root.rglob("metadata.csv"))[:1] or [root / "metadata.csv"]
     with open(table, newline="") as file:
         rows = list(csv.DictReader(file))
@@ -55,7 +55,7 @@ def waterbirds(root):
 
 
 def spawrious(root):
-    """Breeds of dogs whose backgrounds change between training and test; groups are breed and background."""
+    """Breeds of dogs whose backgrounds change between training and test; a group is a pair of breed and background."""
     root = root if root.name == "spawrious224" else root / "spawrious224"
 
     def pictures(environment, background, breed, n=None):
@@ -76,7 +76,7 @@ DATASETS = {"imagenet-100": imagenet_100, "imagenet-1k": folder_data, "waterbird
 
 
 def generate(dataset, root, n=3, side=64):
-    """A few images of noise, each class with its own colour, where the loaders look for them."""
+    """Write a few images of noise, with one colour per class, to where the loaders look for them."""
     rng = np.random.default_rng(0)
 
     def write(path, code):

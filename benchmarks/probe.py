@@ -2,14 +2,14 @@
 
     python benchmarks/probe.py [SECTION ...] [--data DIR] [--output benchmarks/results]
 
-Sections, each one table in a file of its own: ``speed`` (generated features: time, memory, the same choice and predictions as
-`RidgeClassifierCV`), ``real`` (Imagenette and CIFAR-10: accuracy, log-loss, calibration), ``few`` (1 to 50 images a class),
-``small`` (what a distilled set asks), ``stream`` (1,281,167 rows of 768 numbers in half precision, from disk). DIR holds the
-image folders of ``real`` and ``few``; the default is ``$SKLEARN_CLPDD_DATA``.
+Each section writes one table to its own file: ``speed`` (generated features: time, memory, agreement with `RidgeClassifierCV`),
+``real`` (Imagenette and CIFAR-10: accuracy, log-loss, calibration), ``few`` (1 to 50 images per class), ``small`` (fits on
+distilled sets), ``stream`` (1,281,167 rows of 768 half-precision features, from disk). DIR holds the image folders of ``real``
+and ``few``; the default is ``$SKLEARN_CLPDD_DATA``.
 
-Every estimator of ``speed``, ``real`` and ``stream`` runs in a process of its own, one after the other, with
-``OPENBLAS_CORETYPE`` and ``OPENBLAS_L2_SIZE`` unset, so that numpy's BLAS is at its best. Memory is the peak of the process
-during ``fit`` less what it held before, without pages of files.
+Every estimator of ``speed``, ``real`` and ``stream`` runs in its own process, one after the other, with ``OPENBLAS_CORETYPE`` and
+``OPENBLAS_L2_SIZE`` unset, so that numpy's BLAS is at its fastest. Memory is the peak of the process during ``fit`` minus the
+memory before it, without file-backed pages.
 """
 
 import argparse
@@ -44,7 +44,7 @@ IMAGENET = 1_281_167, 768, 1000
 
 
 class KernelRidgeClassifier(ClassifierMixin, BaseEstimator):
-    """`KernelRidge` on ±1 indicators, for it is a regressor."""
+    """`KernelRidge`, which is a regressor, fitted to ±1 indicators."""
 
     def __init__(self, alpha=1.0, gamma=None):
         self.alpha = alpha
@@ -87,13 +87,13 @@ FEW = {
 
 
 def resident():
-    """Bytes in memory that are no pages of files."""
+    """Bytes in memory, without file-backed pages."""
     (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
     return 1024 * int(line.split()[1])
 
 
 class Measured:
-    """Seconds, and bytes at the peak above the beginning, of a block."""
+    """Measure the seconds of a block, and its peak memory above that at its beginning."""
 
     def __enter__(self):
         self._done, self._before, self._peak = False, resident(), 0
@@ -115,7 +115,7 @@ class Measured:
 
 
 def in_process(task, **parameters):
-    """The result of a task of this file, in a fresh process."""
+    """The result of a function of this file in a new process."""
     environment = {k: v for k, v in os.environ.items() if k not in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")}
     command = [sys.executable, __file__, "--task", json.dumps([task, parameters])]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
@@ -141,7 +141,7 @@ def task_speed(name, shape, scoring):
         probe = ClosedFormProbe(alphas, scoring=scoring)
     else:
         probe = RidgeClassifierCV(alphas, scoring="accuracy" if scoring == "accuracy" else None)
-    type(probe)(alphas).fit(X[:200], y[:200] % 3)  # threads and libraries are up
+    type(probe)(alphas).fit(X[:200], y[:200] % 3)  # starts threads and loads libraries
     with Measured() as cost:
         probe.fit(X, y)
     predictions = probe.predict(X[:10_000])
@@ -175,7 +175,7 @@ def speed():
 
 
 def features(data, name, cache):
-    """Features and labels of the training and the validation images, kept in a file."""
+    """Features and labels of the training and validation images, cached in a file."""
     path = Path(cache, f"{name}.npz")
     if not path.exists():
         encoder = FrozenEncoder(n_jobs=-1)
@@ -189,7 +189,7 @@ def features(data, name, cache):
 
 
 def calibration_error(probabilities, y, n_bins=15):
-    """Expected calibration error of the most likely class, bins of equal width."""
+    """Expected calibration error of the most likely class, with bins of equal width."""
     confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == y
     bins = np.minimum((confidence * n_bins).astype(int), n_bins - 1)
     gaps = [abs(right[bins == i].mean() - confidence[bins == i].mean()) * np.mean(bins == i) for i in np.unique(bins)]
@@ -336,7 +336,7 @@ def task_stream(path):
 
 
 def task_exact(path):
-    """Coefficients from batches of float16 beside those of a float64 reference, on the first rows."""
+    """Coefficients from float16 batches compared with a float64 reference, on the first rows."""
     _, _, n_classes = IMAGENET
     X = np.load(path, mmap_mode="r")[:40_000]
     y = np.random.default_rng(0).integers(0, n_classes, IMAGENET[0])[:40_000]

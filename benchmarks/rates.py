@@ -1,8 +1,8 @@
-"""What rate each method is best with, by held-out training images.
+"""The best learning rate of each method, chosen on held-out training images.
 
     python benchmarks/rates.py DATA [--size 112] [--seconds 30] [--rates 0.02 0.05 0.1 0.2] [--output FILE]
 
-A tenth of DATA/train is held out in each fit; the figure is the closed-form probe's accuracy on it, for the images that are kept.
+Each fit holds out a tenth of DATA/train; the figure is the accuracy of the closed-form probe on it, for the kept images.
 """
 
 import argparse

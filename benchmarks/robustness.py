@@ -1,26 +1,28 @@
-"""Long-tailed classes, wrong labels, and a background that gives the class away: what each setting does about them.
+"""Robustness of several settings to long-tailed classes, wrong labels, and a spurious background.
 
     python benchmarks/robustness.py DATA [--size 64] [--seconds 30] [--seeds 1]
 
-DATA holds ``train`` and ``val`` folders with one folder of images per class; the test images are left as they are, but for
-backgrounds. benchmarks/results/robustness.md is written, and with every number a .json, whose runs are not made again.
+DATA holds ``train`` and ``val`` folders with one folder of images per class; apart from backgrounds, the test images are not
+changed. The script writes benchmarks/results/robustness.md, and all figures to a .json file; runs that it contains are not
+repeated.
 
 * long tail: class ``c`` of ``C`` keeps ``50^(-c / (C-1))`` of its images;
-* wrong labels: a fifth of the labels is drawn anew from the other classes; against the same with the right labels;
-* background: all images get a frame in one of C colours, in training that of their class in four of five, in testing any.
+* wrong labels: a fifth of the labels is replaced by other classes; compared with the correct labels;
+* background: all images get a frame in one of C colours; in training it is the colour of the class in four cases of five, in
+  testing a random one.
 """
 
 from pathlib import Path
 
 import numpy as np
-from measure import machine, recorded, spell, study_parser, train_and_test, write_page
+from measure import format_mean, machine, recorded, study_parser, train_and_test, write_page
 from PIL import Image
 from sklearn.metrics import balanced_accuracy_score
 
 from sklearn_clpdd import ClosedFormProbe, CLPDistiller, FrozenEncoder, allocate_images
 from sklearn_clpdd.baselines import ClassCentroids, RandomSubset
 
-FRAME = 0.15  # of the side
+FRAME = 0.15  # relative to the side
 
 
 def framed(paths, colors, side):
@@ -54,7 +56,7 @@ def main(arguments):
     encoder = FrozenEncoder(image_size=arguments.size, n_jobs=-1, memory=str(arguments.results / "cache"))
 
     def row(task, name, method, fit, test, groups=None, test_groups=None):
-        """One line: balanced accuracy, and that of the worst group."""
+        """One row: balanced accuracy and worst-group accuracy."""
         records = []
         for seed in range(arguments.seeds):
 
@@ -71,7 +73,7 @@ def main(arguments):
             settings = {"data": arguments.folder.name, "task": task, "name": name, "seed": seed, "size": arguments.size}
             records.append(recorded(path, settings | {"seconds": arguments.seconds}, work))
         worst = [record["worst"] for record in records if "worst" in record]
-        rows.append([task, name, spell([record["balanced"] for record in records]), spell(worst)])
+        rows.append([task, name, format_mean([record["balanced"] for record in records]), format_mean(worst)])
 
     def distilled(**parameters):
         budget = {"time_budget": arguments.seconds, "max_iter": 10**7}
@@ -81,7 +83,7 @@ def main(arguments):
         return lambda seed: kind(encoder, **({} if kind is ClassCentroids else {"random_state": seed}))
 
     class Probe:
-        """The probe of all real images."""
+        """The probe trained on all real images."""
 
         def __init__(self, **parameters):
             self.probe = ClosedFormProbe(**parameters)

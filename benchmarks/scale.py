@@ -3,8 +3,8 @@
     python benchmarks/scale.py [DIR] [--images-per-class 10] [--size 64] [--turned] [--seconds 1000] [--output FILE]
 
 DIR holds ``train`` and ``val`` folders with one folder of images per class, by default ``$SKLEARN_CLPDD_DATA/tiny-imagenet-200``.
-With ``--turned`` each of five orientations of an image is a class of its own: 1,000 of them, and no view is flipped. Everything
-is measured in this one run.
+With ``--turned``, each of five orientations of an image is a class of its own, which makes 1,000 classes, and views are not
+flipped. All figures are measured in one run.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from sklearn_clpdd.evaluation import compare_with_real
 
 
 def turned(paths, labels):
-    """Square images in five orientations, each a class."""
+    """Square images in five orientations, each of which is a class."""
     images = np.stack([np.asarray(Image.open(path).convert("RGB")) for path in paths])
     turns = [np.rot90(images, k, axes=(1, 2)) for k in range(4)] + [images.swapaxes(1, 2)]
     return np.concatenate(turns), np.concatenate([np.char.add(labels, f" {k}") for k in range(len(turns))])

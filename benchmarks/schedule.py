@@ -1,15 +1,15 @@
-"""Accuracy within a budget of time: the default schedule against fixed settings, each for budgets from seconds to minutes.
+"""Accuracy of the default schedule and of fixed settings for time budgets from seconds to minutes.
 
     python benchmarks/schedule.py DATA [--size 64] [--seconds 5 20 60] [--seeds 1]
 
 DATA holds ``train`` and ``val`` folders with one folder of images per class. The figure is that of the closed-form probe on the
-test images, whose only use is this table. benchmarks/results/schedule-<name of DATA>.md is written, and with every number a
-.json, whose runs are not made again.
+test images, which are used for nothing else. The script writes benchmarks/results/schedule-<name of DATA>.md, and all figures to
+a .json file; runs that it contains are not repeated.
 """
 
 from pathlib import Path
 
-from measure import machine, recorded, spell, study_parser, train_and_test, write_page
+from measure import format_mean, machine, recorded, study_parser, train_and_test, write_page
 
 from sklearn_clpdd import DSA, CLPDistiller, FrozenEncoder, LinearSchedule
 
@@ -56,7 +56,7 @@ def main(arguments):
         return recorded(path, settings, work)["accuracy"]
 
     rows = [
-        [title, *(spell([accuracy(given, s, seed) for seed in range(arguments.seeds)]) for s in arguments.seconds)]
+        [title, *(format_mean([accuracy(given, s, seed) for seed in range(arguments.seeds)]) for s in arguments.seconds)]
         for title, given in SETTINGS.items()
     ]
     intro = (

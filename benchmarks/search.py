@@ -61,8 +61,8 @@ def n_kept(cache):
 
 
 def fits(make, grid, X, y, n_jobs):
-    """Seconds, and features computed, of the first fit of a search and of its second."""
-    # Workers start, and load the network, before the clock does.
+    """Seconds and computed features of the first and the second fit of a search."""
+    # Workers start and load the network before the measurement.
     joblib.Parallel(n_jobs)(joblib.delayed(warm)(112) for _ in range(8 * n_jobs))
     seen = []
     with tempfile.TemporaryDirectory() as cache:

@@ -2,9 +2,10 @@
 
     python benchmarks/sensitivity.py DATA:SIZE:STEPS[:EPOCHS] [...] [--encoders ...] [--alphas ...] [--temperatures ...]
 
-Each DATA holds ``train`` and ``val`` folders. For each of them and each encoder: a run of so many steps for every pair of a fixed
-λ and a fixed τ, and one with the defaults; the closed-form probe, with the λ of the run, and LGM's protocol (EPOCHS 0: without).
-benchmarks/results/sensitivity.md and .png are written, and with every number a .json, whose runs are not made again.
+Each DATA holds ``train`` and ``val`` folders. For each of them and each encoder, there is a run of STEPS steps for every pair
+of a fixed λ and a fixed τ, and one with the defaults; all are evaluated with the closed-form probe, with the λ of the run, and
+with LGM's protocol (unless EPOCHS is 0). The script writes benchmarks/results/sensitivity.md and .png, and all figures to a
+.json file; runs that it contains are not repeated.
 """
 
 from itertools import product
@@ -36,7 +37,7 @@ def cell(path, data, folder, encoder, size, steps, epochs, parameters):
 
 
 def heatmap(ax, arguments, grid, default, title):
-    """Accuracies of the grid, and of the default in the title."""
+    """Accuracies of the grid, with that of the default in the title."""
     picture = ax.imshow(grid, cmap="viridis", aspect="auto")
     ax.set_xticks(range(len(arguments.temperatures)), [f"{value:g}" for value in arguments.temperatures])
     ax.set_yticks(range(len(arguments.alphas)), [f"{value:g}" for value in arguments.alphas])

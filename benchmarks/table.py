@@ -1,15 +1,15 @@
-"""The table: every method on the same images, behind the same encoder, under the same two evaluations.
+"""The table of methods: all on the same images, with the same encoder and the same two evaluations.
 
     python benchmarks/table.py DATA [--size 112] [--seconds 10 30 90] [--seeds 1] [--published] [--output DIR] ...
 
-DATA holds ``train`` and ``val`` (or ``test``) folders with one folder of images per class. Each run (a method, a budget of time,
-a seed) is a process of its own, so that its peak memory is; what has been run with the same settings is not run again. DIR, by
-default benchmarks/results/table-<name of DATA>, gets ``table.md``, ``table.png`` and, with every number, ``table.json``.
+DATA holds ``train`` and ``val`` (or ``test``) folders with one folder of images per class. Each run (a method, a time budget, a
+seed) has its own process, for its peak memory; runs with the same settings are not repeated. The results are written to
+``table.md``, ``table.png`` and, with all figures, ``table.json`` in DIR, by default benchmarks/results/table-<name of DATA>.
 
-The budget is that of the steps: the real images pass the encoder once for all runs, and their features are cached. All methods
-have the same loop, parametrisation, views and encoder; ``rates.py`` looks for the best rate of each on held-out training images.
-Evaluations: the closed-form probe; LGM's protocol, a linear head trained by Adam on random crops (``--epochs``), last epoch. No
-choice of any kind is made by the test set.
+The budget covers the steps: the real images are encoded once for all runs, and their features are cached. All methods share
+loop, parametrisation, views and encoder; ``rates.py`` finds the best rate of each on held-out training images. Evaluations: the
+closed-form probe; LGM's protocol, a linear head trained by Adam on random crops (``--epochs``), last epoch. Nothing is chosen by
+the test set.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 import joblib
 import numpy as np
-from measure import defaults, forget_peak, machine, most, protocol_digest, resident, spell, table, warm
+from measure import defaults, forget_peak, format_mean, machine, most, protocol_digest, resident, table, warm
 from sklearn.base import clone
 from tqdm import tqdm
 
@@ -43,7 +43,7 @@ from sklearn_clpdd.utils._fingerprint import fingerprint
 
 
 class Method(NamedTuple):
-    """A row: what it is called, its estimator and parameters; whether it has a budget of time."""
+    """A row: its title, estimator and parameters, and whether it has a time budget."""
 
     title: str
     kind: type | None
@@ -51,7 +51,7 @@ class Method(NamedTuple):
     timed: bool = True
 
 
-# The peers, as published, start from noise and see random views only; with the rate that is best for LGM by `rates.py`.
+# As published, the peers start from noise and use random views only; the rate is the best one for LGM by `rates.py`.
 _FROM_NOISE = {
     "init": "noise",
     "augmentation": DSA(unaugmented_weight=0.0),
@@ -79,7 +79,7 @@ METHODS = {
     "real": Method("all real", None, {}, timed=False),
 }
 PROTOCOLS = {"closed_form": "closed-form probe", "sgd": "LGM's protocol"}
-# Files of a run that has a budget carry its seconds.
+# The file names of a run with a time budget contain its seconds.
 _UNTIMED = 0.0
 
 
@@ -94,7 +94,7 @@ class Data(NamedTuple):
 
 
 class Run(NamedTuple):
-    """One cell's work."""
+    """One run of a method."""
 
     encoder: str
     method: str
@@ -108,7 +108,7 @@ class Run(NamedTuple):
 
 
 def add_options(parser, *, size=112, output=None):
-    """Options that do not say which images; `paper.py` has them too."""
+    """Options other than the data set, shared with `paper.py`."""
     parser.add_argument("--encoder", nargs="+", default=["tf_efficientnet_lite0"], help="distilled with, one table for each")
     parser.add_argument("--transfer-to", nargs="*", default=[], help="encoders that the images are evaluated with as well")
     parser.add_argument("--weights", choices=("auto", "none"), default="auto", help="none: untrained encoders")
@@ -143,7 +143,7 @@ def encoder_of(arguments, name, **parameters):
 
 
 def runs_of(arguments):
-    """All runs, those first that others build on."""
+    """All runs; those that others depend on come first."""
     methods = [*arguments.methods, *(["lgm-published"] if arguments.published else [])]
     methods = [name for name in METHODS if name in methods]
     order = sorted(methods, key=lambda name: name == "nearest")
@@ -156,7 +156,7 @@ def runs_of(arguments):
 
 
 def settings_of(arguments, run, data):
-    """All that the figures of a run depend on."""
+    """Everything that the figures of a run depend on."""
     names = ("size", "weights", "images_per_class", "epochs", "heads", "transfer_heads", "device")
     settings = {name: getattr(arguments, name) for name in names} | run._asdict() | {"defaults": defaults()}
     settings |= {"protocol": protocol_digest(), "images": [len(data.X), len(data.X_test), str(Path(data.X[0]).parent.parent)]}
@@ -170,12 +170,12 @@ def settings_of(arguments, run, data):
 
 
 def distilled_of(arguments, run):
-    """Whose nearest reals these are."""
+    """The run whose nearest real images these are."""
     return run._replace(method="clp-dsa", seconds=arguments.seconds[-1])
 
 
 def others_of(arguments, run):
-    """Encoders that a run is evaluated with beside its own: those of the table, which has the largest budget."""
+    """Other encoders that a run is evaluated with; only for the largest budget."""
     return arguments.transfer_to if run.seconds in (_UNTIMED, arguments.seconds[-1]) else []
 
 
@@ -184,7 +184,7 @@ def file_of(arguments, run, suffix):
 
 
 def estimator_of(arguments, run, encoder, n_classes, checkpoint):
-    """What a run fits."""
+    """The estimator of a run."""
     method = METHODS[run.method]
     if run.method == "nearest":
         return NearestReals(joblib.load(file_of(arguments, distilled_of(arguments, run), ".joblib")))
@@ -192,20 +192,20 @@ def estimator_of(arguments, run, encoder, n_classes, checkpoint):
     if method.timed:
         parameters |= {"time_budget": run.seconds, "max_iter": 10**7}
     if run.method == "lgm-published":
-        # As many real images in a step as there are views of synthetic ones.
+        # The same number of real images per step as of synthetic views.
         views = arguments.published_views
         parameters |= {"max_iter": arguments.published_steps, "verbose": 1}
         parameters["augmentation"] = clone(LGM_PUBLISHED["augmentation"]).set_params(n_views=views)
         parameters["real_batch_size"] = views * n_classes * arguments.images_per_class
-        parameters["checkpoint"] = checkpoint  # of many minutes
+        parameters["checkpoint"] = checkpoint  # for runs of many minutes
         encoder = encoder_of(arguments, run.encoder, l2_normalize=False)
     return method.kind(encoder, **parameters)
 
 
 def evaluate(arguments, run, images, labels, data, encoder):
-    """Scores under both protocols, and under other encoders."""
+    """Scores of both protocols, and with other encoders."""
     common = {"encoder": encoder, "groups": data.groups}
-    # All real images: as many steps of Adam as the synthetic ones have, with a hundred images each.
+    # All real images: the same number of steps of Adam as for the synthetic ones, with a hundred images each.
     real = run.method == "real"
     heads = {"n_epochs": arguments.epochs, "n_repeats": arguments.heads, "random_state": run.seed}
     if real:
@@ -222,7 +222,7 @@ def evaluate(arguments, run, images, labels, data, encoder):
 
 
 def make(arguments, run, data):
-    """Make one run, in this process; write down what came out."""
+    """Make one run in this process, and write its record."""
     encoder = encoder_of(arguments, run.encoder)
     device = encoder.load().device.type
     warm(encoder.load())
@@ -245,12 +245,12 @@ def make(arguments, run, data):
     record |= {"n_images": len(images), "scores": _lists(scores), "transfer": _lists(moved)}
     written = file_of(arguments, run, ".part")
     written.write_text(json.dumps(record, indent=1) + "\n")
-    written.replace(file_of(arguments, run, ".json"))  # whole, or not there
+    written.replace(file_of(arguments, run, ".json"))  # atomic
     checkpoint.unlink(missing_ok=True)
 
 
 def encode(arguments, data, name):
-    """Cache an encoder's features of all images; the seconds of the training images' first pass."""
+    """Cache the features of all images, and return the seconds that the training images took when they were first encoded."""
     took = []
     for normalize in (True, False):
         encoder = encoder_of(arguments, name, l2_normalize=normalize)
@@ -263,7 +263,7 @@ def encode(arguments, data, name):
 
 
 def encoding_file(arguments, name):
-    """Where those seconds are."""
+    """The file with these seconds."""
     what = joblib.hash((name, arguments.size, arguments.weights, arguments.device))[:8]
     return arguments.output / "runs" / f"encoding-{what}.json"
 
@@ -275,7 +275,7 @@ def _lists(scores):
 
 
 def known(arguments, run, data):
-    """The record of a run with these settings, if it has been made."""
+    """The record of a run with these settings, if there is one."""
     path = file_of(arguments, run, ".json")
     if not path.exists():
         return None
@@ -284,7 +284,7 @@ def known(arguments, run, data):
 
 
 def values(records, *path):
-    """All numbers at some place of the records: over seeds, and over heads."""
+    """All values of an entry of the records, over seeds and heads."""
     found = []
     for record in records:
         for name in path:
@@ -323,8 +323,8 @@ class Report:
             records = self.last(method)
             seconds, memory = (values(records, name) for name in ("seconds", "memory"))
             cells = [METHODS[method].title, records[0]["n_images"]]
-            cells += [spell(self.accuracy(records, protocol)) for protocol in PROTOCOLS]
-            cells += [spell(values(records, "scores", protocol, name)) for name in more for protocol in PROTOCOLS]
+            cells += [format_mean(self.accuracy(records, protocol)) for protocol in PROTOCOLS]
+            cells += [format_mean(values(records, "scores", protocol, name)) for name in more for protocol in PROTOCOLS]
             cells += [
                 f"{seconds.mean():.1f}" if len(seconds) else "",
                 f"{s.mean():.0f}" if len(s := values(records, "steps")) else "",
@@ -341,13 +341,13 @@ class Report:
         heads = ["", *(f"{title}, {seconds:g} s" for title in PROTOCOLS.values() for seconds in self.arguments.seconds)]
         rows = [
             [METHODS[name].title]
-            + [spell(self.accuracy(self.records[name, s], p)) for p in PROTOCOLS for s in self.arguments.seconds]
+            + [format_mean(self.accuracy(self.records[name, s], p)) for p in PROTOCOLS for s in self.arguments.seconds]
             for name in timed
         ]
         return table(heads, rows)
 
     def time_to(self):
-        """When CLP-DD with DSA is as good as LGM with DSA is at its end."""
+        """When CLP-DD with DSA reaches the final accuracy of LGM with DSA."""
         rows = []
         for (method, _), records in self.records.items():
             if not method.startswith("lgm-"):
@@ -375,13 +375,13 @@ class Report:
         protocols = [protocol for protocol in PROTOCOLS if protocol == "closed_form" or self.arguments.transfer_heads]
         columns = [(other, protocol) for other in self.arguments.transfer_to for protocol in protocols]
         rows = [
-            [METHODS[name].title, *(spell(values(self.last(name), "transfer", *column, "top1")) for column in columns)]
+            [METHODS[name].title, *(format_mean(values(self.last(name), "transfer", *column, "top1")) for column in columns)]
             for name in self.methods
         ]
         return table(["", *(f"{PROTOCOLS[protocol]}, {other}" for other, protocol in columns)], rows)
 
     def plot(self, axes):
-        """Accuracy against seconds: a curve for each method with budgets, a line for each without."""
+        """Accuracy against seconds: a curve for each method with time budgets, a line for each method without."""
         for ax, (protocol, title) in zip(axes, PROTOCOLS.items(), strict=True):
             for i, name in enumerate(self.methods):
                 style = {"color": "black" if name == "real" else f"C{i}", "label": METHODS[name].title}
@@ -443,7 +443,7 @@ def report(arguments, data, records):
 
 
 def main(arguments, data):
-    """All runs that are missing, each in a process of its own, and the report."""
+    """Make all missing runs, each in its own process, and write the report."""
     arguments.seconds = sorted(arguments.seconds)
     (arguments.output / "runs").mkdir(parents=True, exist_ok=True)
     if arguments.run:

@@ -39,6 +39,7 @@ sphinx_gallery_conf = {
     "min_reported_time": 10**6,
     "show_memory": False,
     "abort_on_example_error": True,
+    "parallel": 2,  # each process computes with half of the cores
 }
 
 

@@ -2,10 +2,10 @@
 Ten images instead of nine hundred
 ==================================
 
-Half of scikit-learn's bundled digits (8 × 8 pixels, grey) are distilled to one synthetic image per class, for a linear probe on a
-frozen EfficientNet-Lite0. The other half is classified by that probe.
+We distil half of scikit-learn's bundled digits (8 × 8 pixels, grey) to one synthetic image per class, for a linear probe on a
+frozen EfficientNet-Lite0, and classify the other half with that probe.
 
-Everything here is on the disk after installation. The script prints a table and saves a picture under ``output/``.
+No download is needed. The script prints a table and saves a picture under ``output/``.
 """
 
 from pathlib import Path
@@ -23,8 +23,8 @@ X_train, X_test, y_train, y_test = train_test_split(X, y, test_size=0.5, stratif
 # %%
 # Distil
 # ------
-# Digits sit upright in the middle of their images, which a random crop or flip would spoil: the synthetic images are learned
-# without random views. For photographs, ``augmentation="dsa"`` is the default.
+# Digits are upright and centred, so random crops and flips would harm: the synthetic images are learned without random views.
+# The default, ``augmentation="dsa"``, suits photographs.
 
 encoder = FrozenEncoder(image_size=80)
 distiller = CLPDistiller(encoder, augmentation=None, max_iter=300, random_state=0, verbose=1)
@@ -38,7 +38,7 @@ distiller.fit(X_train, y_train)
 
 rows = compare_with_real(distiller, X_train, y_train, X_test, y_test, n_draws=50, random_state=0)
 print(f"\n{'probe trained on':<20}{'images':>8}{'test accuracy':>16}")
-for name, (n_images, accuracy) in rows.items():  # "random real" is the mean of the draws
+for name, (n_images, accuracy) in rows.items():  # "random real" is the mean over the draws
     print(f"{name:<20}{n_images:>8}{accuracy:>16.3f}")
 
 # %%

@@ -2,10 +2,10 @@
 What the images look like, and why
 ==================================
 
-The synthetic images of ten digits beside the most central real images and those nearest to them; how the classes lie to one
-another in feature space; and what ridge strength, temperature, views, start and parametrisation do to the images.
+The synthetic images of ten digits beside the most central real images and their nearest real neighbours; the positions of the
+classes in feature space; and the effect of ridge strength, temperature, views, start and parametrisation on the images.
 
-Everything here is on the disk after installation. Pictures are saved under ``output/``.
+No download is needed. Pictures are saved under ``output/``.
 """
 
 from pathlib import Path
@@ -19,15 +19,15 @@ from sklearn_clpdd.datasets import load_digit_images
 
 X, y = load_digit_images()
 X_train, X_test, y_train, y_test = train_test_split(X, y, test_size=0.5, stratify=y, random_state=0)
-encoder = FrozenEncoder(image_size=80, memory="output/cache")  # the real images are encoded once for all that follows
+encoder = FrozenEncoder(image_size=80, memory="output/cache")  # the real images are encoded only once
 output = Path("output")
 output.mkdir(exist_ok=True)
 
 # %%
 # Where they come from, and what is near them
 # -------------------------------------------
-# Each image starts from the most central real one of those of its class that are not held out. The real image whose features are
-# nearest to it afterwards is a typical one, too; the synthetic one differs from it by what tells its class from the other nine.
+# Each image starts from the most central real image of its class that is not held out. The real image nearest to the result is
+# typical of its class, too; the synthetic image differs from it in what distinguishes its class from the other nine.
 
 distiller = CLPDistiller(encoder, augmentation=None, max_iter=100, random_state=0).fit(X_train, y_train)
 start = ClassCentroids(encoder, random_state=0).fit(X_train, y_train)
@@ -35,7 +35,7 @@ neighbours = NearestReals(distiller).fit(X_train, y_train)
 
 
 def show(rows, name):
-    """Rows of ten images each, with their titles on the left."""
+    """Show rows of ten images, with titles on the left."""
     figure, axes = plt.subplots(len(rows), 10, figsize=(10, 1.15 * len(rows)), squeeze=False, layout="constrained")
     for line, (title, images) in zip(axes, rows.items(), strict=True):
         for ax, image in zip(line, images, strict=True):
@@ -63,8 +63,8 @@ show(
 #
 # How the classes lie
 # -------------------
-# The anchors are the directions in feature space along which the classes are scored. Where the cosine of two is large, their
-# classes share most of what the encoder sees in them; the probe tells them apart by the rest.
+# The anchors are the directions in feature space along which the classes are scored. If the cosine of two anchors is large, the
+# encoder sees mostly the same in both classes, and the probe separates them by the rest.
 
 figure, ax = plt.subplots(figsize=(5, 4.2), layout="constrained")
 picture = ax.imshow(distiller.anchors_ @ distiller.anchors_.T, cmap="RdBu_r", vmin=-1, vmax=1)
@@ -77,9 +77,10 @@ figure.savefig(output / "gallery-anchors.png", dpi=110)
 # %%
 # What the parameters do
 # ----------------------
-# Ridge strength and temperature may be wrong by a factor of a thousand or ten, and the images hardly change. Random views spread
-# what matters over the image, which digits have no use for, and a head that is trained on crops of photographs does. From noise,
-# the pyramid makes smooth images, coarse to fine; single pixels stay noise to the eye, and to other encoders.
+# A ridge strength that is wrong by a factor of a thousand, or a temperature that is wrong by a factor of ten, hardly changes
+# the images. Random views spread what matters over the image, which helps heads that are trained on crops of photographs, but
+# not digits. From noise, the pyramid leads to smooth images, coarse to fine; single pixels still look like noise, to other
+# encoders too.
 
 variants = {
     "defaults": {},

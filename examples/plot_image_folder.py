@@ -49,7 +49,7 @@ distiller = CLPDistiller(
 
 rows = compare_with_real(distiller, X_train, y_train, X_test, y_test, random_state=arguments.seed)
 print(f"\n{'probe trained on':<20}{'images':>8}{'test accuracy':>16}")
-for name, (n_images, accuracy) in rows.items():  # "random real" is the mean of the draws
+for name, (n_images, accuracy) in rows.items():  # "random real" is the mean over the draws
     print(f"{name:<20}{n_images:>8}{accuracy:>16.3f}")
 
 images = save_distilled(distiller, arguments.output / "images", X_test, y_test, overwrite=True)

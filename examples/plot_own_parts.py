@@ -2,7 +2,7 @@
 Bring your own parts
 ====================
 
-An encoder, an objective, an augmentation and a parametrisation of one's own, on scikit-learn's bundled digits.
+Your own encoder, objective, augmentation and parametrisation, on scikit-learn's bundled digits.
 """
 
 import torch
@@ -20,13 +20,13 @@ settings = {"max_iter": 60, "random_state": 0}
 # %%
 # An encoder
 # ----------
-# Any module that maps images ``(n, 3, H, W)`` to features ``(n, d)``, differentiably. It does not say what size of image it
-# takes, nor how these are normalised, so the encoder is told. Here are random convolutions, each of which sees a patch.
+# Any differentiable module that maps images ``(n, 3, H, W)`` to features ``(n, d)``. A module does not declare its image size or
+# normalisation, so we pass both to the encoder. This one consists of random convolutions over patches.
 
 
 # begin encoder
 class RandomPatches(nn.Module):
-    """Rectified responses to random patches, averaged over the quarters of the image."""
+    """Rectified responses to random patches, averaged over each quarter of the image."""
 
     def __init__(self, width=512, patch=9):
         super().__init__()
@@ -48,7 +48,7 @@ print(f"random patches: {distiller.score(X_test, y_test):.3f}")
 # An objective
 # ------------
 # A function of synthetic features, their targets, real features and their class indices, differentiable in the first. This one
-# wants every real image nearer to the mean of its class's synthetic images than to the others.
+# pulls every real image nearer to the mean of the synthetic images of its class than to the other means.
 
 
 # begin objective
@@ -66,24 +66,24 @@ print(f"nearest mean: {distiller.score(X_test, y_test):.3f}")
 # %%
 # An augmentation
 # ---------------
-# Views that do not fit into memory together are made twice, for the features and for their gradient. So the random numbers are
-# drawn first, and applied afterwards: ``draw`` gives tensors whose first axis is the view, on the CPU; the call gets those of
-# some images.
+# Views that do not fit into memory together are computed twice, for the features and for their gradient. Therefore the random
+# numbers are drawn first and applied later: ``draw`` returns CPU tensors whose first axis is the view, and a call receives
+# those of some images.
 
 
 # begin augmentation
 class Shift(Augmentation):
-    """Random shifts by up to a tenth of the image, which digits may have and flips they may not."""
+    """Random shifts by up to a tenth of the image; unlike flips, they preserve the class of a digit."""
 
     is_random = True
-    n_views = 2  # of each image, in each step
+    n_views = 2  # per image and step
 
     def draw(self, n_views, generator):
         return {"shift": 0.2 * (2 * torch.rand(n_views, 2, generator=generator) - 1)}
 
     def __call__(self, images, draws, preprocessing):
         shift = draws["shift"].to(images)
-        k = len(shift) // len(images)  # views of each image, one after the other
+        k = len(shift) // len(images)  # the views of each image are consecutive
         theta = torch.eye(2, device=images.device, dtype=images.dtype).expand(len(shift), 2, 2)
         grid = F.affine_grid(torch.cat([theta, shift[..., None]], dim=2), (len(shift), *images.shape[1:]), align_corners=False)
         views = F.grid_sample(images.repeat_interleave(k, 0), grid, padding_mode="border", align_corners=False)
@@ -97,12 +97,13 @@ print(f"shifts: {distiller.score(X_test, y_test):.3f}")
 # %%
 # A parametrisation
 # -----------------
-# What the optimiser moves, and how images are made of it; each image depends on its own rows only. Grey images, for digits:
+# The parameters that the optimiser updates, and how they become images; each image depends on its own rows only. Grey images for
+# digits:
 
 
 # begin parametrization
 class Grey(Parametrization):
-    """Grey pixels, through a sigmoid."""
+    """Grey pixels, mapped to [0, 1] by a sigmoid."""
 
     def initial(self, generator, device, dtype):
         m, _, height, width = self.shape

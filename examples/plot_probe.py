@@ -2,9 +2,9 @@
 A probe that chooses for itself
 ===============================
 
-`ClosedFormProbe` chooses its ridge strength by exact leave-one-out predictions of the training samples and calibrates its
-probabilities by them. Here on scikit-learn's bundled digits with noise, linear and with a Gaussian kernel; half of the digits are
-held out to see what the leave-one-out scores are worth.
+`ClosedFormProbe` chooses its ridge strength and calibrates its probabilities by exact leave-one-out predictions of the training
+samples. The data are scikit-learn's bundled digits with noise; the probe is linear or has a Gaussian kernel. Half of the digits
+are held out to check the leave-one-out scores.
 """
 
 from pathlib import Path

@@ -2,8 +2,8 @@
 Look at it, save it, pass it on
 ===============================
 
-Digits are distilled; what there is to see of it is drawn; and the images are saved as a folder that others can load, with a
-report about them. Everything goes to ``output/``.
+We distil digits, plot the results, and save the images as a folder that others can load, with a report. Everything is written to
+``output/``.
 """
 
 from pathlib import Path
@@ -31,7 +31,7 @@ X_train, X_test, y_train, y_test = train_test_split(X, y, test_size=0.5, stratif
 output = Path("output")
 output.mkdir(exist_ok=True)
 
-# From noise, so that the images can be seen to come into being: `Snapshots` keeps how they looked on the way.
+# We start from noise to watch the images emerge; `Snapshots` keeps intermediate images.
 encoder = FrozenEncoder(image_size=80, memory=output / "cache")
 snapshots = Snapshots(every=10)
 distiller = CLPDistiller(encoder, augmentation=None, init="noise", max_iter=200, random_state=0, callback=snapshots)
@@ -46,13 +46,13 @@ SyntheticImagesDisplay.from_estimator(distiller, X_test, y_test)
 # %%
 # The run
 # -------
-# Loss and accuracy on the tenth of the training images that were held out; the axis above has the seconds.
+# Loss and accuracy on the held-out tenth of the training images; the upper axis shows seconds.
 
 HistoryDisplay.from_estimator(distiller)
 
 # %%
-# How they came into being
-# ------------------------
+# How the images emerged
+# ----------------------
 
 snapshots.save_gif(output / "digits.gif")
 
@@ -64,14 +64,14 @@ snapshots.save_gif(output / "digits.gif")
 #
 # Where they lie
 # --------------
-# Features in the two directions of their largest variance. Some synthetic images lie outside of the clouds of their classes, away
-# from the others: what tells the class from these is exaggerated in them.
+# Features in the two directions of largest variance. Some synthetic images lie outside the clouds of their classes, away from the
+# other classes: they exaggerate what distinguishes their class.
 
 FeatureMapDisplay.from_estimator(distiller, X_train, y_train, random_state=0)
 
 # %%
-# What is taken for what
-# ----------------------
+# Confusion matrix
+# ----------------
 # A distiller is a classifier, and scikit-learn draws its confusion matrix.
 
 ConfusionMatrixDisplay.from_estimator(distiller, X_test, y_test, colorbar=False)
@@ -79,8 +79,8 @@ ConfusionMatrixDisplay.from_estimator(distiller, X_test, y_test, colorbar=False)
 # %%
 # Save and load
 # -------------
-# PNG files in a folder for each class, a card with the pictures, and a manifest that says where they come from. What is loaded is
-# checked against it.
+# The folder contains PNG files in one folder per class, a card with the images, and a manifest with their provenance. Loading
+# checks the images against the manifest.
 
 folder = save_distilled(distiller, output / "digits", X_test, y_test, overwrite=True)
 print(*sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.*"))[:4], sep="\n")
@@ -92,7 +92,7 @@ print(f"a probe trained on the files: {probe.score(X_test, y_test):.3f}; the dis
 # %%
 # A report
 # --------
-# One page of HTML that needs no other file.
+# One self-contained HTML page.
 
 report = distillation_report(
     distiller, X_test, y_test, output / "digits.html", X=X_train, y=y_train, random_state=0, overwrite=True

@@ -2,8 +2,8 @@
 A grid search on a Dask cluster
 ===============================
 
-joblib hands the fits of a search to the workers of a cluster; scikit-learn does not notice. Here the cluster is two processes of
-this machine; with the address of a scheduler it is as many machines as there are::
+joblib sends the fits of a search to the workers of a Dask cluster. By default, the cluster consists of two processes on this
+machine; with the address of a scheduler, it may have any number of machines::
 
     python examples/search_on_dask.py
     python examples/search_on_dask.py --scheduler tcp://10.0.0.1:8786 --cache /shared/cache
@@ -32,7 +32,7 @@ def main():
     distiller = CLPDistiller(FrozenEncoder(image_size=64, memory=arguments.cache), augmentation=None, max_iter=20, random_state=0)
     search = GridSearchCV(distiller, {"init": ["kmeans", "noise"], "images_per_class": [1, 2]}, cv=2)
 
-    # One thread for each worker: the threads of a process would share one network, and one pool of torch's.
+    # One thread per worker: the threads of a process would share one network and torch's thread pool.
     cluster = arguments.scheduler or LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None)
     with Client(cluster) as client, joblib.parallel_config("dask"):
         print(f"{len(client.scheduler_info()['workers'])} workers")
@@ -41,5 +41,5 @@ def main():
     print(f"{search.best_params_}: {search.best_score_:.3f} in {time.perf_counter() - begin:.0f} s")
 
 
-if __name__ == "__main__":  # the workers of a local cluster are started anew, and read this file
+if __name__ == "__main__":  # the workers of a local cluster are new processes that import this file
     main()

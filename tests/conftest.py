@@ -5,9 +5,11 @@ import pytest
 import torch
 from networks import tiny_encoder
 
-# Nothing here may need a network.
+from sklearn_clpdd.encoder._extractor import FeatureExtractor
+
+# No test may need the internet.
 os.environ["HF_HUB_OFFLINE"] = "1"
-# Side by side (pytest -n), each process computes with its share of the cores.
+# Under `pytest -n`, each process computes with its share of the cores.
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])))
 
@@ -17,9 +19,21 @@ def module():
     return tiny_encoder()
 
 
+@pytest.fixture
+def forbid_encoding(monkeypatch):
+    """Function; once it is called, encoding images fails the test, because errors have to be raised before."""
+    return lambda: monkeypatch.setattr(FeatureExtractor, "_encode", lambda *args: pytest.fail("images were encoded"))
+
+
+@pytest.fixture
+def no_encoding(forbid_encoding):
+    """Encoding images fails the test."""
+    forbid_encoding()
+
+
 @pytest.fixture(scope="session")
 def colors():
-    """60 images of 16 × 16 px in three classes by colour, uint8; string labels, unbalanced: 30, 20, 10."""
+    """60 uint8 images of 16 × 16 px in three classes of different colours and sizes (30, 20, 10), with string labels."""
     rng = np.random.default_rng(0)
     labels = np.repeat(["blue", "green", "red"], [30, 20, 10])
     images = rng.integers(0, 100, (60, 16, 16, 3))

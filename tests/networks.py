@@ -1,11 +1,11 @@
-"""Networks for tests, in a module that worker processes find."""
+"""Networks for tests, in a module that worker processes can import."""
 
 import torch
 from torch import nn
 
 
 def tiny_encoder() -> nn.Module:
-    """A convolutional encoder with 12 features; batch norms with statistics that matter."""
+    """A convolutional encoder with 12 features, whose batch norms have non-trivial statistics."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         module = nn.Sequential(

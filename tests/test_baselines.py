@@ -1,4 +1,4 @@
-"""The peers: they are what they say, and behave as the distiller does."""
+"""Peers: correctness of each method, and the interface that they share with the distiller."""
 
 import inspect
 import pickle
@@ -27,7 +27,7 @@ def encoder(module):
 
 
 def peer(kind, encoder, **parameters):
-    """An estimator that is quickly fitted."""
+    """An estimator that is fast to fit."""
     if kind is NearestReals:
         return NearestReals(CLPDistiller(encoder, max_iter=3, random_state=0, **parameters))
     steps = {"max_iter": 3} if kind in ITERATIVE else {}
@@ -41,7 +41,7 @@ def features(n, d, dtype, seed):
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
 @pytest.mark.parametrize("std", [0.01, 3.0])
 def test_gradient_matching_is_second_order_autodiff(dtype, tolerance, std, monkeypatch):
-    """Loss and gradient of the closed form are those that autodiff has through the gradient of an `nn.Linear`."""
+    """The closed form has the loss and the gradient that autodiff finds through the gradient of an `nn.Linear`."""
     monkeypatch.setattr(GradientMatching, "std", std)
     C, d = 4, 7
     Z, R = features(8, d, dtype, 0).requires_grad_(), features(50, d, dtype, 1)
@@ -83,7 +83,7 @@ def test_feature_matching_by_brute_force_passes_over_classes_that_are_not_in_the
 
 
 def test_lgm_pyramid_adds_up_to_the_noise_of_the_published_code():
-    """When a level joins, those before it are scaled down, and it comes with as much noise."""
+    """When a level is added, the earlier ones are scaled down, and the new one gets noise of the same scale."""
     pyramid = LGMPyramid((2, 3, 16, 16), torch.Generator().manual_seed(0))
     start = [level.detach().clone() for level in pyramid.parameters]
     for step in range(5000):
@@ -101,7 +101,7 @@ def test_lgm_pyramid_adds_up_to_the_noise_of_the_published_code():
 
 
 @pytest.mark.parametrize("kind", [*ITERATIVE, *SUBSETS])
-def test_a_peer_is_a_distiller(kind, encoder, colors):
+def test_peers_have_the_distillers_interface(kind, encoder, colors):
     X, y = colors
     fitted = peer(kind, encoder, images_per_class=2).fit(X[:40], y[:40])
     assert fitted.transform().shape == (6, 16, 16, 3)
@@ -167,16 +167,12 @@ def test_subsets_need_no_gradient(colors):
     assert fitted.transform().shape == (3, 16, 16, 3)
 
 
-def test_bad_input_is_refused_before_any_long_work(encoder, colors, monkeypatch):
+def test_bad_input_is_refused_before_any_long_work(encoder, colors, forbid_encoding):
     X, y = colors
     fitted = CLPDistiller(encoder, max_iter=1).fit(X, y)
     large = CLPDistiller(encoder, images_per_class=9, max_iter=1).fit(X, y)
     rows = np.r_[np.flatnonzero(y == "red")[:5], np.flatnonzero(y != "red")]
-
-    def fail(*args, **kwargs):
-        raise AssertionError("long work was started")
-
-    monkeypatch.setattr("sklearn_clpdd.encoder._extractor.FeatureExtractor._encode", fail)
+    forbid_encoding()
     for kind in SUBSETS:
         with pytest.raises(ValueError, match=r"'red' \(10 of 11\)"):
             peer(kind, encoder, images_per_class=11).fit(X, y)
@@ -194,8 +190,8 @@ def test_bad_input_is_refused_before_any_long_work(encoder, colors, monkeypatch)
 
 @pytest.mark.parametrize("kind", ITERATIVE)
 @pytest.mark.parametrize("validation_fraction", [None, 0.2])
-def test_interrupted_and_gone_on_with_is_uninterrupted(kind, encoder, colors, tmp_path, validation_fraction):
-    """The heads that are drawn, and those of the held-out score, are the same."""
+def test_resumed_run_equals_an_uninterrupted_one(kind, encoder, colors, tmp_path, validation_fraction):
+    """The same heads are drawn in training and for the held-out score."""
     X, y = colors
     parameters = {"max_iter": 45, "random_state": 0, "validation_fraction": validation_fraction}
     wanted = kind(encoder, **parameters).fit(X, y)
@@ -211,7 +207,7 @@ def test_interrupted_and_gone_on_with_is_uninterrupted(kind, encoder, colors, tm
     assert [r["loss"] for r in resumed.history_] == [r["loss"] for r in wanted.history_]
 
 
-def test_a_checkpoint_is_that_of_one_method(encoder, colors, tmp_path):
+def test_a_checkpoint_belongs_to_one_method(encoder, colors, tmp_path):
     path = tmp_path / "run"
     LGMDistiller(encoder, max_iter=2, checkpoint=path).fit(*colors)
     with pytest.raises(ValueError, match=r"method was .*LGMDistiller and is .*DMDistiller"):
@@ -219,8 +215,8 @@ def test_a_checkpoint_is_that_of_one_method(encoder, colors, tmp_path):
 
 
 @pytest.mark.parametrize("parametrization", ["pyramid", LGMPyramid])
-def test_the_best_images_are_those_that_were_scored(parametrization, encoder, colors):
-    """Also where finer levels have joined since: each score is worse than the one before, on purpose."""
+def test_kept_images_are_those_with_the_best_score(parametrization, encoder, colors):
+    """Even if finer levels were added later; the held-out loss is made to rise from score to score."""
     X, y = colors
     seen = []
 
@@ -238,7 +234,7 @@ def test_the_best_images_are_those_that_were_scored(parametrization, encoder, co
 
 
 @pytest.mark.parametrize("kind", ITERATIVE)
-def test_the_loss_falls(kind, encoder, colors):
+def test_the_loss_decreases(kind, encoder, colors):
     losses = [record["loss"] for record in kind(encoder, max_iter=60, init="noise", random_state=0).fit(*colors).history_]
     assert np.mean(losses[-10:]) < 0.7 * np.mean(losses[:10])
 
@@ -246,12 +242,12 @@ def test_the_loss_falls(kind, encoder, colors):
 def test_published_settings_are_parameters(encoder, colors):
     fitted = LGMDistiller(encoder, **{**LGM_PUBLISHED, "max_iter": 3}).fit(*colors)
     assert fitted.n_iter_ == 3
-    fitted.set_params(augmentation__n_views=3, learning_rate__peak=9.0)  # of this estimator only
+    fitted.set_params(augmentation__n_views=3, learning_rate__peak=9.0)  # specific to this estimator
     assert (LGM_PUBLISHED["augmentation"].n_views, LGM_PUBLISHED["learning_rate"].peak) == (10, 2e-3)
 
 
 def _movements(encoder, data, **parameters):
-    """How far the images move in each step but the last: Adam's first ones are as long as the rate, whatever the gradient."""
+    """How far the images move in each step except the last; Adam's first steps have the length of the rate."""
     seen = []
     watch = lambda distiller, record: seen.append(distiller.transform().copy())  # noqa: E731
     CLPDistiller(encoder, random_state=0, callback=watch, validation_fraction=None, **parameters).fit(*data)
@@ -292,7 +288,7 @@ def test_every_parameter_is_documented_with_its_default(kind):
 
 
 def _entries(kind):
-    """Text of the entries of the sections for parameters and attributes, by name."""
+    """Texts of the parameter and attribute entries, by name."""
     entries = {}
     for section in re.findall(
         r"(?ms)^(?:Parameters|Attributes)\n-+\n(.*?)(?=\n\n[A-Z][A-Za-z ]+\n-+\n|\Z)", inspect.cleandoc(kind.__doc__)
@@ -302,7 +298,7 @@ def _entries(kind):
     return entries
 
 
-# Entries that say something else than those of `CLPDistiller`.
+# Entries that differ from those of `CLPDistiller`.
 OWN_ENTRIES = {
     LGMDistiller: {"alpha", "alpha_", "checkpoint", "targets_", "probe_"},
     DMDistiller: {"alpha", "alpha_", "checkpoint", "targets_", "probe_"},
@@ -338,13 +334,13 @@ def test_shared_parameters_and_attributes_have_one_text(kind):
     assert {name for name in own.keys() & shared.keys() if own[name] != shared[name]} == OWN_ENTRIES[kind]
 
 
-def test_the_neighbours_distiller_is_looked_at_before_the_long_work(encoder, colors, monkeypatch):
-    monkeypatch.setattr("sklearn_clpdd.encoder._extractor.FeatureExtractor._encode", None)  # no long work is begun
+@pytest.mark.usefixtures("no_encoding")
+def test_distiller_of_nearest_reals_is_validated_first(encoder, colors):
     with pytest.raises(ValueError, match="needs held-out real samples"):
         NearestReals(CLPDistiller(encoder, n_iter_no_change=5, validation_fraction=None)).fit(*colors)
 
 
-def test_a_probe_that_cannot_be_solved_is_an_error():
+def test_an_unsolvable_probe_is_an_error():
     X = np.repeat(np.eye(3), 4, axis=0) + 1.0
     with pytest.raises(ValueError, match="probe of the synthetic samples is singular"):
         RandomSubset(encoder=None, alpha=1e-300, images_per_class=4, random_state=0).fit(X, np.arange(12) // 4)

@@ -1,4 +1,4 @@
-"""scikit-learn's own battery of estimator checks, in full."""
+"""All of scikit-learn's own estimator checks."""
 
 from functools import partial
 
@@ -11,7 +11,7 @@ from sklearn_clpdd.baselines import ClassCentroids, DMDistiller, LGMDistiller, N
 
 
 class Laplacian:
-    """A kernel of the user's, whose name is the same in all processes of a test run."""
+    """A user's kernel with the same name in all processes of a test run."""
 
     def __call__(self, A, B):
         return laplacian_kernel(A, B)

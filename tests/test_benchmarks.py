@@ -1,4 +1,4 @@
-"""The scripts behind the tables: what they read, and how they count."""
+"""The benchmark scripts: the data that they read, and what they compute from their records."""
 
 import argparse
 import sys
@@ -16,7 +16,7 @@ step = pytest.importorskip("step", reason="the benchmarks are not beside the tes
 
 
 @pytest.mark.parametrize("dataset", paper.DATASETS)
-def test_data_sets_of_the_papers_are_read_as_they_are_laid_out(dataset, tmp_path):
+def test_layouts_of_the_papers_data_sets(dataset, tmp_path):
     paper.generate(dataset, tmp_path, n=2, side=8)
     data = paper.DATASETS[dataset](tmp_path)
     assert all(Path(path).is_file() for path in [*data.X, *data.X_test])
@@ -51,7 +51,7 @@ def test_the_hundred_classes_are_those_of_lgm(tmp_path):
 
     assert len(set(paper.IMAGENET_100)) == 100
     names = ImageNetInfo()
-    # The first and the last in LGM's list, which has indices.
+    # The first and the last class of LGM's list, which consists of indices.
     assert [names.index_to_label_name(i) for i in (452, 64, 374, 570, 99, 169)] == paper.IMAGENET_100[:3] + paper.IMAGENET_100[
         -3:
     ]
@@ -66,7 +66,7 @@ def _arguments(tmp_path, *options):
     return parser.parse_args(["--output", str(tmp_path), *options])
 
 
-def test_a_run_is_known_by_its_settings(tmp_path):
+def test_runs_are_recognised_by_their_settings(tmp_path):
     arguments = _arguments(tmp_path, "--seconds", "1", "2", "--seeds", "2", "--published")
     runs = table.runs_of(arguments)
     assert len({run.name for run in runs}) == len(runs) == 9 * 2 * 2 + 3 * 2 + 2
@@ -112,7 +112,7 @@ def test_report_counts_ratios_and_times(tmp_path):
     np.testing.assert_allclose(table.values([record(1, 0.5)], "scores", "sgd", "top1"), [0.5, 0.52])
 
 
-def test_a_record_is_made_once(tmp_path):
+def test_a_recorded_run_is_not_repeated(tmp_path):
     done = []
 
     def work(value=1):
@@ -131,7 +131,7 @@ def test_a_record_is_made_once(tmp_path):
     assert ["defaults" in record["settings"] for record in measure.json.loads(path.read_text())] == [True, True, False]
 
 
-def test_what_is_made_of_a_data_set_to_be_robust_against(tmp_path):
+def test_corruptions_of_a_data_set(tmp_path):
     y = np.repeat(["a", "b", "c"], 500)
     X, rng = np.arange(1500), np.random.default_rng(0)
     rows, labels = robustness.long_tail(X, y, rng)
@@ -148,7 +148,7 @@ def test_what_is_made_of_a_data_set_to_be_robust_against(tmp_path):
     assert (image[frame] == [200, 0, 0]).all()
 
 
-def test_a_case_is_measured_in_a_process_of_its_own():
+def test_a_case_is_measured_in_its_own_process():
     seen = step.alone(rounds=1, classes=2, views=3, size=64, chunk=4)
     assert (seen["chunk"], seen["once"]) == (3, 3)
     assert seen["R"] == pytest.approx(2 * 4096 * 1280 * 4 / 1e6)

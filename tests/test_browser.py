@@ -1,4 +1,4 @@
-"""The report in a real browser: on a phone and on a desk, and by the rules for screen readers (`tox -e slow`)."""
+"""The report in a real browser: on a phone and on a desktop, and against accessibility rules (`tox -e slow`)."""
 
 import shutil
 
@@ -43,7 +43,7 @@ def test_the_report_can_be_read(browser, report, width, height, scheme):
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]})
     browser.get(report.as_uri())
     assert [entry for entry in browser.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")] == []
-    assert browser.execute_script("return document.documentElement.scrollWidth") <= width  # nothing to scroll sideways
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width  # no horizontal scrolling
     assert (
         browser.execute_script("return performance.getEntriesByType('resource').filter(e => !e.name.startsWith('data:')).length")
         == 0
@@ -58,7 +58,7 @@ def test_the_report_can_be_read(browser, report, width, height, scheme):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_report_has_no_barriers(browser, report, scheme):
+def test_the_report_passes_the_accessibility_rules(browser, report, scheme):
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]})
     axe = pytest.importorskip("axe_selenium_python", reason="pip install sklearn-clpdd[slow]").Axe(browser)
     browser.get(report.as_uri())
@@ -68,7 +68,7 @@ def test_the_report_has_no_barriers(browser, report, scheme):
     assert len(found["passes"]) >= 10
 
 
-def test_a_screen_reader_is_told_of_every_picture_and_table(browser, report):
+def test_pictures_and_tables_have_descriptions(browser, report):
     browser.get(report.as_uri())
     nodes = browser.execute_cdp_cmd("Accessibility.getFullAXTree", {})["nodes"]
     names = {}

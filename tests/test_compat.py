@@ -83,7 +83,7 @@ def test_hooks_of_callbacks():
         assert hasattr(CLPDistiller, hook), f"{SKLEARN} has no {hook}"
 
 
-def test_matplotlib_is_asked_for_by_name(monkeypatch):
+def test_missing_matplotlib_is_named(monkeypatch):
     sklearn_compat.check_matplotlib_support("Display")
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ImportError, match="Display requires matplotlib"):
@@ -109,7 +109,7 @@ def test_gradient_of_a_clamp(high):
     torch.testing.assert_close(found, wanted, msg=lambda text: f"{TORCH}: {text}")
 
 
-def test_what_timm_says_of_its_models():
+def test_preprocessing_is_timms():
     model = timm.create_model("vit_tiny_patch16_224", num_classes=0)
     assert torch_compat.checkpoint_filter(model) is not None, f"{TORCH} has no checkpoint_filter_fn"
     assert torch_compat.pretrained_config(model)["input_size"] == (3, 224, 224)

@@ -1,7 +1,7 @@
-"""Estimators × what scikit-learn does with estimators × forms of `X`: the habits of its users, one test each.
+"""Estimators × tools of scikit-learn × forms of `X`: one test for each combination.
 
-A case is named ``estimator-tool-form``; `test_the_matrix_is_complete` counts them. In the default run every estimator meets every
-tool and every form, and every form every tool; the rest of the product is slow because of its number.
+A case is named ``estimator-tool-form``; `test_the_matrix_is_complete` counts them. The default run covers every
+pair of estimator, tool and form; the other combinations are marked slow because there are many.
 """
 
 import pickle
@@ -59,7 +59,7 @@ IMAGES, LABELS = images_and_labels()
 
 
 def striped():
-    """Grey images of the same classes, told by their stripes: across, along, or none."""
+    """Grey images of the same classes, distinguished by their stripes: horizontal, vertical, or none."""
     grey = IMAGES.min(axis=3).astype(int)
     grey[LABELS == "blue", ::2] += 150
     grey[LABELS == "green", :, ::2] += 150
@@ -68,7 +68,7 @@ def striped():
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
-    """Of torch: the cases are many and tiny."""
+    """Let torch use one thread, for the cases are many and tiny."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -77,7 +77,7 @@ def one_thread():
 
 @pytest.fixture(scope="module")
 def forms(tmp_path_factory):
-    """The same images in every accepted form; features in those of feature matrices."""
+    """The same images in every accepted form, or the same features in every form of a feature matrix."""
     folder = tmp_path_factory.mktemp("images")
     paths = [str(folder / f"{i}.png") for i in range(N)]
     pictures = [Image.fromarray(image) for image in IMAGES]
@@ -123,7 +123,7 @@ def encoder(form="uint8"):
 
 
 def estimators(form):
-    """Estimators that are classifiers for this form, each cheap to fit."""
+    """Classifiers for this form that are cheap to fit."""
     few = {"max_iter": 2, "random_state": 0}
     if form in FEATURE_FORMS:
         return {
@@ -149,12 +149,12 @@ def estimators(form):
 
 
 def grid(estimator):
-    """A parameter of it, and two values."""
+    """One of its parameters, and two values for it."""
     names = ("closedformprobe__alpha", "alpha", "distiller__alpha", "random_state")
     return {next(name for name in names if name in estimator.get_params()): [1, 2]}
 
 
-# ---- tools, each of which asserts what its users rely on ------------------------------------------------------------------
+# ---- tools, each of which asserts what its users rely on -----------------------------------------------------------------
 
 
 def in_make_pipeline(estimator, X, y):
@@ -270,7 +270,7 @@ TOOLS = {
     "pickle": pickled,
     "set_output": with_frames_as_output,
 }
-# What cannot be: permuted columns are no images, and a probe is no transformer.
+# Impossible combinations: permuted columns are not images, and a probe is not a transformer.
 SENSELESS = {
     *(("permutation_importance", form, name) for form in IMAGE_FORMS for name in estimators(form)),
     *(("set_output", form, name) for form in FEATURE_FORMS for name in ("ClosedFormProbe", "ClosedFormProbe rbf")),
@@ -285,10 +285,10 @@ CASES = [
 
 
 def is_slow(name, tool, form):
-    """Whether a case is none of those by which all pairs of estimator, tool and form are met.
+    """Whether a case is not among those that cover all pairs of estimator, tool and form.
 
-    There are more tools and forms of images than estimators, so those are combined and the estimator follows from them; for
-    features, where forms are few, it is the form that follows.
+    For images, all tools are combined with all forms, and the estimator follows from both; for features, which have few forms,
+    all tools are combined with all estimators, and the form follows.
     """
     names, tools = list(estimators(form)), list(TOOLS)
     if form in IMAGE_FORMS:
@@ -312,7 +312,7 @@ def test_the_matrix_is_complete():
         assert {(case[i], case[j]) for case in fast} == {(case[i], case[j]) for case in CASES}
 
 
-# ---- several estimators, tables, routing, other processes -----------------------------------------------------------------
+# ---- several estimators, tables, routing, other processes ----------------------------------------------------------------
 
 
 def test_union_of_two_encoders(forms):
@@ -338,7 +338,7 @@ def test_a_column_of_paths_beside_columns_of_numbers(forms):
     np.testing.assert_array_equal(alone, encoder().transform(IMAGES))
 
 
-def test_a_distiller_among_the_features():
+def test_a_distiller_in_a_feature_union():
     scores = FeatureUnion([("distilled", CLPDistiller(None, max_iter=2, random_state=0)), ("all", "passthrough")])
     Z = encoder().transform(IMAGES)
     assert scores.fit(Z, LABELS).transform(Z).shape == (N, 3 + 12)
@@ -363,7 +363,7 @@ def routing():
 
 @pytest.mark.usefixtures("routing")
 def test_weights_are_routed_through_pipeline_and_search():
-    weight = np.where(LABELS == "red", 0.0, 1.0)  # no red one counts
+    weight = np.where(LABELS == "red", 0.0, 1.0)  # red images have no weight
     probe = ClosedFormProbe().set_fit_request(sample_weight=True)
     scorer = make_scorer(accuracy_score).set_score_request(sample_weight=True)
     search = GridSearchCV(make_pipeline(encoder(), probe), {"closedformprobe__alpha": [0.1, 1.0]}, scoring=scorer, cv=2)

@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from sklearn_clpdd import CLPDistiller
+from sklearn_clpdd import DSA, Augmentation, CLPDistiller, LinearSchedule
 from sklearn_clpdd.baselines import LGM_PUBLISHED
 from sklearn_clpdd.distill import _objectives as objectives
-from sklearn_clpdd.distill._augmentations import AUGMENTATIONS, DSA, Augmentation
+from sklearn_clpdd.distill._augmentations import AUGMENTATIONS
 from sklearn_clpdd.distill._checkpoint import read_checkpoint, write_checkpoint
 from sklearn_clpdd.distill._loop import ChunkPlan, State, StepViews, ViewPlan, backpropagate, optimize, split_views
 from sklearn_clpdd.distill._objectives import (
@@ -26,11 +26,10 @@ from sklearn_clpdd.distill._objectives import (
 )
 from sklearn_clpdd.distill._parametrizations import PARAMETRIZATIONS, Points, Pyramid
 from sklearn_clpdd.distill._real_features import BatchSampler, RealFeatures, held_out_counts, split_order
-from sklearn_clpdd.distill._schedule import LinearSchedule
 from sklearn_clpdd.encoder._backbone import Preprocessing
 from sklearn_clpdd.utils._ridge import relative_penalty, ridge
 
-SIZE = 11  # no power of two, and odd
+SIZE = 11  # odd, and not a power of two
 
 
 def generator(seed=0):
@@ -138,7 +137,7 @@ def test_dsa_crops_have_the_area_asked_for_and_stay_inside():
 
 
 def test_published_views_are_those_of_the_released_code():
-    """LGM, commit 1d84ffd, src/augmentation: flip, crop, noise, with these ranges; crops may reach beyond the image."""
+    """LGM, commit 1d84ffd, src/augmentation: flip, crop, noise, with these ranges; crops may extend beyond the image."""
     published, n, side = LGM_PUBLISHED["augmentation"], 4000, 16
     draws = published.draw(n, generator())
     width, height = draws["scale"].abs().double().unbind(1)
@@ -146,10 +145,10 @@ def test_published_views_are_those_of_the_released_code():
     assert (area.min(), area.max()) == (pytest.approx(0.08, abs=0.01), pytest.approx(1.0, abs=0.01))
     assert area.mean() == pytest.approx(0.54, abs=0.02)  # uniform
     assert (ratio.min(), ratio.max()) == (pytest.approx(3 / 4, abs=0.01), pytest.approx(4 / 3, abs=0.01))
-    assert ratio.log().mean() == pytest.approx(0.0, abs=0.02)  # uniform in its logarithm
+    assert ratio.log().mean() == pytest.approx(0.0, abs=0.02)  # uniform in the logarithm
     assert 1 < width.max() <= (4 / 3) ** 0.5
     assert (draws["scale"][:, 0] < 0).double().mean() == pytest.approx(0.5, abs=0.03)
-    corner = (draws["center"][:, 0] + 1 - width) / (2 * (1 - width))  # share of the way that it can go
+    corner = (draws["center"][:, 0] + 1 - width) / (2 * (1 - width))  # relative position within its range
     assert (corner.min(), corner.max()) == (pytest.approx(0.0, abs=0.01), pytest.approx(1.0, abs=0.01))
 
     images = torch.full((1, 3, side, side), 0.5)
@@ -157,7 +156,7 @@ def test_published_views_are_those_of_the_released_code():
     affine = torch.cat([torch.diag_embed(draws["scale"]), draws["center"][..., None]], dim=2)
     grid = F.affine_grid(affine, [n, 3, side, side], align_corners=False)
     crops = F.grid_sample(images.expand(n, -1, -1, -1), grid, padding_mode="zeros", align_corners=False)
-    assert crops.min() == 0  # black beyond the image
+    assert crops.min() == 0  # black outside the image
     noise = views - crops
     noisy = noise.flatten(1).abs().amax(1) > 0.01
     assert noisy.double().mean() == pytest.approx(0.5, abs=0.03)
@@ -168,7 +167,7 @@ def test_published_views_are_those_of_the_released_code():
 
 
 def test_dsa_views_are_affine_crops():
-    """Against torch's own sampling of each view by itself."""
+    """Compared with torch's own sampling, one view at a time."""
     dsa, images, k, side = DSA(), torch.rand(3, 3, SIZE, SIZE + 5, generator=generator()), 4, 9
     draws = dsa.draw(3 * k, generator())
     views = dsa(images, draws, Preprocessing(image_size=side))
@@ -184,7 +183,7 @@ def _features(n, d=7, C=3, seed=0):
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_objective_gradient_in_the_features(name):
+def test_gradient_of_the_objective_in_the_features(name):
     (Z, y), (R, r) = _features(6), _features(20, seed=1)
     objective = OBJECTIVES[name](alpha=0.1, temperature=0.5)
     for loss in (objective, WithNeighbors(objective, y, 0.2)):
@@ -208,7 +207,7 @@ def test_alpha_of_normalised_features_is_the_plain_ridge_strength():
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("augmentation", [Augmentation(), DSA()])
 def test_gradient_of_the_whole_step_against_finite_differences(module, objective, augmentation):
-    """θ → images → views → encoder → probe → loss, every part of it, for each parametrisation's own θ."""
+    """The whole chain θ → images → views → encoder → probe → loss, for each parametrisation."""
     module = module.double()
     preprocessing = Preprocessing(image_size=8, crop_pct=8 / SIZE, interpolation="bilinear")
     y = torch.arange(3)
@@ -231,7 +230,7 @@ def test_gradient_of_the_whole_step_against_finite_differences(module, objective
 
 @pytest.mark.parametrize(("m", "alpha"), [(30, 1.0), (300, 0.3), (300, 1e-3), (30, 1e-5)])
 def test_single_precision_is_enough_or_not_used(m, alpha):
-    """Gradients for features in float32 against float64, with nearly collinear features on both sides of the limit."""
+    """Gradients in float32 compared with float64, for nearly collinear features on both sides of the limit."""
     Z, R = (F.normalize(1 + 0.1 * torch.randn(n, 40, generator=generator(n)), dim=1) for n in (m, 50))
     Y, r = F.one_hot(torch.arange(m) % 5, 5).float(), torch.arange(50) % 5
 
@@ -246,7 +245,7 @@ def test_single_precision_is_enough_or_not_used(m, alpha):
 @pytest.mark.parametrize("kind", PARAMETRIZATIONS)
 @pytest.mark.parametrize(("size", "kept"), [(1, 1), (2, 1), (2, 99), (3, 2), (4, 1), (7, 99), (12, 1), (15, 1)])
 def test_two_passes_give_the_gradient_of_one(module, kind, size, kept):
-    """Chunks of whole images, and of some views of one, give what a graph of everything gives."""
+    """Chunks of whole images, or of some views of one image, have the gradient of one graph over everything."""
     module = module.double()
     m, k = 5, 3
     R, r = _features(20, d=12, seed=1)
@@ -265,7 +264,7 @@ def test_two_passes_give_the_gradient_of_one(module, kind, size, kept):
     expected = loss_of(features(one(), slice(0, m * k)))
     expected.backward()
     chunks = split_views(m, k, size)
-    for _ in range(2):  # once more: what is there from the last step is replaced
+    for _ in range(2):  # once more: gradients of the last step are replaced
         loss = backpropagate(two, features, loss_of, chunks, k, min(kept, len(chunks)))
         torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
         for theta, same in zip(two.parameters, one.parameters, strict=True):
@@ -290,7 +289,7 @@ def test_chunks_cover_all_views_and_are_of_about_equal_size(m, k, size):
     ("size", "views", "kept"),
     [(100, 0, 1), (30, 0, 1), (30, 39, 1), (30, 60, 2), (30, 99, 3), (30, 100, 4), (30, 999, 4), (4, 21, 6)],
 )
-def test_as_many_chunks_keep_their_graphs_as_there_is_room_for(size, views, kept):
+def test_chunks_keep_their_graphs_while_memory_lasts(size, views, kept):
     chunks, n = ChunkPlan(size, views).chunks(10, 10)
     assert n == kept
     assert n == 1 or sum(rows.stop - rows.start for rows in chunks[-n:]) <= views
@@ -331,12 +330,12 @@ def _run(**parameters):
     return losses, state.parametrization().detach()
 
 
-def test_a_run_goes_on_from_its_state_bit_for_bit(tmp_path):
+def test_a_run_continues_from_its_state_bit_for_bit(tmp_path):
     losses, samples = _run()
     for stop in (0, 1, 13, 29):
         state, steps = _start()
         for _, _loss in zip(range(stop + 1), steps, strict=False):
-            pass  # the step number `stop` is computed, and not made
+            pass  # the gradient of step `stop` is computed, but θ is not updated
         write_checkpoint(tmp_path / "run", state.tensors(), {"step": state.step, "progress": state.progress})
         tensors, info = read_checkpoint(tmp_path / "run")
         other, steps = _start(seed=3)
@@ -381,7 +380,7 @@ def test_batches_are_views_of_the_features_in_memory():
     assert _real(R, r, 60).sample(draws)[0].shape == _real(R, r, 99).sample(draws)[0].shape == (60, 7)
 
 
-def test_balanced_batches_have_as_many_of_each_class():
+def test_balanced_batches_have_equal_classes():
     r = torch.tensor([0] * 50 + [1] * 9 + [2])
     R = torch.arange(60.0)[:, None]
     batch, codes = _real(R, r, 30_000, "balanced").sample(generator())
@@ -404,7 +403,7 @@ def test_features_on_disk_give_the_same_batches(tmp_path):
 
 
 @pytest.mark.parametrize("fraction", [None, 0.1, 0.5])
-def test_held_out_is_a_share_of_each_class(fraction):
+def test_a_fraction_of_each_class_is_held_out(fraction):
     codes = np.repeat([0, 1, 2], [100, 9, 35])
     order, n = split_order(codes, fraction, np.random.RandomState(0))
     assert sorted(order) == list(range(144))
@@ -413,7 +412,7 @@ def test_held_out_is_a_share_of_each_class(fraction):
     assert len(set(np.flatnonzero(np.diff(codes[order])))) > 20  # shuffled
     large, n = split_order(np.zeros(10**6, int), 0.1, np.random.RandomState(0))
     assert (len(large), n) == (10**6, 10_000)
-    assert held_out_counts(np.array([10**6, 50]), 0.1).tolist() == [9999, 0]  # as of many samples in all, so of each class
+    assert held_out_counts(np.array([10**6, 50]), 0.1).tolist() == [9999, 0]  # the same share of each class as of all samples
 
 
 def test_a_checkpoint_is_replaced_as_a_whole(tmp_path, monkeypatch):
@@ -438,7 +437,7 @@ def test_a_checkpoint_is_replaced_as_a_whole(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("spoil", ["truncate", "text", "other"])
-def test_a_file_that_is_no_checkpoint(tmp_path, spoil):
+def test_files_that_are_not_checkpoints(tmp_path, spoil):
     path = tmp_path / "run"
     if spoil == "other":
         save_file({"a": torch.zeros(3)}, path)
@@ -458,10 +457,10 @@ def test_loop_lowers_the_loss_and_repeats_itself():
     torch.testing.assert_close(_run(chunk_size=2)[1], samples)
 
 
-# ---- several encoders, whole samples, learned targets ---------------------------------------------------------------------
+# ---- several encoders, unaugmented samples, learned targets --------------------------------------------------------------
 
 
-def test_mean_over_encoders_is_the_mean_of_what_each_would_have():
+def test_several_encoders_average_their_losses():
     (A, r), (B, _) = _features(20, d=7, seed=1), _features(20, d=4, seed=2)
     Za, Zb = _features(3, d=7, seed=3)[0], _features(3, d=4, seed=4)[0]
     objective, Y = CrossEntropy(0.1, 0.1), torch.eye(3, dtype=A.dtype)
@@ -494,11 +493,11 @@ def test_spreads_are_standard_deviations_by_hand():
     assert spread_of_scores(3 * R, r, 3, 0.5) == pytest.approx(3 * of_scores, rel=1e-6)
     assert spread_of_neighbor_logits(R, r, 3) == pytest.approx(of_neighbor_logits, rel=1e-6)
     assert spread_of_neighbor_logits(3 * R, r, 3) == pytest.approx(9 * of_neighbor_logits, rel=1e-6)
-    assert spread_of_neighbor_logits(R, r, 5) == pytest.approx(of_neighbor_logits, rel=1e-6)  # two classes of which there is none
+    assert spread_of_neighbor_logits(R, r, 5) == pytest.approx(of_neighbor_logits, rel=1e-6)  # two classes without samples
 
 
 class _Nothing(Objective):
-    """No loss of the probe's."""
+    """An objective without a loss of the probe."""
 
     def columns(self, Z, Y):
         return Z[:1].T
@@ -514,13 +513,13 @@ def test_neighbors_have_weights_that_fall_with_the_squared_distance():
     loss_of = WithNeighbors(_Nothing(1.0, 1.0), classes, 0.3)
     loss = loss_of(Z, torch.ones(7, 1).to(Z), R, r)
     torch.testing.assert_close(loss, wanted)
-    torch.testing.assert_close(loss_of(Z + 5, torch.ones(7, 1).to(Z), R + 5, r), wanted)  # of distances
+    torch.testing.assert_close(loss_of(Z + 5, torch.ones(7, 1).to(Z), R + 5, r), wanted)  # distances
 
 
 def test_neighbors_have_three_quarters_of_the_loss_and_the_classes_that_they_are_given(monkeypatch):
     (R, r), (Z, y) = _features(20, seed=1), _features(6, seed=2)
     probe = CrossEntropy(0.1, 0.3)
-    learned = torch.eye(3, dtype=Z.dtype)[y.flip(0)]  # targets that have left their classes
+    learned = torch.eye(3, dtype=Z.dtype)[y.flip(0)]  # targets that now favour other classes
     neighbors = neighbor_cross_entropy(-torch.cdist(R, Z.requires_grad_()).square() / (2 * 0.2), y, r)
     wanted = 0.25 * probe(Z, learned, R, r) + 0.75 * neighbors
     (gradient,) = torch.autograd.grad(wanted, Z)
@@ -553,7 +552,7 @@ def test_neighbors_of_nearly_collinear_features_in_single_precision(angle):
 @pytest.mark.parametrize("with_whole", [False, True])
 @pytest.mark.parametrize("size", [2, 3, 4, 8, 64])
 def test_views_of_a_step_are_the_same_in_any_chunks(n_random, with_whole, size):
-    """Random views of each sample in a row, the whole one after them."""
+    """The random views of each sample come first, followed by the unaugmented sample."""
     generator_ = generator(0)
     images = torch.rand(5, 3, 8, 8, generator=generator_)
     preprocessing = Preprocessing(image_size=6, crop_pct=6 / 8)

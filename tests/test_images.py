@@ -1,4 +1,4 @@
-"""Every form of images gives the same features; everything else gets an error that helps."""
+"""All forms of images have the same features; everything else raises a helpful error."""
 
 from collections import Counter
 from pathlib import Path
@@ -15,7 +15,7 @@ from sklearn_clpdd.encoder._images import as_images
 
 @pytest.fixture
 def pixels():
-    """Five RGB images of noise, uint8."""
+    """Five uint8 RGB images of noise."""
     return np.random.default_rng(0).integers(0, 256, (5, 20, 24, 3)).astype(np.uint8)
 
 
@@ -74,7 +74,7 @@ def test_grey_images_are_three_equal_channels(encoder):
 
 
 def test_files_of_every_mode(tmp_path):
-    """Palette, transparency, one bit, 16 bits and CMYK all become RGB in [0, 1]."""
+    """Palettes, transparency, one bit, 16 bits and CMYK are converted to RGB in [0, 1]."""
     ramp = np.tile(np.linspace(0, 255, 32).astype(np.uint8), (32, 1))
     picture = Image.fromarray(ramp)
     modes = {mode: picture.convert(mode) for mode in ("L", "LA", "RGB", "RGBA", "CMYK", "P")}
@@ -132,7 +132,7 @@ def test_bad_image_shape(module):
 
 @pytest.fixture
 def opened(monkeypatch):
-    """How often each file was opened."""
+    """Number of times each file was opened."""
     counts, original = Counter(), Image.open
 
     def counted(path, *args, **kwargs):
@@ -187,7 +187,7 @@ def test_files_that_cannot_be_accessed_are_not_missing(encoder, paths, tmp_path)
             encoder.set_params(memory=memory).transform(X)
 
 
-def test_only_missing_files_is_a_file_not_found_error_and_ten_are_named(encoder, tmp_path):
+def test_missing_files_are_a_file_not_found_error_that_names_ten(encoder, tmp_path):
     with pytest.raises(FileNotFoundError, match="25 of 25") as caught:
         encoder.transform([str(tmp_path / f"{i}.png") for i in range(25)])
     assert str(caught.value).count("no such file") == 10

@@ -1,4 +1,4 @@
-"""A distilled set as a folder, and back."""
+"""Saving a distilled set to a folder, and loading it."""
 
 import json
 import os
@@ -44,7 +44,7 @@ def test_round_trip_is_exact_in_8_bits(fitted, saved, colors):
     assert manifest == json.loads((saved / "manifest.json").read_text())
 
 
-def test_the_manifest_says_where_it_comes_from(fitted, saved, colors, tmp_path):
+def test_the_manifest_has_the_provenance(fitted, saved, colors, tmp_path):
     manifest = load_distilled(saved)[2]
     assert manifest["method"] == "CLPDistiller"
     assert (manifest["parameters"]["random_state"], manifest["parameters"]["images_per_class"]) == (0, 2)
@@ -56,11 +56,11 @@ def test_the_manifest_says_where_it_comes_from(fitted, saved, colors, tmp_path):
     assert manifest["versions"].keys() == {"python", "sklearn-clpdd", "torch", "timm", "scikit-learn", "numpy"}
     text = (saved / "manifest.json").read_text()
     assert not {"memory", "checkpoint", "device", "encoder", "callback"} & manifest["parameters"].keys()
-    assert str(tmp_path.parent) not in text  # nothing of this machine: cache and checkpoint are below
+    assert str(tmp_path.parent) not in text  # nothing specific to this machine; cache and checkpoint are in this folder
     assert "private" not in text
 
 
-def test_a_baseline_says_whose_neighbours_it_has(colors, module, tmp_path):
+def test_nearest_reals_refer_to_their_distiller(colors, module, tmp_path):
     encoder = FrozenEncoder(module, image_size=16, device="cpu", memory=tmp_path / "private")
     nearest = NearestReals(CLPDistiller(encoder, max_iter=3, random_state=0)).fit(*colors)
     folder = save_distilled(nearest, tmp_path / "set")
@@ -69,7 +69,7 @@ def test_a_baseline_says_whose_neighbours_it_has(colors, module, tmp_path):
     assert "private" not in (folder / "manifest.json").read_text()
 
 
-def test_accuracies_with_their_protocols(fitted, colors, tmp_path):
+def test_accuracies_by_protocol(fitted, colors, tmp_path):
     X, y = colors
     folder = save_distilled(fitted, tmp_path / "set", X[:30], y[:30], accuracies={"LGM's protocol": 0.5})
     own, held_out, other = load_distilled(folder)[2]["accuracies"]
@@ -202,7 +202,7 @@ def damage_outside(folder):
 
 
 def damage_kind(folder):
-    """A file of another format, whose digest is right."""
+    """A file of another format with a correct digest."""
     file, path = next(folder.glob("red/*.png")), folder / "manifest.json"
     before = sha256(file.read_bytes()).hexdigest()
     Image.new("RGB", (16, 16)).save(file, format="ppm")
@@ -246,7 +246,7 @@ def damage_version(folder):
         damage_version,
     ],
 )
-def test_a_folder_that_is_not_what_was_written_is_told(saved, damage):
+def test_damaged_folders_are_refused(saved, damage):
     words = damage(saved)
     with pytest.raises((ValueError, UnidentifiedImageError), match=r"manifest|format|identify") as caught:
         load_distilled(saved)
@@ -258,13 +258,13 @@ def test_no_folder(tmp_path):
         load_distilled(tmp_path)
 
 
-def test_what_is_there_is_not_touched(fitted, saved, tmp_path):
+def test_existing_files_are_not_touched(fitted, saved, tmp_path):
     with pytest.raises(FileExistsError, match="overwrite=True"):
         save_distilled(fitted, saved)
     save_distilled(fitted, saved, overwrite=True)
     (saved / ".git").mkdir()
     (saved / ".git" / "HEAD").write_text("ref")
-    load_distilled(saved)  # a clone is a distilled set
+    load_distilled(saved)  # a git clone contains the distilled set
     with pytest.raises(FileExistsError, match=r"do not match its manifest: \.git \(a folder\), \.git/HEAD"):
         save_distilled(fitted, saved, overwrite=True)
     shutil.rmtree(saved / ".git")
@@ -320,7 +320,7 @@ def _manifest(folder):
 
 
 def _listed_outside(folder):
-    """A manifest that claims a file outside."""
+    """A manifest that lists a file outside the folder."""
     path = folder / "manifest.json"
     manifest = json.loads(path.read_text())
     manifest["images"].append({"file": "../mine.txt", "class": 0, "sha256": sha256(b"all I have").hexdigest()})
@@ -332,7 +332,7 @@ def _listed_outside(folder):
 @pytest.mark.parametrize("change", [_mine, _hidden, _deep, _link, _image, _card, _manifest, _listed_outside])
 @pytest.mark.parametrize("when", ["before", "while it is saved"])
 def test_no_file_of_the_users_is_replaced(fitted, saved, change, when, monkeypatch):
-    """Only what the manifest lists, with the digests that it lists."""
+    """Only files that the manifest lists are replaced, and only if they have the listed digests."""
     words, make_card = [], _distilled_set.card_of
 
     def meanwhile(*args):
@@ -361,7 +361,7 @@ def test_no_file_of_the_users_is_replaced(fitted, saved, change, when, monkeypat
     assert {path.name for path in saved.parent.iterdir()} <= {"set", "mine.txt"}
 
 
-def test_links_and_sets_of_before_are_refused(fitted, saved, tmp_path):
+def test_links_and_old_sets_are_refused(fitted, saved, tmp_path):
     (tmp_path / "elsewhere").mkdir()
     for name, target in (("link", "elsewhere"), ("to set", "set"), ("dangling", "nowhere")):
         (tmp_path / name).symlink_to(tmp_path / target)
@@ -376,12 +376,12 @@ def test_links_and_sets_of_before_are_refused(fitted, saved, tmp_path):
         save_distilled(fitted, saved, overwrite=True)
 
 
-def test_what_changes_at_the_last_moment_is_left_where_it_is_named(fitted, saved, monkeypatch):
+def test_files_changed_at_the_last_moment_are_kept_and_named(fitted, saved, monkeypatch):
     rename, image = os.rename, next(saved.glob("red/*.png")).name
 
     def and_write(source, target):
         rename(source, target)
-        if target == saved:  # the new set is in place; somebody has a file of the old one open
+        if target == saved:  # the new set is in place, and a file of the old one is still open
             (old,) = (path for path in saved.parent.iterdir() if path.name.endswith("-old"))
             (old / "red" / image).write_bytes(b"all I have")
 
@@ -393,7 +393,7 @@ def test_what_changes_at_the_last_moment_is_left_where_it_is_named(fitted, saved
     assert [path.read_bytes() for path in old.rglob("*") if path.is_file()] == [b"all I have"]
 
 
-def test_a_folder_that_comes_into_being_meanwhile(fitted, saved, monkeypatch):
+def test_a_folder_that_appears_meanwhile(fitted, saved, monkeypatch):
     rename = os.rename
 
     def and_make(source, target):
@@ -409,7 +409,7 @@ def test_a_folder_that_comes_into_being_meanwhile(fitted, saved, monkeypatch):
     load_distilled(str(caught.value).rpartition(" is now ")[2])
 
 
-def test_a_set_of_which_images_are_gone_may_be_replaced(fitted, saved):
+def test_a_set_with_missing_images_may_be_replaced(fitted, saved):
     next(saved.glob("red/*.png")).unlink()
     shutil.rmtree(saved / "blue")
     save_distilled(fitted, saved, overwrite=True)
@@ -442,7 +442,7 @@ def test_an_error_leaves_nothing_half_written(fitted, saved, tmp_path, monkeypat
     load_distilled(saved)
 
 
-def test_what_cannot_be_saved(fitted, colors, tmp_path):
+def test_sets_that_cannot_be_saved(fitted, colors, tmp_path):
     points = CLPDistiller(None, max_iter=1).fit(np.eye(4), [0, 0, 1, 1])
     with pytest.raises(ValueError, match="not images"):
         save_distilled(points, tmp_path / "set")

@@ -1,4 +1,4 @@
-"""Leave-one-out from one factorisation: the same as refitting without every sample in turn."""
+"""Leave-one-out predictions from one factorisation: equal to those of a refit without each sample."""
 
 from itertools import product
 
@@ -26,7 +26,7 @@ def _two_columns(scores):
 
 
 def _refits(X, y, weight, **parameters):
-    """Scores of every sample by the probe that is fitted without it, ``(n, C)``."""
+    """Scores ``(n, C)`` of each sample by a probe that is fitted without it."""
     scores = []
     for i in range(len(X)):
         others = np.arange(len(X)) != i
@@ -42,7 +42,7 @@ def _refits(X, y, weight, **parameters):
 @pytest.mark.parametrize("weighted", [True, False])
 @pytest.mark.parametrize(
     ("kernel", "solver"),
-    # Other kernels are solved in the dual form whatever the solver is: one case each of `solver="primal"`.
+    # Other kernels are always solved in the dual form: one case each of `solver="primal"`.
     [*product(["linear", "cosine"], ["primal", "dual"]), ("rbf", "primal"), ("poly", "dual"), ("callable", "primal")],
 )
 def test_equals_refits(n, d, n_classes, fit_intercept, weighted, kernel, solver):
@@ -75,7 +75,7 @@ def _softmax(scores):
 @pytest.mark.parametrize("solver", ["primal", "dual"])
 @pytest.mark.parametrize("chunk", [2**20, 64])
 def test_temperature_has_the_least_log_loss_of_the_refits(n_classes, solver, chunk, monkeypatch):
-    monkeypatch.setattr(selection, "CHUNK", chunk)  # the small one: more samples than are looked at first
+    monkeypatch.setattr(selection, "CHUNK", chunk)  # the small dtype, with more samples than the first estimate uses
     monkeypatch.setattr(_rows, "CHUNK", chunk)
     X, y, weight = _data(60, 5, n_classes)
     refits = _refits(X, y, weight, alpha=1.0)
@@ -100,7 +100,7 @@ def test_chooses_what_ridge_classifier_cv_chooses(n, d, dtype, scoring, n_classe
     np.testing.assert_allclose(ours.coef_, theirs.coef_, atol=1e-5 * np.abs(theirs.coef_).max())
 
 
-def test_chunks_change_nothing(monkeypatch):
+def test_chunks_do_not_change_the_result(monkeypatch):
     X, y, weight = _data(300, 20, 5, np.float32)
     whole = ClosedFormProbe(ALPHAS, scoring="neg_mean_squared_error").fit(X, y, weight)
     monkeypatch.setattr(_rows, "CHUNK", 256)
@@ -112,7 +112,7 @@ def test_chunks_change_nothing(monkeypatch):
 
 @pytest.mark.parametrize("alpha", [1e-9, 1e-3, 1.0])
 def test_float32_rows_are_as_exact_as_float64_ones(alpha):
-    """Nearly collinear features, leverages close to one: what float32 cannot do is done in float64."""
+    """Nearly collinear features with leverages close to one, where float32 would not suffice."""
     rng = np.random.default_rng(0)
     X = rng.standard_normal((120, 4)) @ rng.standard_normal((4, 100)) + 1e-3 * rng.standard_normal((120, 100))
     X = X.astype(np.float32)
@@ -124,9 +124,9 @@ def test_float32_rows_are_as_exact_as_float64_ones(alpha):
     np.testing.assert_allclose(scores[0], scores[1], rtol=1e-4)
 
 
-def test_loo_mode_prefers_the_least_log_loss_among_equal_accuracies():
+def test_ties_in_accuracy_are_broken_by_log_loss():
     X, y, _ = _data(60, 40, 3)
-    X += 5 * np.eye(3, 40)[y]  # every candidate is right everywhere
+    X += 5 * np.eye(3, 40)[y]  # every candidate classifies everything correctly
     probe = ClosedFormProbe().fit(X, y)
     flat = probe.loo_scores_ == probe.loo_scores_.max()
     assert flat.sum() > 3
@@ -134,7 +134,7 @@ def test_loo_mode_prefers_the_least_log_loss_among_equal_accuracies():
     assert probe.alpha_ == probe.alphas_[flat][np.argmax(losses[flat])]
 
 
-def test_copies_of_a_sample_leave_together():
+def test_copies_of_a_sample_are_left_out_together():
     X, y, _ = _data(20, 6, 2)
     counts = np.arange(20) % 3
     weighted = ClosedFormProbe().fit(X, y, counts)
@@ -144,15 +144,15 @@ def test_copies_of_a_sample_leave_together():
     np.testing.assert_allclose(weighted.coef_, repeated.coef_)
 
 
-def test_copies_that_only_nearly_are_stay_apart():
+def test_near_copies_are_left_out_one_by_one():
     X = np.tile(np.arange(64.0), (4, 1))
-    X[1, 7] = np.nextafter(7.0, 8)  # none of the numbers that the first look takes
+    X[1, 7] = np.nextafter(7.0, 8)  # none of the samples of the first estimate
     kept, weight = merge_duplicates(X, np.array([0, 0, 0, 1]), np.array([1.0, 2.0, 4.0, 8.0]))
-    assert kept.tolist() == [0, 1, 3]  # the last one is of another class
+    assert kept.tolist() == [0, 1, 3]  # the last copy has another class
     assert weight.tolist() == [5.0, 2.0, 8.0]
 
 
-def test_one_sample_per_class_is_told_and_fitted():
+def test_one_sample_per_class_is_fitted_with_a_warning():
     with pytest.warns(UserWarning, match="no class has two samples"):
         probe = ClosedFormProbe().fit(np.eye(5), np.arange(5))
     assert np.isnan(probe.loo_score_)
@@ -160,7 +160,7 @@ def test_one_sample_per_class_is_told_and_fitted():
     assert (probe.predict_proba(np.eye(5)).argmax(1) == np.arange(5)).all()
 
 
-def test_a_lone_sample_enters_no_score():
+def test_the_only_sample_of_a_class_is_not_scored():
     X, y, _ = _data(30, 7, 3)
     y[y == 2] = 1
     y[0] = 2
@@ -174,7 +174,7 @@ def test_a_lone_sample_enters_no_score():
 
 @pytest.mark.parametrize("solver", ["primal", "dual"])
 def test_single_precision_features_far_from_zero(solver):
-    """Whatever the mean is, in both forms of the system."""
+    """Features with a large mean, in both forms of the system."""
     rng = np.random.default_rng(0)
     y = np.arange(3000) % 3
     X = (rng.standard_normal((3000, 5)) + 2 * np.eye(3, 5)[y] + 4096).astype(np.float32)

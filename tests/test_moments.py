@@ -1,4 +1,4 @@
-"""Training in batches: the same as one fit on everything, in any order and in any split."""
+"""Training in batches: equal to one fit on all samples, for any order and split."""
 
 import os
 import pickle
@@ -59,13 +59,13 @@ def test_merge_is_fit(data, parameters):
         return ClosedFormProbe(**parameters).partial_fit(X[rows], y[rows], classes=CLASSES, sample_weight=weight[rows])
 
     splits = np.array_split(np.argsort(y), 5)
-    parts = pickle.loads(pickle.dumps([part(rows) for rows in splits]))  # as joblib would send them
+    parts = pickle.loads(pickle.dumps([part(rows) for rows in splits]))  # as joblib sends them
     whole = reduce(lambda one, other: one.merge(other), parts)
     _assert_same(whole, ClosedFormProbe(**parameters).fit(X, y, weight))
-    np.testing.assert_array_equal(parts[1].coef_, part(splits[1]).coef_)  # an operand stays a probe of its own part
+    np.testing.assert_array_equal(parts[1].coef_, part(splits[1]).coef_)  # the operands are not changed
 
 
-def test_training_goes_on_after_a_result_was_asked_for(data):
+def test_training_continues_after_a_result_was_read(data):
     X, y, _ = data
     probe = ClosedFormProbe().partial_fit(X[:150], y[:150], classes=CLASSES)
     early = probe.coef_
@@ -74,7 +74,7 @@ def test_training_goes_on_after_a_result_was_asked_for(data):
     _assert_same(probe, ClosedFormProbe().fit(X, y))
 
 
-def test_a_large_offset_costs_no_digits(data):
+def test_a_large_offset_does_not_cost_accuracy(data):
     X, y, _ = data
     probe = ClosedFormProbe(1.0)
     for batch in np.array_split(np.arange(300), 6):
@@ -169,7 +169,7 @@ print(of_fit, of_copy, of_mask, probe.score(X[:1000], y[:1000]))
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="Linux says what memory of a process belongs to no file")
 def test_memmap_is_not_copied_whole(tmp_path):
-    """Resident memory grows by less than the features' size: no copy or mask of them is made, as it is for comparison."""
+    """Resident memory grows by less than the size of the features, unlike that of an explicit copy."""
     rng = np.random.default_rng(0)
     n, d = 200_000, 400
     X = np.lib.format.open_memmap(tmp_path / "X.npy", mode="w+", dtype=np.float16, shape=(n, d))
@@ -184,7 +184,7 @@ def test_memmap_is_not_copied_whole(tmp_path):
     assert of_fit < 0.75 * n * d
 
 
-def test_errors_leave_what_was_learned(data):
+def test_errors_keep_what_was_learned(data):
     X, y, _ = data
     probe = ClosedFormProbe(1.0).partial_fit(X, y, classes=CLASSES)
     before = probe.coef_
@@ -199,7 +199,7 @@ def test_errors_leave_what_was_learned(data):
     np.testing.assert_array_equal(probe.coef_, before)
 
 
-def test_first_call_that_fails_leaves_nothing(data):
+def test_a_first_call_that_fails_leaves_no_state(data):
     X, y, _ = data
     probe = ClosedFormProbe(1.0)
     with pytest.raises(ValueError, match="not among"):
@@ -208,7 +208,7 @@ def test_first_call_that_fails_leaves_nothing(data):
     assert probe.classes_.tolist() == CLASSES.tolist()
 
 
-def test_what_cannot_be_done_in_batches_is_told(data):
+def test_parameters_that_do_not_work_in_batches(data):
     X, y, _ = data
     with pytest.raises(ValueError, match=r"balanced.*dict"):
         ClosedFormProbe(class_weight="balanced").partial_fit(X, y, classes=CLASSES)
@@ -236,7 +236,7 @@ def test_fit_begins_anew(data):
 
 @pytest.mark.parametrize("n", [12, 300])  # fewer and more samples than features
 def test_after_fit_partial_fit_begins_anew_and_says_so(data, n):
-    """`fit` keeps no sums and no rows: nothing that is gone when it is pickled."""
+    """`fit` keeps neither sums nor rows, before and after pickling."""
     X, y, _ = data
     rows = np.argsort(np.arange(300) % 75, kind="stable")[:n]
     probe = ClosedFormProbe(1.0).fit(X[rows], y[rows])
@@ -259,8 +259,8 @@ def test_after_fit_partial_fit_begins_anew_and_says_so(data, n):
         probe.partial_fit(X, y).merge(wanted)
 
 
-def test_results_are_those_of_the_parameters_with_which_the_samples_came(data):
-    """Whether or not somebody has looked in between."""
+def test_results_use_the_parameters_of_the_last_partial_fit(data):
+    """Whether or not a result was read in between."""
     X, y, _ = data
     wanted = ClosedFormProbe(0.5, temperature=0.3).fit(X, y)
     for look in (False, True):
@@ -270,7 +270,7 @@ def test_results_are_those_of_the_parameters_with_which_the_samples_came(data):
         probe.set_params(alpha=100.0, temperature=5.0, fit_intercept=False, dtype="float32")
         _assert_same(probe, wanted)
         np.testing.assert_allclose(probe.predict_proba(X), wanted.predict_proba(X), rtol=1e-6)
-        probe.partial_fit(X[:1], y[:1])  # now they count
+        probe.partial_fit(X[:1], y[:1])  # the new parameters apply
         assert probe.alpha_ == 100.0
     changed = np.array([0.5, 2.0])
     probe = ClosedFormProbe(changed).partial_fit(X, y, classes=CLASSES)
@@ -287,7 +287,7 @@ def test_shards_keep_other_positions():
     assert len(kept[0] & kept[1]) < 12
 
 
-def test_classes_that_are_rare_in_the_kept_rows_still_count(monkeypatch):
+def test_classes_that_are_rare_in_the_reservoir_still_count(monkeypatch):
     monkeypatch.setattr("sklearn_clpdd.probe._partial_fit._RESERVOIR", 6)
     rng = np.random.default_rng(0)
     y = np.arange(180) % 60
@@ -296,7 +296,7 @@ def test_classes_that_are_rare_in_the_kept_rows_still_count(monkeypatch):
     assert 0 <= probe.loo_score_ <= 1
 
 
-def test_a_system_that_cannot_be_solved_is_told_each_time(data):
+def test_an_unsolvable_system_is_an_error_each_time(data):
     X, y, _ = data
     X[:, 1] = X[:, 0]
     probe = ClosedFormProbe(0).partial_fit(X, y, classes=CLASSES)

@@ -1,4 +1,4 @@
-"""ClosedFormProbe: equal to scikit-learn's ridge classifier and kernel ridge, with probabilities; what it accepts and refuses."""
+"""ClosedFormProbe: equality with scikit-learn's ridge classifier and kernel ridge, probabilities, and validation of input."""
 
 import numpy as np
 import pandas as pd
@@ -52,7 +52,7 @@ def test_equals_ridge_classifier(n, d, n_classes, solver, fit_intercept, weighti
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("alpha", [1e-6, 1.0])
 def test_dtype_is_kept_and_float32_is_accurate(dtype, alpha):
-    """Also where float32 arithmetic alone would not be: 300 nearly collinear features and hardly any ridge."""
+    """Even for 300 nearly collinear features and a tiny ridge, where float32 arithmetic alone would not suffice."""
     rng = np.random.default_rng(0)
     X = (rng.standard_normal((400, 3)) @ rng.standard_normal((3, 300)) + 0.01 * rng.standard_normal((400, 300))).astype(dtype)
     y = rng.integers(0, 3, 400)
@@ -76,7 +76,7 @@ def test_probabilities(n_classes):
 
 def test_probabilities_are_calibrated_without_held_out_data():
     X, y = load_digits(return_X_y=True)
-    X, y = X + 20 * np.random.default_rng(0).standard_normal(X.shape), y % 5  # hard enough to be wrong about
+    X, y = X + 20 * np.random.default_rng(0).standard_normal(X.shape), y % 5  # hard enough for errors
     probe = ClosedFormProbe().fit(X[::2], y[::2])
     loss = log_loss(y[1::2], probe.predict_proba(X[1::2]))
     for factor in (0.5, 2):
@@ -130,7 +130,7 @@ def test_equals_kernel_ridge(kernel, n_classes):
     np.testing.assert_allclose(ours.decision_function(X[100:]), scores, atol=1e-9)
 
 
-def test_kernel_with_intercept_does_not_see_a_constant_offset_of_the_kernel():
+def test_an_intercept_cancels_a_constant_offset_of_the_kernel():
     X, y = _data(60, 5, 3)
     scores = [
         ClosedFormProbe(0.5, kernel=lambda A, B, offset=offset: A @ B.T + offset).fit(X, y).decision_function(X)
@@ -160,7 +160,7 @@ def test_scaling_laws(solver):
     for other in (larger, heavier):
         np.testing.assert_allclose(other.decision_function(3 * X if other is larger else X), probe.decision_function(X))
         np.testing.assert_allclose(other.temperature_, probe.temperature_, rtol=1e-6)
-    # The default's candidates follow the scale of the features and of the weights, by powers of ten.
+    # The default candidates scale with features and weights, in powers of ten.
     chosen = [ClosedFormProbe(solver=solver).fit(scale * X, y, np.full(60, w)) for scale, w in ((1, 1.0), (10, 1.0), (1, 100.0))]
     np.testing.assert_allclose([one.alpha_ / chosen[0].alpha_ for one in chosen], [1, 100, 100])
 
@@ -203,7 +203,7 @@ def test_alpha_zero_is_least_squares_where_that_is_unique():
     exact = np.linalg.lstsq(np.c_[X, np.ones(100)], Y, rcond=None)[0]
     for temperature in (1.0, "loo"):
         np.testing.assert_allclose(ClosedFormProbe(0, temperature=temperature).fit(X, y).coef_, exact[:-1].T, atol=1e-10)
-    X, y = _data(20, 200, 3)  # more features than samples: the interpolation of least norm
+    X, y = _data(20, 200, 3)  # more features than samples: the minimum-norm interpolation
     Y = 2.0 * (y[:, None] == np.unique(y)) - 1
     for temperature in (1.0, "loo"):
         probe = ClosedFormProbe(0, temperature=temperature).fit(X, y)
@@ -231,7 +231,7 @@ def test_any_shape_and_dtype(n, d, n_classes, dtype, kernel, data):
     assert proba.shape == (n, len(probe.classes_))
     np.testing.assert_allclose(proba.sum(axis=1), 1, rtol=1e-5)
     same = ClosedFormProbe(probe.alpha_, kernel=kernel, temperature=1.0).fit(X.astype(np.float64), y).decision_function(X)
-    # The intercept takes the constant part of a kernel out again; single precision sees what is left of large numbers.
+    # The intercept removes the constant part of a kernel, which costs accuracy in single precision.
     largest = (probe.gamma_ * np.square(X.astype(float)).sum(1).max() + 1) ** 3 if kernel == "poly" else 1.0
     np.testing.assert_allclose(scores, same, atol=2e-3 + 3e-6 * largest)
 
@@ -288,7 +288,7 @@ def test_nystroem_comes_close_to_the_exact_kernel():
     assert approximate.score(X[1::2], y[1::2]) > exact.score(X[1::2], y[1::2]) - 0.02
 
 
-def test_kernel_that_does_not_fit_is_told_before_it_is_allocated():
+def test_a_kernel_larger_than_memory_is_refused_before_allocation():
     X = np.zeros((2_000_000, 1), np.float32)
     X[1::2] = 1
     with pytest.raises(MemoryError, match=r"2000000 × 2000000, 1490\d\d.\d GiB.*Nystroem"):
@@ -313,13 +313,13 @@ def test_kernel_that_does_not_fit_is_told_before_it_is_allocated():
         ({"dtype": "float16"}, "'dtype' parameter"),
     ],
 )
-def test_bad_parameters_are_told(parameters, message):
+def test_bad_parameters_are_errors(parameters, message):
     X, y = _data(30, 8, 3)
     with pytest.raises(ValueError, match=message):
         ClosedFormProbe(**parameters).fit(X, y)
 
 
-def test_bad_input_is_told():
+def test_bad_input_is_an_error():
     X, y = _data(30, 8, 3)
     with pytest.raises(TypeError, match="dense data is required"):
         ClosedFormProbe().fit(sparse.csr_array(X), y)
@@ -336,7 +336,7 @@ def test_bad_input_is_told():
         ClosedFormProbe().fit(X, np.linspace(0, 1, 30))
 
 
-def test_a_failed_fit_leaves_the_last_one():
+def test_a_failed_fit_keeps_the_last_result():
     X, y = _data(30, 8, 3)
     probe = ClosedFormProbe().fit(X, y)
     before = probe.coef_
@@ -349,7 +349,7 @@ def test_a_failed_fit_leaves_the_last_one():
 
 
 @pytest.mark.parametrize("offset", [0, 1000])
-def test_rbf_does_not_see_an_offset(offset):
+def test_rbf_is_invariant_to_an_offset(offset):
     X, y = _data(100, 8, 3, np.float32)
     shifted = (X + offset).astype(np.float32)
     wanted = (

@@ -1,4 +1,4 @@
-"""The page about a distilled set."""
+"""The HTML report about a distilled set."""
 
 import re
 from html.parser import HTMLParser
@@ -9,12 +9,11 @@ from sklearn.exceptions import NotFittedError
 
 from sklearn_clpdd import CLPDistiller, FrozenEncoder, distillation_report
 from sklearn_clpdd.baselines import ClassCentroids
-from sklearn_clpdd.encoder._extractor import FeatureExtractor
 from sklearn_clpdd.evaluation import closed_form_probe_scores, compare_with_real
 
 
 class Page(HTMLParser):
-    """Tags, and text, of a page whose elements are all closed."""
+    """Parser of tags and text that also checks that all elements are closed."""
 
     VOID = {"meta", "img", "path", "use", "link", "br", "rect"}
 
@@ -54,7 +53,7 @@ def fitted(encoder, colors):
     return CLPDistiller(encoder, max_iter=25, random_state=0).fit(*colors)
 
 
-def test_the_page_says_what_was_measured(fitted, colors, module, tmp_path):
+def test_the_page_has_the_measured_figures(fitted, colors, module, tmp_path):
     X, y = colors
     other = FrozenEncoder(module, image_size=12, device="cpu")
     path = distillation_report(
@@ -76,7 +75,7 @@ def test_the_page_says_what_was_measured(fitted, colors, module, tmp_path):
     assert "load_distilled" in text
 
 
-def test_the_page_needs_nothing_else_and_can_be_read_aloud(fitted, colors, tmp_path):
+def test_the_page_is_self_contained_and_accessible(fitted, colors, tmp_path):
     text = distillation_report(fitted, *colors, tmp_path / "report.html").read_text()
     page = Page(text)
     assert not page.all("script")
@@ -92,7 +91,7 @@ def test_the_page_needs_nothing_else_and_can_be_read_aloud(fitted, colors, tmp_p
     assert any("Learning curve" in own.get("aria-label", "") for own in page.all("div"))
 
 
-def test_class_names_are_text(encoder, colors, tmp_path):
+def test_class_names_are_escaped(encoder, colors, tmp_path):
     X, y = colors
     names = np.where(y == "red", '"><script>alert(1)</script>', y)
     fitted = CLPDistiller(encoder, max_iter=1, random_state=0).fit(X, names)
@@ -102,7 +101,7 @@ def test_class_names_are_text(encoder, colors, tmp_path):
     Page(text)
 
 
-def test_a_page_of_real_images_and_one_of_many_classes(encoder, colors, tmp_path):
+def test_grids_of_real_images_and_of_many_classes(encoder, colors, tmp_path):
     X, _ = colors
     text = distillation_report(ClassCentroids(encoder).fit(*colors), *colors, tmp_path / "centroids.html").read_text()
     assert "<h2>Learning curve</h2>" not in text
@@ -113,10 +112,10 @@ def test_a_page_of_real_images_and_one_of_many_classes(encoder, colors, tmp_path
     assert len(Page(text).all("img")) == 25
 
 
-def test_targets_that_exist_are_kept(fitted, colors, tmp_path, monkeypatch):
+def test_targets_that_exist_are_kept(fitted, colors, tmp_path, forbid_encoding):
+    forbid_encoding()
     path = tmp_path / "report.html"
     path.write_text("mine")
-    monkeypatch.setattr(FeatureExtractor, "_encode", lambda *args: pytest.fail("long work was started"))
     for target in (path, tmp_path):
         with pytest.raises(FileExistsError, match="another path"):
             distillation_report(fitted, *colors, target, overwrite=target is tmp_path)
@@ -139,8 +138,8 @@ def test_an_error_leaves_nothing_half_written(fitted, colors, tmp_path, monkeypa
     assert path.read_text().startswith("<!DOCTYPE html>")
 
 
-def test_bad_input_is_refused_before_any_long_work(fitted, colors, tmp_path, monkeypatch):
-    monkeypatch.setattr(FeatureExtractor, "_encode", lambda *args: pytest.fail("long work was started"))
+def test_bad_input_is_refused_before_any_long_work(fitted, colors, tmp_path, forbid_encoding):
+    forbid_encoding()
     X, y = colors
     path = tmp_path / "report.html"
     with pytest.raises(NotFittedError):

@@ -1,4 +1,4 @@
-"""Identities of the closed-form solves."""
+"""Identities of the closed-form solvers."""
 
 import numpy as np
 import pytest
@@ -53,6 +53,6 @@ def test_gradient_through_the_solve(solve):
     assert torch.autograd.gradcheck(solve, (Z.requires_grad_(), Y.requires_grad_(), penalty))
 
 
-def test_failed_factorisation_is_nan_not_garbage():
+def test_a_failed_factorisation_gives_nan():
     indefinite = torch.diag(torch.tensor([1.0, -1.0]))
     assert solve_ridged(indefinite, torch.ones(2, 1), 0.0).isnan().all()

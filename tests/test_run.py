@@ -1,4 +1,4 @@
-"""Around the steps of a distillation: checkpoints, stopping, held-out scores, callbacks."""
+"""Runs of a distillation: checkpoints, stopping, held-out scores, callbacks."""
 
 import gc
 import itertools
@@ -68,7 +68,7 @@ def _stop_at(step, error=KeyboardInterrupt):
     return callback
 
 
-# ---- checkpoints --------------------------------------------------------------------------------------------------------
+# ---- checkpoints ---------------------------------------------------------------------------------------------------------
 
 
 STOPS = {
@@ -86,7 +86,7 @@ STOPS = {
     ("parameters", "stop"),
     [pytest.param(own, stop, id=f"{name}-{stop}") for name, (own, stops) in STOPS.items() for stop in stops],
 )
-def test_interrupted_and_gone_on_with_is_uninterrupted(encoder, colors, tmp_path, stop, parameters):
+def test_resumed_run_equals_an_uninterrupted_one(encoder, colors, tmp_path, stop, parameters):
     X, y = colors
     path = tmp_path / "run"
     run = distiller(encoder, **parameters, checkpoint=Checkpoint(path, every=1))
@@ -96,7 +96,7 @@ def test_interrupted_and_gone_on_with_is_uninterrupted(encoder, colors, tmp_path
     assert read_checkpoint(path)[1]["step"] == stop
     resumed = clone(run).set_params(callback=None).fit(X, y)
     assert [record["step"] for record in resumed.history_] == list(range(45))
-    if run.random_state is None:  # the same run, from a copy of its beginning
+    if run.random_state is None:  # the same run, from a copy of its first checkpoint
         shutil.copy(path, tmp_path / "copy")
         whole = clone(run).set_params(callback=None, checkpoint=tmp_path / "copy").fit(X, y)
     else:
@@ -110,7 +110,7 @@ _WHOLE = {}
 
 
 def uninterrupted(data, encoder, sets, **parameters):
-    """The run without an interruption, made once for the same data and parameters."""
+    """The uninterrupted run, computed once for the same data and parameters."""
     key = data, repr(sorted(parameters.items(), key=str))
     if key not in _WHOLE:
         _WHOLE[key] = distiller(encoder, **parameters).fit(*sets)
@@ -119,7 +119,7 @@ def uninterrupted(data, encoder, sets, **parameters):
 
 @pytest.fixture(scope="module")
 def noisy(digits):
-    """Half of the labels are wrong: the loss on held-out features rises while that of the run falls."""
+    """Half of the labels are wrong, so the held-out loss rises while the training loss falls."""
     X, y = digits
     rng = np.random.RandomState(0)
     return X[:150], np.where(rng.rand(150) < 0.5, rng.permutation(y[:150]), y[:150])
@@ -130,7 +130,7 @@ def noisy(digits):
     [*product(["callback", "objective"], [1], [11, 23, 38, 61]), *product(["objective"], [10], [20, 60])],
 )
 def test_interrupts_leave_no_trace(noisy, tmp_path, monkeypatch, stop, where, every):
-    """The score of the moment of an interrupt is no score of the run, however often losses are looked at."""
+    """The score at an interrupt does not become one of the run, however often losses are read."""
     monkeypatch.setattr(trainer_module, "_READ_EVERY_CPU", every)
     parameters = {"max_iter": 121, "n_iter_no_change": 90, "tol": 0.0, "temperature": 0.1, "init": "noise"}
     parameters["objective"] = "cross_entropy"
@@ -151,13 +151,13 @@ def test_interrupts_leave_no_trace(noisy, tmp_path, monkeypatch, stop, where, ev
         run.objective = objective
     with pytest.warns(UserWarning, match=f"interrupted after {stop} of 121"):
         run.fit(*noisy)
-    resumed = clone(run).set_params(callback=None).fit(*noisy)  # the objective's counter is past the interrupt now
+    resumed = clone(run).set_params(callback=None).fit(*noisy)  # the counter of the objective is past the interrupt now
     np.testing.assert_array_equal(resumed.X_synthetic_, whole.X_synthetic_)
     assert [{**record, "seconds": 0} for record in resumed.history_] == [{**record, "seconds": 0} for record in whole.history_]
 
 
 @pytest.mark.parametrize("parameters", [{}, {"n_iter_no_change": 20, "max_iter": 500, "tol": 0.05}], ids=["steps", "patience"])
-def test_a_finished_run_is_not_made_again(encoder, colors, tmp_path, parameters):
+def test_a_finished_run_is_not_repeated(encoder, colors, tmp_path, parameters):
     X, y = colors
     one = distiller(encoder, **parameters, checkpoint=str(tmp_path / "run")).fit(X, y)
     assert (one.n_iter_ < one.max_iter) == bool(parameters)
@@ -182,14 +182,12 @@ def test_a_finished_run_is_not_made_again(encoder, colors, tmp_path, parameters)
         ({"y": lambda y: y[::-1]}, "y differ"),
     ],
 )
-def test_another_run_is_refused_and_says_what_differs(encoder, colors, tmp_path, monkeypatch, change, words):
+def test_another_run_is_refused_and_says_what_differs(encoder, colors, tmp_path, forbid_encoding, change, words):
     X, y = colors
     run = distiller(encoder, checkpoint=tmp_path / "run", max_iter=45).fit(X, y)
     before = (tmp_path / "run").read_bytes()
     X, y = (change.pop(name, lambda values: values)(values) for name, values in (("X", X), ("y", y)))
-    monkeypatch.setattr(
-        "sklearn_clpdd.encoder._extractor.FeatureExtractor._encode", lambda *args, **kwargs: pytest.fail("long work was started")
-    )
+    forbid_encoding()
     with pytest.raises(ValueError, match=f"(?s)belongs to another run: {words}"):
         clone(run).set_params(**change).fit(X, y)
     assert (tmp_path / "run").read_bytes() == before
@@ -271,14 +269,14 @@ objectives = [lambda Z, Y, R, r: own_loss(Z), Loss(), Child(), outer(), Child]
 
 
 def fingerprints(power=1.0, scale=2, comment=""):
-    """Fingerprints of the objectives of the script, which runs here."""
+    """Run a script, and return the fingerprints of its objectives."""
     namespace = {"__name__": "__main__"}
     exec(compile(SCRIPT.format(power=power, scale=scale, comment=comment), "elsewhere.py", "exec"), namespace)
     return list(map(fingerprint, namespace["objectives"]))
 
 
 def test_objectives_of_a_script_are_recognised_by_what_they_read(tmp_path):
-    """In another process, whatever the order of sets, lines and iterators; and told apart by globals and class attributes."""
+    """In another process, whatever the order of sets, lines and iterators; globals and class attributes make a difference."""
     (tmp_path / "script.py").write_text(
         SCRIPT.format(power=1.0, scale=2, comment="") + "print(*map(fingerprint, objectives), sep='\\n')"
     )
@@ -290,7 +288,7 @@ def test_objectives_of_a_script_are_recognised_by_what_they_read(tmp_path):
     assert [one != other for one, other in zip(first, fingerprints(scale=3), strict=True)] == [False, False, True, False, True]
 
 
-def test_what_is_of_the_moment_does_not_count_and_the_rest_does():
+def test_fingerprints_ignore_transient_state_only():
     class Loss:
         def __init__(self, power, seed=0):
             self.power, self.lock, self.random = power, Lock(), np.random.default_rng(seed)
@@ -303,7 +301,7 @@ def test_what_is_of_the_moment_does_not_count_and_the_rest_does():
     assert before != fingerprint(other)
     one.random.random(3)
     assert fingerprint(one) == before
-    one.words = "sum", "sum"  # the same string twice, or an equal one
+    one.words = "sum", "sum"  # the same string twice, or two equal strings
     same = fingerprint(one)
     one.words = "sum", "".join(["s", "um"])
     assert fingerprint(one) == same
@@ -339,7 +337,7 @@ def test_another_version_of_a_package_is_named(encoder, colors, tmp_path):
     assert "differ" not in str(caught.value)
 
 
-def test_what_does_not_matter_may_differ(digits, tmp_path):
+def test_irrelevant_parameters_may_differ(digits, tmp_path):
     X, y = digits
     run = distiller(None, checkpoint=tmp_path / "run", alpha=1).fit(X, y)
     again = clone(run).set_params(
@@ -384,14 +382,14 @@ def test_checkpoints_are_written_by_steps_or_seconds(digits, tmp_path, monkeypat
 
 @pytest.fixture
 def as_on_a_gpu(monkeypatch):
-    """Losses are looked at ten at a time."""
+    """Read ten losses at a time, as on a GPU."""
     monkeypatch.setattr(trainer_module, "_READ_EVERY_CPU", trainer_module._READ_EVERY)
 
 
 @pytest.mark.parametrize("error", [StopIteration, KeyboardInterrupt])
 @pytest.mark.parametrize("step", [3, 13, 38, 44])
 @pytest.mark.usefixtures("as_on_a_gpu")
-def test_records_in_tens_lose_nothing(encoder, colors, tmp_path, step, error):
+def test_reading_ten_losses_at_a_time_loses_none(encoder, colors, tmp_path, step, error):
     X, y = colors
     whole = uninterrupted("images", encoder, colors)
     run = distiller(encoder, checkpoint=Checkpoint(tmp_path / "run", every=1), callback=_stop_at(step, error))
@@ -406,16 +404,16 @@ def test_records_in_tens_lose_nothing(encoder, colors, tmp_path, step, error):
 
 
 @pytest.mark.usefixtures("as_on_a_gpu")
-def test_a_run_of_whole_tens_is_finished(encoder, colors, tmp_path):
+def test_a_run_of_a_multiple_of_ten_steps_ends(encoder, colors, tmp_path):
     distiller(encoder, max_iter=40, checkpoint=tmp_path / "run").fit(*colors)
     assert read_checkpoint(tmp_path / "run")[1]["finished"]
 
 
-# ---- stopping -----------------------------------------------------------------------------------------------------------
+# ---- stopping ------------------------------------------------------------------------------------------------------------
 
 
 def test_interrupt_keeps_the_best_images(encoder, colors):
-    """The loss on held-out features was best at step 20, before the images were spoiled."""
+    """The held-out loss was best at step 20, before the images were corrupted."""
     X, y = colors
     seen = {}
 
@@ -464,7 +462,7 @@ def test_no_change_ends_the_run(digits):
     assert 80 <= fitted.n_iter_ < 3000
     losses = pd.DataFrame(fitted.history_).val_loss.dropna()
     best = losses.cummin()
-    assert fitted.n_iter_ - 1 - best.index[best.shift() - losses > 1e-3][-1] >= 60  # what has not changed by more than tol
+    assert fitted.n_iter_ - 1 - best.index[best.shift() - losses > 1e-3][-1] >= 60  # improvements of at most tol
     patient = distiller(None, max_iter=5000, init="noise", n_iter_no_change=60, tol=0).fit(X, y)
     assert patient.n_iter_ > fitted.n_iter_
 
@@ -477,7 +475,7 @@ def test_time_budget(digits):
     assert distiller(None, time_budget=1000).fit(*digits).n_iter_ == 45
 
 
-# ---- held-out features --------------------------------------------------------------------------------------------------
+# ---- held-out features ---------------------------------------------------------------------------------------------------
 
 
 def test_history_is_a_table_with_scores_on_held_out_features(encoder, colors):
@@ -493,9 +491,9 @@ def test_history_is_a_table_with_scores_on_held_out_features(encoder, colors):
 
 @pytest.mark.parametrize("kind", ["images", "features"])
 def test_held_out_accuracy_is_that_of_all_of_them(encoder, colors, kind):
-    """Classes of 20, 14 and 7, balanced in the loss: the mean of the shares of 9, 6 and 3 held-out samples that are right."""
+    """Classes of 20, 14 and 7 that are balanced in the loss: the mean of the accuracies on their 9, 6 and 3 held-out samples."""
     X, y = colors
-    y = np.where(np.random.default_rng(1).random(60) < 0.5, np.random.default_rng(2).permutation(y), y)  # hard to tell
+    y = np.where(np.random.default_rng(1).random(60) < 0.5, np.random.default_rng(2).permutation(y), y)  # hard to classify
     rows = np.concatenate([np.flatnonzero(y == label)[:n] for label, n in (("blue", 20), ("green", 14), ("red", 7))])
     X, y = X[rows], y[rows]
     if kind == "features":
@@ -503,7 +501,7 @@ def test_held_out_accuracy_is_that_of_all_of_them(encoder, colors, kind):
     trained = set()
 
     def objective(Z, Y, R, r):
-        if Z.requires_grad:  # thousands of balanced draws: all that is learned from is among them
+        if Z.requires_grad:  # thousands of balanced draws contain all training samples
             trained.update(row.tobytes() for row in R.numpy())
         return CrossEntropy(1.0, 0.1)(Z, Y, R, r)
 
@@ -524,8 +522,8 @@ def test_held_out_accuracy_weighs_groups_of_a_class_alike():
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
-def test_gone_on_with_and_ended_before_a_step_at_a_score(noisy, tmp_path, error):
-    """The file has the score of a step that is not made again: it is that of the last record there is."""
+def test_resumed_and_ended_before_a_scored_step(noisy, tmp_path, error):
+    """The checkpoint has the score of a step that is not repeated; it belongs to the last record."""
     parameters = {"max_iter": 61, "init": "noise", "temperature": 0.1, "checkpoint": Checkpoint(tmp_path / "run", every=1)}
     run = distiller(None, **parameters, callback=_stop_at(20)).set_params(objective="cross_entropy")
     with pytest.warns(UserWarning, match="interrupted after 20"):
@@ -547,7 +545,7 @@ def _raise(error):
     return work
 
 
-def test_a_score_that_is_no_number_replaces_none(encoder, colors):
+def test_a_nan_score_replaces_no_other(encoder, colors):
     run = distiller(encoder, max_iter=41, objective=HeldOut([3.0, 2.0, 1.0, float("nan")]), augmentation=ONLY_VIEWS)
     with pytest.raises(FloatingPointError, match="held-out samples at step 40 is nan"):
         run.fit(*colors)
@@ -555,7 +553,7 @@ def test_a_score_that_is_no_number_replaces_none(encoder, colors):
 
 
 def test_a_fit_that_fails_leaves_nothing_in_memory(digits):
-    """Whoever drops the error drops the features."""
+    """The features are freed with the error."""
     seen = []
 
     def objective(Z, Y, R, r):
@@ -567,7 +565,7 @@ def test_a_fit_that_fails_leaves_nothing_in_memory(digits):
     gc.collect()
     gc.disable()
     try:
-        for n in (0, 9):  # before the first step, and after some
+        for n in (0, 9):  # before the first step, and after some steps
             seen[:] = [None] * (9 - n)
             with suppress(OSError):
                 distiller(None, objective=objective, validation_fraction=None).fit(*digits)
@@ -578,7 +576,7 @@ def test_a_fit_that_fails_leaves_nothing_in_memory(digits):
 
 
 class HeldOut:
-    """An objective whose losses of held-out samples are given; the others are real ones."""
+    """An objective with given losses for held-out samples; the other losses are computed."""
 
     def __init__(self, losses):
         self.losses = iter(losses)
@@ -590,7 +588,7 @@ class HeldOut:
 @pytest.mark.parametrize(
     ("max_iter", "losses", "kept", "last"),
     [
-        (41, [3.0, 2.0, 1.0, 5.0], 40, 1.0),  # at the steps 0, 20 and 40, and after that one: the images before it are kept
+        (41, [3.0, 2.0, 1.0, 5.0], 40, 1.0),  # at steps 0, 20 and 40, and after step 40: the images before it are kept
         (41, [3.0, 2.0, 1.0, 0.5], 40, 0.5),
         (41, [3.0, 1.0, 2.0, 5.0], 20, 2.0),
         (45, [3.0, 2.0, 1.0, 5.0], 40, 5.0),
@@ -617,7 +615,7 @@ def test_the_score_of_what_is_kept_is_kept(encoder, colors, tmp_path, max_iter, 
 
 
 @pytest.mark.parametrize("stop", [22, 40, 43])
-def test_a_run_that_is_gone_on_with_keeps_the_same(noisy, tmp_path, stop):
+def test_a_continued_run_keeps_the_same_images(noisy, tmp_path, stop):
     parameters = {"max_iter": 61, "init": "noise", "temperature": 0.1}
     whole = uninterrupted("noisy", None, noisy, **parameters)
     run = distiller(None, **parameters, checkpoint=Checkpoint(tmp_path / "run", every=1), callback=_stop_at(stop, StopIteration))
@@ -638,7 +636,7 @@ def test_the_best_state_is_kept(noisy):
     np.testing.assert_array_equal(fitted.X_synthetic_, points[best])
 
 
-def test_a_held_out_loss_that_is_no_number_is_an_error(digits):
+def test_a_nan_held_out_loss_is_an_error(digits):
     def objective(Z, Y, R, r):
         return Z.square().sum() * (1 if Z.requires_grad else float("nan"))
 
@@ -669,7 +667,7 @@ def test_held_out_features_are_not_learned_from(digits):
     assert not any(row.tobytes() in rows for row in held_out)
 
 
-# ---- going on with a fitted estimator -----------------------------------------------------------------------------------
+# ---- continuing a fitted estimator ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["images", "features"])
@@ -688,7 +686,7 @@ def test_warm_start(encoder, colors, digits, kind, parametrization):
     assert run.set_params(warm_start=False).fit(X, y).n_iter_ == 40
 
 
-def test_warm_start_of_something_else(encoder, colors, tmp_path):
+def test_warm_start_after_other_data_or_parameters(encoder, colors, tmp_path):
     X, y = colors
     run = distiller(encoder, warm_start=True, max_iter=1).fit(X, y)
     with pytest.raises(ValueError, match=r"classes {'blue': 1, 'green': 1, 'red': 1}.*{False: 1, True: 1}"):
@@ -700,7 +698,7 @@ def test_warm_start_of_something_else(encoder, colors, tmp_path):
     assert run.predict(X).shape == (60,)
 
 
-# ---- callbacks ----------------------------------------------------------------------------------------------------------
+# ---- callbacks -----------------------------------------------------------------------------------------------------------
 
 
 def test_callback_sees_each_record_and_the_images_of_the_moment(encoder, colors):
@@ -709,7 +707,7 @@ def test_callback_sees_each_record_and_the_images_of_the_moment(encoder, colors)
 
     def watch(moment, record):
         assert (moment.n_iter_, moment.history_[-1]) == (record["step"] + 1, record)
-        assert not hasattr(run, "classes_")  # the distiller itself is fitted at the end
+        assert not hasattr(run, "classes_")  # the distiller itself is fitted only at the end
         seen.append((record, moment.transform()))
 
     run = distiller(encoder, validation_fraction=None, callback=watch)

@@ -1,4 +1,4 @@
-"""DistilledSampler, in imbalanced-learn's pipelines."""
+"""DistilledSampler in imbalanced-learn's pipelines."""
 
 import subprocess
 import sys
@@ -27,7 +27,7 @@ def sampler(encoder):
     return DistilledSampler(CLPDistiller(encoder, augmentation=None, max_iter=10, random_state=0))
 
 
-def test_what_comes_after_it_sees_the_distilled_set_only(sampler, encoder, colors):
+def test_later_steps_see_only_the_distilled_set(sampler, encoder, colors):
     X, y = colors
     seen = {}
 
@@ -41,7 +41,7 @@ def test_what_comes_after_it_sees_the_distilled_set_only(sampler, encoder, color
     distilled = pipeline[0].distiller_
     np.testing.assert_array_equal(seen["fit"][0], pipeline[1].transform(distilled.X_synthetic_))
     assert seen["fit"][1].tolist() == ["blue", "green", "red"]
-    np.testing.assert_array_equal(pipeline.predict(X), pipeline[2].predict(pipeline[1].transform(X)))  # real images, untouched
+    np.testing.assert_array_equal(pipeline.predict(X), pipeline[2].predict(pipeline[1].transform(X)))  # real images, unchanged
 
 
 def test_in_searches(sampler, encoder, colors):

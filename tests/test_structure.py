@@ -88,7 +88,7 @@ def test_files_and_functions_are_short(name):
             assert lines <= 50 or node.name == "__init__", f"{node.name} has {lines} lines"
 
 
-def test_import_brings_neither_timm_nor_matplotlib():
+def test_import_loads_neither_timm_nor_matplotlib():
     code = "import sys, sklearn_clpdd; sys.exit(' '.join({'timm', 'torchvision', 'matplotlib'} & set(sys.modules)) or 0)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -96,7 +96,7 @@ def test_import_brings_neither_timm_nor_matplotlib():
 
 MEMINFO = "MemTotal: 99 kB\nMemAvailable: 1000000 kB\n"
 MB = 10**6
-# Control groups: files, and what is left for a process in all of them.
+# Files of control groups, and the memory that a process can still allocate in all of them.
 GROUPS = {
     "no groups": ("", {}, 1024 * MB),
     "version 2": (
@@ -137,7 +137,7 @@ GROUPS = {
 
 
 @pytest.mark.parametrize("groups", GROUPS)
-def test_free_memory_is_that_of_the_container(groups, tmp_path, monkeypatch):
+def test_available_memory_is_that_of_the_container(groups, tmp_path, monkeypatch):
     own, files, wanted = GROUPS[groups]
     for name, content in {"meminfo": MEMINFO, "own": own, **{f"groups/{name}": text for name, text in files.items()}}.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Searches on several processes: what is sent, what is loaded, what is encoded, and how many threads there are."""
+"""Searches on several processes: what is sent, loaded and encoded, and with how many threads."""
 
 import copy
 import os
@@ -27,7 +27,7 @@ from sklearn_clpdd.encoder._shared_module import pickled
 
 
 class Noting(nn.Module):
-    """A network that notes in a file in which process it was made of a pickle, and in which it encoded how many images."""
+    """A network that logs to a file in which process it was unpickled, and how many images it encoded in which."""
 
     def __init__(self, path, width=0):
         super().__init__()
@@ -48,7 +48,7 @@ class Noting(nn.Module):
 
 
 class Unpicklable(nn.Sequential):
-    """A network that can be copied only."""
+    """A network that can be copied, but not pickled."""
 
     def __deepcopy__(self, memo):
         return nn.Sequential(*copy.deepcopy(list(self), memo))
@@ -95,7 +95,7 @@ def test_a_clone_has_all_that_a_clone_has(module):
     assert clone(asked).get_metadata_routing().fit.requests == {"groups": True}
 
 
-def test_a_network_from_a_pickle_is_made_once(module, colors):
+def test_an_unpickled_network_is_prepared_once(module, colors):
     encoder = FrozenEncoder(module, image_size=16, device="cpu")
     content = pickle.dumps(encoder)
     one, other = pickle.loads(content), pickle.loads(content)
@@ -103,7 +103,7 @@ def test_a_network_from_a_pickle_is_made_once(module, colors):
     np.testing.assert_array_equal(one.transform(colors[0]), encoder.transform(colors[0]))
     with torch.no_grad():
         one.model[0].weight.add_(1)
-    again = pickle.loads(content)  # what was changed is not what was pickled
+    again = pickle.loads(content)  # the pickle has the state before the change
     assert again.model is not one.model
     again.model[2] = nn.ReLU()
     assert isinstance(pickle.loads(content).model[2], nn.SiLU)
@@ -114,7 +114,7 @@ def test_a_network_from_a_pickle_is_made_once(module, colors):
 def test_the_pickle_of_a_network_is_one_array_until_it_changes(module):
     before = pickled(module)
     assert pickled(module)[1] is before[1]
-    assert pickled(copy.deepcopy(module))[0] == before[0]  # wherever its tensors are
+    assert pickled(copy.deepcopy(module))[0] == before[0]  # on any device
     module.note = "an attribute"
     changed = pickled(module)
     assert changed[0] != before[0]
@@ -123,8 +123,8 @@ def test_the_pickle_of_a_network_is_one_array_until_it_changes(module):
     assert pickled(module)[0] not in (before[0], changed[0])
 
 
-def test_a_network_of_a_class_that_was_written_anew_is_another():
-    """As in a notebook, where workers would else go on with the old code."""
+def test_a_network_of_a_redefined_class_is_loaded_anew():
+    """As in a notebook, where workers would otherwise use the old code."""
     digests = []
     for way in ("mean", "amax", "mean"):
         scope = {"nn": nn, "__name__": "__main__"}
@@ -133,7 +133,7 @@ def test_a_network_of_a_class_that_was_written_anew_is_another():
     assert digests[0] != digests[1]
 
 
-def test_a_network_is_made_once_in_each_worker_and_threads_are_as_many_as_cores(colors, tmp_path):
+def test_each_worker_loads_a_network_once_and_threads_match_cores(colors, tmp_path):
     X, y = colors
     encoder = FrozenEncoder(Noting(tmp_path / "notes", width=30_000), image_size=16, device="cpu")  # 3 MB
     grid = {"alpha": [0.1, 1.0, 10.0, 100.0]}
@@ -141,7 +141,7 @@ def test_a_network_is_made_once_in_each_worker_and_threads_are_as_many_as_cores(
     lines = [line for line in notes(tmp_path / "notes") if int(line[0]) != os.getpid()]
     made = [pid for pid, what, *_ in lines if what == "made"]
     assert 1 <= len(set(made)) <= 2
-    assert set(Counter(made).values()) == {3}  # of the pickle, and by the two copies that freezing and folding it takes
+    assert set(Counter(made).values()) == {3}  # of the pickle, and of the two copies for freezing and folding
     assert {int(threads) for *_, threads in lines} == {max(1, joblib.cpu_count() // 2)}
 
 
@@ -154,7 +154,7 @@ def test_workers_share_features_through_the_cache(colors, tmp_path):
     GridSearchCV(distiller(encoder), grid, cv=3, n_jobs=2).fit(X, y)
     encoded = [int(n) for _, what, n, _ in notes(tmp_path / "notes")[seen:] if what == "encoded"]
     assert encoded
-    assert set(encoded) <= {1, 3, 6}  # synthetic images, for the probe, and one that is loaded with; no real one
+    assert set(encoded) <= {1, 3, 6}  # synthetic images for the probe, and the one for loading; no real ones
 
 
 @pytest.mark.parametrize("backend", ["threading", "loky"])
@@ -167,7 +167,7 @@ def test_any_backend_gives_the_same(colors, module, backend):
 
 
 def test_a_search_encodes_each_image_once(module, colors, tmp_path, monkeypatch):
-    """Whatever the splits: the first fit encodes its own images, and what comes later only what is left."""
+    """Whatever the splits are: the first fit encodes its own images, and later ones only the rest."""
     X, y = colors
     encoded = []
     original = FeatureExtractor._encode
@@ -195,36 +195,36 @@ def test_a_full_disk_is_a_warning(module, colors, tmp_path, monkeypatch):
     with pytest.warns(UserWarning, match="could not be cached .* No space left"):
         features = FrozenEncoder(module, image_size=16, device="cpu", memory=tmp_path).transform(X)
     np.testing.assert_array_equal(features, wanted)
-    assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.name != ".gitignore"]  # no litter
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.name != ".gitignore"]  # no leftovers
 
 
 @pytest.mark.parametrize("lost", ["*.keys.npy", "*[0-9a-f].npy"])
 @pytest.mark.parametrize("how", ["cut off", "gone"])
-def test_a_cache_that_is_damaged_is_as_if_it_were_empty(module, colors, tmp_path, lost, how):
+def test_a_damaged_cache_counts_as_empty(module, colors, tmp_path, lost, how):
     X, _ = colors
     encoder = FrozenEncoder(module, image_size=16, device="cpu", memory=tmp_path)
     wanted = encoder.transform(X)
     for path in tmp_path.rglob(lost):
         if not (lost != "*.keys.npy" and path.name.endswith(".keys.npy")):
             path.write_bytes(b"") if how == "cut off" else path.unlink()
-    np.testing.assert_array_equal(encoder.transform(X), wanted)  # this process knows them to be there
+    np.testing.assert_array_equal(encoder.transform(X), wanted)  # this process knows that they exist
     feature_cache.cache_clear()
     np.testing.assert_array_equal(encoder.transform(X), wanted)
 
 
-def test_the_cache_tells_palettes_and_names_apart(module, tmp_path):
+def test_cache_distinguishes_palettes_and_names(module, tmp_path):
     encoder = FrozenEncoder(module, image_size=16, device="cpu", memory=tmp_path / "cache")
     indexed = [Image.new("P", (16, 16), 1) for _ in range(2)]
     for picture, color in zip(indexed, ((255, 0, 0), (0, 0, 255)), strict=True):
         picture.putpalette([0, 0, 0, *color])
     one, other = (encoder.transform([picture]) for picture in indexed)
     assert np.abs(one - other).max() > 1e-3
-    odd = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png")  # no UTF-8
+    odd = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png")  # not UTF-8
     Image.new("RGB", (16, 16), (255, 0, 0)).save(odd)
     np.testing.assert_allclose(encoder.transform([odd]), one, atol=1e-6)
 
 
-def test_a_network_that_cannot_be_pickled_is_told(module, colors):
+def test_a_network_that_cannot_be_pickled_is_an_error(module, colors):
     model = distiller(FrozenEncoder(Unpicklable(*module), image_size=16, device="cpu"))
     with pytest.raises(pickle.PicklingError) as caught:
         cross_val_score(model, *colors, cv=2, n_jobs=2)
@@ -233,20 +233,20 @@ def test_a_network_that_cannot_be_pickled_is_told(module, colors):
     assert "n_jobs=1" in told
     with pytest.raises(pickle.PicklingError, match="Remove from the module"):
         pickle.dumps(model)
-    with joblib.parallel_config("threading"):  # what the error proposes
+    with joblib.parallel_config("threading"):  # what the error suggests
         assert cross_val_score(model, *colors, cv=2, n_jobs=2).shape == (2,)
 
 
-def test_a_network_that_cannot_be_copied_is_told(module, colors):
+def test_a_module_that_cannot_be_copied_is_an_error(module, colors):
     module.lock = threading.Lock()
     with pytest.raises(ValueError, match=r"a Sequential cannot be copied.*lock"):
         FrozenEncoder(module, image_size=16).transform(colors[0])
 
 
 @pytest.mark.parametrize(("variable", "wanted"), [("1", 1), ("", joblib.cpu_count()), ("many", joblib.cpu_count())])
-def test_decoding_keeps_to_the_threads_that_a_process_may_have(monkeypatch, variable, wanted):
+def test_decoding_respects_the_thread_limit_of_a_process(monkeypatch, variable, wanted):
     monkeypatch.setenv("OMP_NUM_THREADS", variable)
     threads = images_module._n_threads(-1)
     assert joblib.effective_n_jobs(threads) == wanted
-    assert images_module._n_threads(5) == 5  # as the user said
+    assert images_module._n_threads(5) == 5  # as set by the user
     assert images_module._n_threads(None) is None

@@ -70,8 +70,8 @@ def class_folders(classes: np.ndarray) -> list[str]:
     if all(isinstance(label, int) and not isinstance(label, bool) and label >= 0 for label in labels):
         width = len(str(max(labels)))
         return [f"{label:0{width}}" for label in labels]
-    spelled = (str(label).encode("utf-8", "backslashreplace").decode() for label in labels)
-    names = [_UNSAFE.sub(lambda found: f"%{ord(found[0]):02X}", label) for label in spelled]
+    texts = (str(label).encode("utf-8", "backslashreplace").decode() for label in labels)
+    names = [_UNSAFE.sub(lambda found: f"%{ord(found[0]):02X}", label) for label in texts]
     unsafe = {name.casefold() for name in names} <= _SPLITS or any(
         name[:1] in (".", "_", "") or name[-1:] in (".", " ") or _DEVICES.fullmatch(name) for name in names
     )
