@@ -268,6 +268,16 @@ def test_learned_targets(encoder, colors, tmp_path):
     np.testing.assert_allclose(soft.targets_, targets, atol=1e-6)
 
 
+def test_learned_targets_follow_their_own_gradient(encoder, colors, monkeypatch):
+    fit = distiller(encoder, learn_targets=True, images_per_class=2, max_iter=5, init="noise", random_state=0).fit
+    fused = fit(*colors).targets_
+    adam = torch.optim.Adam
+    monkeypatch.setattr(torch.optim, "Adam", lambda groups, fused: adam(groups, fused=False))
+    unfused = fit(*colors).targets_
+    assert np.abs(unfused - np.repeat(np.eye(3), 2, axis=0)).min() > 1e-4
+    np.testing.assert_allclose(fused, unfused, atol=1e-4)
+
+
 def test_learned_targets_of_two_classes(encoder, colors):
     X, y = colors
     fitted = distiller(encoder, learn_targets=True).fit(X, y == "red")

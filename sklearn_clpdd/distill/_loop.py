@@ -286,7 +286,8 @@ def backpropagate(
         loss = loss_of(Z)
         dZ, *gradients_of_others = torch.autograd.grad(loss, [Z, *others], allow_unused=bool(others))
         for other, gradient in zip(others, gradients_of_others, strict=True):
-            other.grad = gradient.contiguous()  # the fused update on CUDA needs the layout of the parameter
+            # In the parameter's layout: the fused update reads a gradient of another one in the wrong order (on a CPU, silently).
+            other.grad = None if gradient is None else torch.empty_like(other).copy_(gradient)
         for rows in reversed(chunks):
             theta, own = graphs.pop() if graphs else forward(rows)
             gradients = torch.autograd.grad(own, theta, dZ[rows], allow_unused=True)
