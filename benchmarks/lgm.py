@@ -143,7 +143,7 @@ def some_images(n, side):
 
 
 def recipe(views, size, n_classes=10, **parameters):
-    side = FrozenEncoder(image_size=size).load().preprocessing.resized
+    side = FrozenEncoder(image_size=size).load().preprocessing.resize_size
     plain = PublishedRecipe(
         some_images(views * n_classes, side), torch.arange(views * n_classes) % n_classes, n_classes, views, size, **parameters
     )
@@ -208,7 +208,7 @@ def seconds_of(work):
 
 def ours(kind, views, size, n_steps, n_real=4096):
     """Seconds per step of a fit on random images, without the first two."""
-    images = some_images(20, FrozenEncoder(image_size=size).load().preprocessing.resized)
+    images = some_images(20, FrozenEncoder(image_size=size).load().preprocessing.resize_size)
     rows = np.arange(max(20, n_real)) % 20
     encoder = FrozenEncoder(image_size=size, memory=None)
     parameters = {
@@ -280,7 +280,7 @@ def published(arguments):
     X, y = load_image_folder(arguments.data / "train")
     X_test, y_test = load_image_folder(arguments.data / "val")
     encoder = FrozenEncoder(image_size=arguments.size, n_jobs=-1)
-    source, whole = as_images(X), Preprocessing(image_size=encoder.load().preprocessing.resized)
+    source, whole = as_images(X), Preprocessing(image_size=encoder.load().preprocessing.resize_size)
     blocks = [range(i, min(i + 256, len(X))) for i in range(0, len(X), 256)]
     images = torch.cat([(255 * source.read(rows, whole, -1)).round().to(torch.uint8) for rows in blocks])
     classes, codes = np.unique(y, return_inverse=True)

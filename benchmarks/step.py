@@ -83,7 +83,7 @@ class Case:
         self.total = m * views
         self.plan = ImageAdapter(as_images(np.zeros((1, size, size), np.uint8)), [encoder], None).chunk_plan(self.total, chunk)
         self.chunks, self.kept = self.plan.chunks(m, views)
-        side = self.extractor.preprocessing.resized
+        side = self.extractor.preprocessing.resize_size
         generators = [torch.Generator().manual_seed(i) for i in range(4)]
         self.parametrization = Pyramid((m, 3, side, side), generators[0], device=device)
         self.parametrization.grow(1.0)

@@ -7,7 +7,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 # Formats that Pillow knows by name, but that are not images, or that need another program to be read.
-_NO_PICTURES = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "PDF", "WMF"}
+_NOT_IMAGES = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "PDF", "WMF"}
 
 
 def load_image_folder(root):
@@ -51,7 +51,7 @@ def load_image_folder(root):
     if not root.is_dir():
         raise NotADirectoryError(f"{root} is not a folder; pass one that contains a folder of images per class")
     extensions = Image.registered_extensions()
-    known = {suffix for suffix, kind in extensions.items() if kind in Image.OPEN and kind not in _NO_PICTURES}
+    known = {suffix for suffix, kind in extensions.items() if kind in Image.OPEN and kind not in _NOT_IMAGES}
     files: dict[str, list[str]] = {}
     for folder in sorted(child for child in root.iterdir() if child.is_dir() and not child.name.startswith(".")):
         inside = (path for path in folder.rglob("*") if path.suffix.lower() in known and path.is_file())
@@ -59,7 +59,7 @@ def load_image_folder(root):
         files[folder.name] = sorted(map(str, visible))
     if files and set(files) <= {"train", "val", "valid", "test"}:
         raise ValueError(
-            f"{root} contains the splits {sorted(files)}, not classes; pass one of them, such as {root / min(files)}"
+            f"{root} contains the splits {sorted(files)}, not classes; pass one of them, such as {root / max(files, key='train'.__eq__)}"
         )
     empty = [name for name, paths in files.items() if not paths]
     if not files or empty:

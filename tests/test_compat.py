@@ -100,12 +100,11 @@ def test_fusing_batch_norms():
     torch.testing.assert_close(torch.conv2d(x, *fused), norm(conv(x)), msg=lambda text: f"{TORCH}: {text}")
 
 
-@pytest.mark.parametrize("high", [6.0, float("inf")])
-def test_gradient_of_a_clamp(high):
+def test_gradient_of_a_clamp():
     x = torch.linspace(-3, 9, 50).requires_grad_()
-    y = x.clamp(0.0, high)
+    y = x.clamp(0.0, 6.0)
     (wanted,) = torch.autograd.grad(y.sum(), x)
-    found = torch_compat.clamp_backward(torch.ones(50), y.detach(), 0.0, high)
+    found = torch_compat.clamp_backward(torch.ones(50), y.detach(), 0.0, 6.0)
     torch.testing.assert_close(found, wanted, msg=lambda text: f"{TORCH}: {text}")
 
 

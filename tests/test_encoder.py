@@ -104,7 +104,7 @@ def test_folded_paddings_are_the_same(size, kernel, stride):
     x = torch.randn(2, 4, *size, dtype=torch.float64, requires_grad=True)
     wanted = module(x)
     (gradient,) = torch.autograd.grad(wanted.square().sum(), x)
-    assert [fold_paddings(module), fold_paddings(module)] == [1, 0]
+    assert fold_paddings(module) == 1
     result = module(x)
     torch.testing.assert_close(result, wanted)
     torch.testing.assert_close(torch.autograd.grad(result.square().sum(), x)[0], gradient)
@@ -120,6 +120,32 @@ def test_folded_paddings_leave_the_identity_as_it_is(monkeypatch):
         assert not any(isinstance(child, SameConv2d) for child in encoder.load().backbone.module.modules())
         assert encoder.load().identity() == ours
     forget_networks()
+
+
+class Shortcut(nn.Module):
+    """Its first batch norm is registered after a convolution that it does not follow."""
+
+    def __init__(self):
+        super().__init__()
+        self.shortcut, self.norm, self.conv = nn.Conv2d(3, 5, 1), nn.BatchNorm2d(3), nn.Conv2d(3, 5, 1)
+
+    def forward(self, x):
+        return (self.shortcut(x) + self.conv(self.norm(x))).mean((2, 3))
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        Shortcut(),
+        nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 5, 1)), nn.BatchNorm2d(5), nn.Flatten()),
+        nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Conv2d(3, 5, 1)), nn.BatchNorm2d(5), nn.Flatten()),
+    ],
+    ids=["another order", "weight norm", "spectral norm"],
+)
+def test_layers_that_cannot_be_folded_stay(module):
+    module.eval()
+    x = torch.rand(2, 3, 8, 8)
+    assert fold(module, x, module(x), paddings=True) is module
 
 
 def test_a_network_that_reads_its_layers_is_not_folded():
@@ -161,7 +187,7 @@ def test_backbones_of_the_paper(name, mean):
     backbone = FrozenEncoder(name, weights=None, device="cpu").load().backbone
     preprocessing = backbone.preprocessing
     assert backbone.n_features == 768
-    assert (preprocessing.image_size, preprocessing.resized) == (224, 256)
+    assert (preprocessing.image_size, preprocessing.resize_size) == (224, 256)
     assert preprocessing.mean == pytest.approx(mean)
     patches = int(name[-2:])
     assert backbone.module.patch_embed.proj.kernel_size == (patches, patches)
@@ -172,9 +198,9 @@ def test_backbones_of_the_paper(name, mean):
 
 def _moco_like(state):
     """A checkpoint in the layout of the MoCo-v3 authors."""
-    base = {f"module.base_encoder.{key}": value + 1 for key, value in state.items()}
-    momentum = {f"module.momentum_encoder.{key}": value for key, value in state.items()}
-    return {"state_dict": {**base, **momentum, "module.predictor.0.weight": torch.zeros(2, 2)}, "epoch": 300}
+    base = {f"module.base_encoder.{key}": value for key, value in state.items()}
+    momentum = {f"module.momentum_encoder.{key}": value + 1 for key, value in state.items()}
+    return {"state_dict": {**momentum, **base, "module.predictor.0.weight": torch.zeros(2, 2)}, "epoch": 300}
 
 
 @pytest.mark.parametrize("layout", ["plain", "prefixed", "with classifier", "moco", "safetensors"])
@@ -231,6 +257,11 @@ def test_pickles_are_not_executed(tmp_path):
 def test_missing_weights_file():
     with pytest.raises(FileNotFoundError, match=r"nowhere\.pth"):
         FrozenEncoder("vit_tiny_patch16_224", weights="nowhere.pth").load()
+
+
+def test_an_unknown_tag_is_an_unknown_name():
+    with pytest.raises(ValueError, match=r"unknown encoder 'resnet18.typo'; did you mean.*resnet18"):
+        FrozenEncoder("resnet18.typo", image_size=64).load()
 
 
 def test_unknown_name_lists_the_known_ones():

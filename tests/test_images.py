@@ -41,6 +41,8 @@ def _forms(pixels, paths):
         "float64": pixels / 255,
         "nested lists": (pixels / 255).tolist(),
         "read-only": np.frombuffer(pixels.tobytes(), np.uint8).reshape(pixels.shape),
+        "float64 of the other byte order": (pixels / 255).astype(np.dtype(float).newbyteorder()),
+        "long double": (pixels / 255).astype(np.longdouble),
         "reversed strides": pixels[:, ::-1, ::-1][:, ::-1, ::-1],
         "tensor uint8": torch.from_numpy(pixels).permute(0, 3, 1, 2),
         "tensor float": torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255,
@@ -64,6 +66,13 @@ def test_rows_are_unfolded_by_image_shape(module, pixels):
     images = FrozenEncoder(module, image_size=16, device="cpu")
     np.testing.assert_array_equal(rows.transform(pixels.reshape(5, -1)), images.transform(pixels))
     np.testing.assert_array_equal(rows.transform(torch.from_numpy(pixels.reshape(5, -1))), images.transform(pixels))
+
+
+def test_rows_of_grey_images_may_be_three_wide(module):
+    grey = np.random.default_rng(0).integers(0, 256, (5, 24, 3)).astype(np.uint8)
+    rows = FrozenEncoder(module, image_size=16, device="cpu", image_shape=(24, 3))
+    images = FrozenEncoder(module, image_size=16, device="cpu")
+    np.testing.assert_array_equal(rows.transform(grey.reshape(5, -1)), images.transform(grey[..., None]))
 
 
 def test_grey_images_are_three_equal_channels(encoder):
@@ -117,6 +126,7 @@ def test_pictures_of_different_sizes_are_resized_and_cropped(encoder):
         ([], ValueError, "no images"),
         (["a.png", 3], TypeError, "element 1 .* int"),
         ("one.png", TypeError, "list of files"),
+        (Image.new("RGB", (4, 4)), TypeError, "one image.*list of images"),
         ([np.zeros((4, 4)), np.zeros((5, 5))], ValueError, "one shape"),
     ],
 )
@@ -128,6 +138,8 @@ def test_bad_arrays(encoder, X, error, words):
 def test_bad_image_shape(module):
     with pytest.raises(ValueError, match=r"48 values.*\(4, 5\) \(20 values\)"):
         FrozenEncoder(module, image_size=16, image_shape=(4, 5)).transform(np.zeros((4, 48)))
+    with pytest.raises(ValueError, match=r"image_shape=\(48,\).*pass \(H, W\) or \(H, W, C\) whose product is 48"):
+        FrozenEncoder(module, image_size=16, image_shape=(48,)).transform(np.zeros((4, 48)))
 
 
 @pytest.fixture
@@ -171,6 +183,13 @@ def test_files_are_decoded_once_and_bad_ones_are_named_together(
     encoder.transform(paths)
     assert set(opened.values()) == {1}
     assert memory or len(opened) == 5
+
+
+@pytest.mark.parametrize("memory", [False, True])
+def test_cut_images_that_were_opened_lazily_are_named(encoder, paths, bad, tmp_path, memory):
+    X = [Image.open(path) for path in [*paths[:2], bad[0]]]
+    with pytest.raises(ValueError, match=r"1 of 3 images[^\n]*\n  X\[2\], .*OSError: image file is truncated"):
+        encoder.set_params(memory=tmp_path / "cache" if memory else None).transform(X)
 
 
 def test_missing_files_are_named_before_anything_is_encoded(encoder, paths, tmp_path, opened):

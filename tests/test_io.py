@@ -385,7 +385,7 @@ def test_files_changed_at_the_last_moment_are_kept_and_named(fitted, saved, monk
             (old,) = (path for path in saved.parent.iterdir() if path.name.endswith("-old"))
             (old / "red" / image).write_bytes(b"all I have")
 
-    monkeypatch.setattr("sklearn_clpdd.io._distilled_set.os.rename", and_write)
+    monkeypatch.setattr("os.rename", and_write)
     with pytest.warns(UserWarning, match=r"could not be removed completely from .*-old"):
         save_distilled(fitted, saved, overwrite=True)
     load_distilled(saved)
@@ -402,7 +402,7 @@ def test_a_folder_that_appears_meanwhile(fitted, saved, monkeypatch):
             saved.mkdir()
             (saved / "mine").write_bytes(b"all I have")
 
-    monkeypatch.setattr("sklearn_clpdd.io._distilled_set.os.rename", and_make)
+    monkeypatch.setattr("os.rename", and_make)
     with pytest.raises(FileExistsError, match=r"was created by another process .* previous folder is now (.*-old)$") as caught:
         save_distilled(fitted, saved, overwrite=True)
     assert (saved / "mine").read_bytes() == b"all I have"
@@ -435,7 +435,7 @@ def test_an_error_leaves_nothing_half_written(fitted, saved, tmp_path, monkeypat
         rename(source, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr("sklearn_clpdd.io._distilled_set.os.rename", second_fails)
+        patch.setattr("os.rename", second_fails)
         with pytest.raises(OSError, match="No space"):
             save_distilled(fitted, saved, overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["set"]

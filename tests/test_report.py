@@ -130,7 +130,7 @@ def test_an_error_leaves_nothing_half_written(fitted, colors, tmp_path, monkeypa
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("sklearn_clpdd.io._report.os.replace", full)
+        patch.setattr("os.replace", full)
         with pytest.raises(OSError, match="No space"):
             distillation_report(fitted, *colors, path, overwrite=True)
     assert [(own.name, own.read_text()) for own in tmp_path.iterdir()] == [("report.html", "old")]

@@ -1,6 +1,7 @@
 """Searches on several processes: what is sent, loaded and encoded, and with how many threads."""
 
 import copy
+import errno
 import os
 import pickle
 import threading
@@ -23,7 +24,7 @@ from sklearn_clpdd import ClosedFormProbe, CLPDistiller, FrozenEncoder
 from sklearn_clpdd.encoder import _images as images_module
 from sklearn_clpdd.encoder._extractor import FeatureExtractor
 from sklearn_clpdd.encoder._feature_cache import feature_cache
-from sklearn_clpdd.encoder._shared_module import pickled
+from sklearn_clpdd.encoder._shared_module import pickle_once
 
 
 class Noting(nn.Module):
@@ -112,15 +113,15 @@ def test_an_unpickled_network_is_prepared_once(module, colors):
 
 
 def test_the_pickle_of_a_network_is_one_array_until_it_changes(module):
-    before = pickled(module)
-    assert pickled(module)[1] is before[1]
-    assert pickled(copy.deepcopy(module))[0] == before[0]  # on any device
+    before = pickle_once(module)
+    assert pickle_once(module)[1] is before[1]
+    assert pickle_once(copy.deepcopy(module))[0] == before[0]  # on any device
     module.note = "an attribute"
-    changed = pickled(module)
+    changed = pickle_once(module)
     assert changed[0] != before[0]
     with torch.no_grad():
         module[0].weight.add_(1)
-    assert pickled(module)[0] not in (before[0], changed[0])
+    assert pickle_once(module)[0] not in (before[0], changed[0])
 
 
 def test_a_network_of_a_redefined_class_is_loaded_anew():
@@ -129,7 +130,7 @@ def test_a_network_of_a_redefined_class_is_loaded_anew():
     for way in ("mean", "amax", "mean"):
         scope = {"nn": nn, "__name__": "__main__"}
         exec(f"class Pooled(nn.Module):\n    def forward(self, images):\n        return images.{way}((2, 3))", scope)
-        digests.append(pickled(scope["Pooled"]())[0])
+        digests.append(pickle_once(scope["Pooled"]())[0])
     assert digests[0] != digests[1]
 
 
@@ -184,6 +185,19 @@ def test_a_search_encodes_each_image_once(module, colors, tmp_path, monkeypatch)
     assert encoded == [40, 20]
 
 
+def test_a_read_only_disk_is_a_warning(module, colors, tmp_path, monkeypatch):
+    X, _ = colors
+
+    def read_only(*args, **kwargs):  # Linux says this even of a file that does not exist
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("pathlib.Path.mkdir", read_only)
+    monkeypatch.setattr("pathlib.Path.unlink", read_only)
+    encoder = FrozenEncoder(module, image_size=16, device="cpu", memory=joblib.Memory(tmp_path / "cache"))
+    with pytest.warns(UserWarning, match="could not be cached .* Read-only"):
+        encoder.transform(X)
+
+
 def test_a_full_disk_is_a_warning(module, colors, tmp_path, monkeypatch):
     X, _ = colors
     wanted = FrozenEncoder(module, image_size=16, device="cpu").transform(X)
@@ -191,7 +205,7 @@ def test_a_full_disk_is_a_warning(module, colors, tmp_path, monkeypatch):
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("sklearn_clpdd.encoder._feature_cache.np.save", full)
+    monkeypatch.setattr("numpy.save", full)
     with pytest.warns(UserWarning, match="could not be cached .* No space left"):
         features = FrozenEncoder(module, image_size=16, device="cpu", memory=tmp_path).transform(X)
     np.testing.assert_array_equal(features, wanted)

@@ -110,7 +110,7 @@ class ImageAdapter:
         if len({encoder.l2_normalize for encoder in encoders}) > 1:
             raise ValueError("either all encoders or none need l2_normalize=True: otherwise their features differ in scale")
         self.preprocess = max((own.preprocessing for own in self._extractors), key=lambda own: own.image_size)
-        self._side = side or self.preprocess.resized
+        self._side = side or self.preprocess.resize_size
         self.sample_shape: tuple[int, ...] = (self._side, self._side, 3)
         if self._side < self.preprocess.image_size:
             raise ValueError(

@@ -36,7 +36,7 @@ class Preprocessing:
     interpolation: str = "bicubic"
 
     @property
-    def resized(self) -> int:
+    def resize_size(self) -> int:
         """Length of the shorter side before the crop, in pixels."""
         return math.floor(self.image_size / self.crop_pct + 1e-6)  # 128 / (128 / 186) is 185.99…
 
@@ -47,8 +47,8 @@ class Preprocessing:
     def __call__(self, images: Tensor) -> Tensor:
         """Resize and centre-crop ``(n, 3, H, W)`` in [0, 1] to ``(n, 3, image_size, image_size)``, still in [0, 1]."""
         shorter = min(images.shape[-2:])
-        if shorter != self.resized:
-            size = [max(self.resized, round(side * self.resized / shorter)) for side in images.shape[-2:]]
+        if shorter != self.resize_size:
+            size = [max(self.resize_size, round(side * self.resize_size / shorter)) for side in images.shape[-2:]]
             images = F.interpolate(images, size, mode=self.interpolation, antialias=True).clamp(0, 1)
         top, left = ((side - self.image_size) // 2 for side in images.shape[-2:])
         return images[..., top : top + self.image_size, left : left + self.image_size]
@@ -80,7 +80,8 @@ class Backbone:
             network = _ContentHasher("md5").hash(self.module)
         except Exception as error:  # pickling a user's module can fail in many ways
             raise ValueError(
-                f"memory= and checkpoint= need a module that can be pickled, to tell it from others: {error}"
+                f"memory= and checkpoint= recognise a network by its pickle, but a {type(self.module).__name__} cannot be pickled "
+                f"({type(error).__name__}: {error}). Remove from it what cannot be pickled, or leave both at None"
             ) from error
         return joblib.hash((network, self.preprocessing))
 

@@ -30,8 +30,8 @@ class FrozenEncoder(SharedModuleMixin, OutputCheckedTransformer, BaseEstimator):
     model : str or torch.nn.Module, default="tf_efficientnet_lite0"
         The name of a `timm <https://huggingface.co/docs/timm>`_ model; one of ``"clip_vitb16"``, ``"dinov2_vitb14"``,
         ``"eva02_vitb14"``, ``"mocov3_vitb16"``; or a module that maps ``(n, 3, H, W)`` to ``(n, d)``. CLIP's features are those
-        before the projection (768), as its authors probe them. A module is copied and evaluated in eval mode. Changes of its
-        weights or layers are noticed, changes of a plain attribute are not. Clones share the module, and so do copies that are
+        before the projection (768), as its authors probe them. A module is copied and evaluated in eval mode. Changes to its
+        weights or layers are noticed; changes to its other attributes are not. Clones share the module, and so do copies that are
         loaded from one pickle; each worker process receives it once. (As a value in a parameter grid, pass
         ``FrozenEncoder(module)``, because scikit-learn copies bare modules there.)
     weights : "auto", path or None, default="auto"
@@ -49,19 +49,20 @@ class FrozenEncoder(SharedModuleMixin, OutputCheckedTransformer, BaseEstimator):
     image_shape : tuple (H, W) or (H, W, C), default=None
         Shape of the images if ``X`` contains them as rows.
     mean, std : tuple of 3 floats, default=None
-        Normalisation of RGB values in [0, 1]. ``None``: the model's own; otherwise, no normalisation.
+        Normalisation of RGB values in [0, 1]. ``None``: the model's own; a module without timm's configuration
+        gets none.
     batch_size : int, default=64
         Images in one forward pass.
     dtype : {"float32", "bfloat16"}, default="float32"
         Precision inside the network. Features are always float32, and distillers always compute gradients in float32, because
         bfloat16 is too coarse for them.
     n_jobs : int, default=None
-        Threads that decode image files. ``None`` is one; ``-1`` is the number of cores, or that of ``OMP_NUM_THREADS``, which is
-        one in each worker of a parallel search that uses all cores.
+        Threads that decode image files. ``None`` is one. ``-1`` is one per core, but at most ``OMP_NUM_THREADS``, which
+        joblib sets to one in each worker of a search that uses all cores.
     memory : str, path or joblib.Memory, default=None
-        Folder in which the features of each image are cached, by image, model, weights and preprocessing. The splits and the
-        processes of a search share them, and an interrupted encoding is resumed to within 1,024 images. The cache only grows;
-        ``joblib.Memory.clear`` empties it.
+        Folder in which the features of each image are cached, by image, model, weights, settings, and versions of torch, timm and
+        this library. The splits and the processes of a search share them, and an interrupted encoding is resumed to within 1,024
+        images. The cache only grows; ``joblib.Memory.clear`` empties it.
     device : str or torch.device, default="auto"
         ``"auto"`` is CUDA if it is available, else the CPU.
     verbose : int, default=0
@@ -148,7 +149,7 @@ class FrozenEncoder(SharedModuleMixin, OutputCheckedTransformer, BaseEstimator):
         Parameters
         ----------
         X : images, default=None
-            Only their form is checked.
+            Only its form is checked.
         y : ignored
 
         Returns
@@ -168,12 +169,12 @@ class FrozenEncoder(SharedModuleMixin, OutputCheckedTransformer, BaseEstimator):
         ----------
         X : images
             ``(n, H, W)`` or ``(n, H, W, 1 or 3)`` arrays or ``(n, 1 or 3, H, W)`` tensors, uint8 or float in [0, 1]; rows, with
-            `image_shape`; one-dimensional arrays, lists, or columns of paths or PIL images.
+            `image_shape`; or a one-dimensional array, a list, or a data frame's column, of paths or PIL images.
 
         Returns
         -------
         ndarray of shape (n_samples, n_features), float32
-            Features, of unit norm if `l2_normalize`.
+            Features, of unit norm if `l2_normalize`; a data frame if `set_output` asks for one.
         """
         check_output_container(self)
         return self.encode(X)

@@ -10,7 +10,6 @@ from importlib.metadata import version
 from pathlib import Path
 from random import Random
 from typing import Any
-from uuid import uuid4
 
 import joblib
 import numpy as np
@@ -79,7 +78,10 @@ class FeatureExtractor:
         return self.backbone.preprocessing
 
     def __call__(self, views: Tensor, dtype: str | None = None) -> Tensor:
-        """Features ``(n, d)`` float32 of preprocessed images ``(n, 3, s, s)`` in [0, 1], differentiable in the images."""
+        """Features ``(n, d)`` float32 of preprocessed images ``(n, 3, s, s)`` in [0, 1], differentiable in the images.
+
+        ``dtype`` replaces that of the extractor.
+        """
         with torch.autocast(self.device.type, torch.bfloat16, enabled=(dtype or self.dtype) == "bfloat16"):
             Z = self.backbone(views).float()
         return F.normalize(Z, dim=1) if self.l2_normalize else Z
@@ -116,7 +118,7 @@ class FeatureExtractor:
         keys = images.keys()
         images.check(np.flatnonzero(~cache.contains(keys)).tolist())
         blocks = _in_blocks(len(images))
-        Random(uuid4().int).shuffle(blocks)  # so that processes encoding the same images concurrently share the work
+        Random().shuffle(blocks)  # so that processes encoding the same images concurrently share the work
         for rows in blocks:
             Z = np.empty((len(rows), self.n_features), dtype=np.float32)
             known = cache.read(keys[rows.start : rows.stop], Z)
@@ -183,7 +185,7 @@ class FeatureExtractor:
 
 
 def joint_features(extractors: list[FeatureExtractor], images: Images) -> np.ndarray:
-    """Features ``(n, Σd)`` of images under several encoders, side by side, divided by the square root of their number."""
+    """Features ``(n, Σd)`` of images under several encoders, side by side, divided by √(number of encoders)."""
     parts = [extractor.encode(images) for extractor in extractors]
     return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1) / np.float32(math.sqrt(len(parts)))
 

@@ -2,6 +2,7 @@
 
 import os
 import uuid
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from threading import Lock
@@ -50,10 +51,10 @@ class FeatureCache:
                 rows.setdefault(place[0], []).append((i, place[1]))
         known, lost = np.zeros(len(keys), dtype=bool), set()
         for name, pairs in rows.items():
-            here, there = np.array(pairs).T
+            positions, stored_rows = np.array(pairs).T
             try:
-                features[here] = np.load(self._folder / f"{name}.npy", mmap_mode="r")[there]
-                known[here] = True
+                features[positions] = np.load(self._folder / f"{name}.npy", mmap_mode="r")[stored_rows]
+                known[positions] = True
             except (OSError, ValueError, IndexError, EOFError):
                 lost.add(name)
         if lost:
@@ -73,7 +74,8 @@ class FeatureCache:
                 os.replace(partial, self._folder / f"{name}{suffix}")
         except OSError as error:
             warn(f"features could not be cached in {self._folder}, and will be computed again: {error}")
-            partial.unlink(missing_ok=True)
+            with suppress(OSError):  # on a read-only file system, even removing a missing file fails
+                partial.unlink()
 
     def _refresh(self) -> None:
         """Read the keys of files that are new."""

@@ -25,13 +25,16 @@ def fold(module: nn.Module, images: Tensor, features: Tensor, *, paddings: bool)
         Whether to fold paddings too, which avoids copies of the activations; only measured on CPUs.
     """
     copied = copy.deepcopy(module)
-    if not fold_batch_norms(copied) + (paddings and fold_paddings(copied)):
-        return module
     try:
+        n_folded = fold_batch_norms(copied)
+        if paddings:
+            n_folded += fold_paddings(copied)
+        if n_folded == 0:
+            return module
         with no_grad():
             error = (copied(images) - features).norm()
-    except (AttributeError, RuntimeError, TypeError, ValueError):  # the module accesses its layers directly
-        return module
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError):
+        return module  # layers that cannot be folded, or that the module accesses directly
     return copied.requires_grad_(False) if error <= _TOLERANCE * features.norm() else module
 
 
@@ -61,35 +64,33 @@ def fold_paddings(module: nn.Module) -> int:
     count = 0
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
-            if not isinstance(child, nn.Conv2d) or isinstance(parent, SameConv2d):
-                continue
-            if is_conv2d_same(child) and child.dilation == (1, 1):
+            if isinstance(child, nn.Conv2d) and is_conv2d_same(child) and child.dilation == (1, 1):
                 setattr(parent, name, SameConv2d(child))
                 count += 1
     return count
 
 
 class SameConv2d(nn.Module):
-    """A convolution with TensorFlow's "same" padding, whose extra pixel, if the total is odd, is at the end.
+    """A convolution with TensorFlow's "same" padding, which puts the extra pixel of an odd total at the end.
 
-    With a row and a column of zeros before the kernel, the padding becomes symmetric, and the convolution applies it without a
-    padded copy of the input. The result is the same.
+    A row and a column of zeros at the start of the kernel make the padding symmetric, so that the convolution can apply it itself,
+    without a padded copy of the input. The result is the same.
     """
 
     def __init__(self, convolution: nn.Conv2d):
         super().__init__()
         self.convolution = convolution
-        self.register_buffer("shifted", F.pad(convolution.weight.detach(), (1, 0, 1, 0)))
+        self.register_buffer("shifted_weight", F.pad(convolution.weight.detach(), (1, 0, 1, 0)))
 
     def forward(self, x: Tensor) -> Tensor:
         conv = self.convolution
-        padding = [
+        totals = [
             max(0, (-(-n // stride) - 1) * stride + kernel - n)
             for n, stride, kernel in zip(x.shape[-2:], conv.stride, conv.kernel_size, strict=True)
         ]
-        odd = {total % 2 for total in padding}
-        if len(odd) > 1:
-            return conv(x)
-        weight = self.get_buffer("shifted") if odd.pop() else conv.weight
-        half = [-(-total // 2) for total in padding]
-        return frozen_conv2d(x, weight, conv.bias, conv.stride, half, conv.dilation, conv.groups)
+        parities = {total % 2 for total in totals}
+        if len(parities) > 1:
+            return conv(x)  # height and width would need different kernels
+        weight = self.get_buffer("shifted_weight") if parities.pop() else conv.weight
+        padding = [-(-total // 2) for total in totals]
+        return frozen_conv2d(x, weight, conv.bias, conv.stride, padding, conv.dilation, conv.groups)

@@ -19,7 +19,7 @@ ACCEPTED = (
     "rows (n, H*W*C) with image_shape=; and one-dimensional arrays, lists, or columns of file paths or of PIL images"
 )
 # How many unusable images one error names.
-_MAX_NAMED = 10
+_MAX_LISTED = 10
 # Images whose values are checked at once, so that checking a large array needs little memory.
 _CHUNK = 1024
 _MISSING = "no such file"
@@ -50,7 +50,7 @@ class Images(ABC):
     def batches(
         self,
         indices: Sequence[int],
-        size: int,
+        batch_size: int,
         prepare: Callable[[Tensor], Tensor],
         n_jobs: int | None,
         faults: dict[int, str],
@@ -59,8 +59,8 @@ class Images(ABC):
 
         ``faults`` maps the positions of undecodable images to the reasons.
         """
-        for start in range(0, len(indices), size):
-            yield self.read(indices[start : start + size], prepare, n_jobs)
+        for start in range(0, len(indices), batch_size):
+            yield self.read(indices[start : start + batch_size], prepare, n_jobs)
 
     def report(self, faults: dict[int, str]) -> None:  # noqa: B027 (arrays have no faults)
         """Raise one error for all images that could not be decoded, if there are any."""
@@ -106,8 +106,9 @@ class _PixelArray(Images):
 
     def read(self, indices, prepare, n_jobs=None):
         batch = self._at(indices)
-        if isinstance(batch, np.ndarray):
-            batch = torch.from_numpy(np.array(batch, order="C")).permute(0, 3, 1, 2)  # torch has no negative strides
+        if isinstance(batch, np.ndarray):  # torch has no negative strides, and only native dtypes
+            dtype = np.uint8 if batch.dtype == np.uint8 else np.float32
+            batch = torch.from_numpy(np.array(batch, dtype, order="C")).permute(0, 3, 1, 2)
         return prepare(_to_unit_rgb(batch))
 
 
@@ -143,10 +144,10 @@ class _PictureList(Images):
         self.report(faults)
         return batches[0]
 
-    def batches(self, indices, size, prepare, n_jobs, faults):
+    def batches(self, indices, batch_size, prepare, n_jobs, faults):
         parallel = joblib.Parallel(_n_threads(n_jobs), prefer="threads")
-        for start in range(0, len(indices), size):
-            part = indices[start : start + size]
+        for start in range(0, len(indices), batch_size):
+            part = indices[start : start + batch_size]
             decoded = parallel(joblib.delayed(_decode)(self.pictures[i]) for i in part)
             faults.update((int(i), one) for i, one in zip(part, decoded, strict=True) if isinstance(one, str))
             if not faults:
@@ -157,10 +158,10 @@ class _PictureList(Images):
     def report(self, faults):
         if not faults:
             return
-        lines = [f"  X[{i}], {self.pictures[i]}: {faults[i]}" for i in sorted(faults)[:_MAX_NAMED]]
-        if len(faults) > _MAX_NAMED:
-            lines.append(f"  … and {len(faults) - _MAX_NAMED} more")
-        lines.append("Fix these files, or remove them from X (and y)")
+        lines = [f"  X[{i}], {self.pictures[i]}: {faults[i]}" for i in sorted(faults)[:_MAX_LISTED]]
+        if len(faults) > _MAX_LISTED:
+            lines.append(f"  … and {len(faults) - _MAX_LISTED} more")
+        lines.append("Fix these images, or remove them from X (and y)")
         kind = FileNotFoundError if all(fault == _MISSING for fault in faults.values()) else ValueError
         raise kind(f"{len(faults)} of {len(self)} images cannot be read:\n" + "\n".join(lines))
 
@@ -178,10 +179,12 @@ def as_images(X, image_shape: tuple[int, ...] | None = None) -> Images:
     Raises
     ------
     ValueError, TypeError
-        For every other form, with what was passed.
+        If ``X`` has any other form; the message says what was passed.
     """
     if isinstance(X, (str, bytes, os.PathLike)):
         raise TypeError(f"X is one path, {os.fspath(X)!r}; pass a list of files. {ACCEPTED}")
+    if isinstance(X, Image.Image):
+        raise TypeError(f"X is one image, {X!r}; pass a list of images. {ACCEPTED}")
     if isinstance(X, Images):
         return X
     if isinstance(X, Tensor):
@@ -196,7 +199,7 @@ def as_images(X, image_shape: tuple[int, ...] | None = None) -> Images:
         array.ndim == 2 and array.shape[1] == 1 and array.dtype.kind in "OUS"
     ):  # a data frame with one column of paths
         return _picture_list(array.ravel().tolist())
-    if array.dtype.kind not in "uf" or (array.dtype.kind == "u" and array.dtype != np.uint8):
+    if array.dtype != np.uint8 and array.dtype.kind != "f":
         raise ValueError(
             f"images have dtype uint8 (0 to 255) or float (in [0, 1]); got an array {array.shape} of {array.dtype}. {ACCEPTED}"
         )
@@ -239,15 +242,16 @@ def _picture_list(pictures: list) -> Images:
 
 
 def _unfolded(shape, image_shape) -> tuple[int, ...]:
-    """Shape of rows as images."""
+    """Shape of ``X`` with each row as an image."""
     n, width = shape
     if image_shape is None:
         raise ValueError(f"X has two dimensions, {tuple(shape)}: pass image_shape=(H, W) or (H, W, C) of its rows. {ACCEPTED}")
     if len(image_shape) not in (2, 3) or int(np.prod(image_shape)) != width:
         raise ValueError(
-            f"rows of {width} values do not fit image_shape={tuple(image_shape)} ({int(np.prod(image_shape))} values)"
+            f"rows of {width} values do not fit image_shape={tuple(image_shape)} ({int(np.prod(image_shape))} values): "
+            f"pass (H, W) or (H, W, C) whose product is {width}"
         )
-    return (n, *image_shape)
+    return (n, *image_shape) if len(image_shape) == 3 else (n, *image_shape, 1)
 
 
 def _check_not_empty(shape) -> None:
@@ -288,7 +292,7 @@ def _to_array(picture: Image.Image) -> np.ndarray:
 
 
 def _n_threads(n_jobs: int | None) -> int | None:
-    """The number of threads, limited by ``OMP_NUM_THREADS``, which joblib and Dask set in worker processes."""
+    """The number of threads; a negative ``n_jobs`` is limited by ``OMP_NUM_THREADS``, which joblib and Dask set in workers."""
     limit = os.environ.get("OMP_NUM_THREADS", "")
     if n_jobs is None or n_jobs >= 0 or not limit.isdecimal():
         return n_jobs
@@ -306,12 +310,14 @@ def _status_of(path) -> os.stat_result | str:
 
 
 def _digest_pair(picture) -> tuple[bytes, bytes] | str:
-    """Digests of a picture on this machine, and on every machine with a copy of it; why not, if its file cannot be accessed.
+    """Two digests of a picture, for this machine and for every machine with a copy of it; or why it cannot be read.
 
     The second one is of a file's name and size, because reading all files would take as long as encoding them.
     """
     if isinstance(picture, Image.Image):
-        pixels = _to_array(picture)
+        pixels = _decode(picture)
+        if isinstance(pixels, str):
+            return pixels
         digest = _digest(str(pixels.shape).encode(), pixels.data)
         return digest, digest
     status = _status_of(picture)

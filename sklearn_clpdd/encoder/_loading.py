@@ -28,10 +28,10 @@ from ._weights import load_strictly, read_state_dict
 _Cache = OrderedDict[tuple, dict[tuple, Backbone]]
 _cache_by_name: _Cache = OrderedDict()
 _cache_by_module: WeakKeyDictionary[nn.Module, _Cache] = WeakKeyDictionary()  # a module's networks are freed with it
-# Held while a network is loaded: other threads wait for it, and untrained weights come from torch's global generator.
+# Held while a network is loaded, so that threads load it only once, and because untrained weights use torch's global generator.
 _lock = RLock()
 # How many networks are kept: in total for names, and for each module.
-_MAX_NAMED, _MAX_PER_MODULE = 8, 4
+_MAX_CACHED_BY_NAME, _MAX_CACHED_PER_MODULE = 8, 4
 
 
 def load_backbone(model: str | nn.Module, weights: str | os.PathLike | None, device: torch.device, **preprocessing) -> Backbone:
@@ -70,22 +70,23 @@ def load_backbone(model: str | nn.Module, weights: str | os.PathLike | None, dev
             raise ValueError(
                 f"{name} has to be three numbers{' > 0' if name == 'std' else ''}, one per channel; got {given[name]}"
             )
-    stamp = None
+    modified = None
     if weights is not None and weights != "auto":
         if not Path(weights).is_file():
-            raise FileNotFoundError(f"weights={os.fspath(weights)!r} does not exist; pass a checkpoint's path, 'auto' or None")
+            raise FileNotFoundError(f"weights={os.fspath(weights)!r} is not a file; pass a checkpoint's path, 'auto' or None")
         weights = os.path.abspath(weights)
-        stamp = os.stat(weights).st_mtime_ns
+        modified = os.stat(weights).st_mtime_ns
     content = model if isinstance(model, str) else (_layout(model), module_digest(model))
-    source = (content, weights, stamp, device)
+    source = (content, weights, modified, device)
     # Tensors that are created in inference mode never have gradients.
     with _lock, torch.inference_mode(False):
-        cache = _cache_by_name if isinstance(model, str) else _cache_by_module.setdefault(model, OrderedDict())
-        if not isinstance(model, str):  # discard networks of the module's earlier states
-            for key in [key for key in cache if key[0][0] != content]:
+        if isinstance(model, str):
+            cache, max_networks = _cache_by_name, _MAX_CACHED_BY_NAME
+        else:
+            cache, max_networks = _cache_by_module.setdefault(model, OrderedDict()), _MAX_CACHED_PER_MODULE
+            for key in [key for key in cache if key[0][0] != content]:  # networks of the module's earlier states
                 del cache[key]
-        most = _MAX_NAMED if isinstance(model, str) else _MAX_PER_MODULE
-        return _cached(cache, most, source, given, lambda: _load(model, weights, device, given.get("image_size")))
+        return _cached(cache, max_networks, source, given, lambda: _load(model, weights, device, given.get("image_size")))
 
 
 def n_features_of(model: nn.Module, image_size: int | None) -> int | None:
@@ -102,22 +103,22 @@ def _layout(module: nn.Module) -> tuple:
     return repr(module), *(tuple(parameter.shape) for parameter in module.parameters())
 
 
-def _cached(cache: _Cache, most: int, source: tuple, given: dict[str, Any], load: Callable[[], Backbone]) -> Backbone:
-    """The backbone from the cache, or a loaded one. Backbones that differ in crop or normalisation only share one network."""
+def _cached(cache: _Cache, max_networks: int, source: tuple, given: dict[str, Any], load: Callable[[], Backbone]) -> Backbone:
+    """The backbone from the cache, or a loaded one. Backbones that differ only in crop or normalisation share one network."""
     key = (source, given.get("image_size"))
     if key not in cache:
         cache[key] = {(): load()}
     cache.move_to_end(key)
-    while len(cache) > most:
+    while len(cache) > max_networks:
         cache.popitem(last=False)
-    of_network = cache[key]
+    variants = cache[key]
     rest = {name: value for name, value in given.items() if name != "image_size"}
     variant = tuple(sorted(rest.items()))
-    if variant not in of_network:
-        own = of_network[()]
+    if variant not in variants:
+        own = variants[()]
         preprocessing = replace(own.preprocessing, **rest)
-        of_network[variant] = Backbone(own.module, preprocessing, own.n_features, own.device, own.weights_sha256)
-    return of_network[variant]
+        variants[variant] = Backbone(own.module, preprocessing, own.n_features, own.device, own.weights_sha256)
+    return variants[variant]
 
 
 def _load(model: str | nn.Module, weights: str | None, device: torch.device, image_size: int | None) -> Backbone:
@@ -145,7 +146,7 @@ def _load_named(name: str, weights: str | None, device: torch.device, size: dict
     import timm
 
     spec = BACKBONES.get(name, BackboneSpec(name))
-    if not timm.is_model(spec.architecture) and not spec.architecture.startswith("hf-hub:"):
+    if not _is_known(spec.architecture):
         near = difflib.get_close_matches(name, sorted({*BACKBONES, *timm.list_models()}), n=5)
         raise ValueError(
             f"unknown encoder {name!r}; {f'did you mean one of {near}? ' if near else ''}"
@@ -161,26 +162,30 @@ def _load_named(name: str, weights: str | None, device: torch.device, size: dict
     return _freeze(module, _preprocessing(module, wanted), device)
 
 
+def _is_known(architecture: str) -> bool:
+    import timm
+
+    try:
+        timm.get_pretrained_cfg(architecture)
+    except RuntimeError:  # an unknown tag
+        return False
+    return timm.is_model(architecture) or architecture.startswith("hf-hub:")
+
+
 def _create(spec: BackboneSpec, weights: str | None, image_size: int | None) -> nn.Module:
     """timm's module without its classifier, with the requested weights."""
     import timm
 
     sized: dict[str, Any] = {"img_size": image_size} if image_size and has_fixed_input_size(spec.architecture) else {}
-    packaged = _packaged_weights(spec)
+    packaged = _packaged_weights(spec) if weights == "auto" else None
     if weights == "auto" and packaged is None and spec.hub_id is None:
         # timm loads a checkpoint strictly if the model has the checkpoint's classifier.
         module = _from_hub(spec, lambda: timm.create_model(spec.architecture, pretrained=True, **sized))
         module.reset_classifier(0)
         return module
     module = timm.create_model(spec.architecture, num_classes=0, **sized)
-    if weights == "auto" and packaged is not None:
-        # The package keeps its authors' parameter names, in timm's order.
-        full = timm.create_model(spec.architecture).state_dict()
-        state = read_state_dict(packaged)
-        kinds = [[(key.rpartition(".")[2], value.shape) for key, value in each.items()] for each in (full, state)]
-        if kinds[0] != kinds[1]:
-            raise ValueError(f"the weights in {packaged} do not fit {spec.architecture}: their number, kinds or shapes differ")
-        load_strictly(module, dict(zip(full, state.values(), strict=True)), packaged)
+    if packaged is not None:
+        load_strictly(module, _packaged_state(spec.architecture, packaged), packaged)
     elif weights == "auto" and spec.hub_id is not None:
         hub_id = spec.hub_id
         state = _from_hub(spec, lambda: timm.models.load_state_dict_from_hf(hub_id, weights_only=True))
@@ -214,7 +219,10 @@ def _freeze(module: nn.Module, preprocessing: Preprocessing, device: torch.devic
         try:
             features = module(noise)
         except (RuntimeError, ValueError, AssertionError, TypeError) as error:
-            raise ValueError(f"{type(module).__name__} fails on an image of {size} × {size} px: {error}") from error
+            raise ValueError(
+                f"{type(module).__name__} fails on an image of {size} × {size} px ({type(error).__name__}: {error}). "
+                "Pass an image_size= that it accepts"
+            ) from error
     if not isinstance(features, Tensor) or features.ndim != 2:
         seen = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
         raise ValueError(
@@ -238,11 +246,28 @@ def _packaged_weights(spec: BackboneSpec) -> str | None:
     return getattr(importlib.import_module(package), name).get_model_file_path()
 
 
+def _packaged_state(architecture: str, path: str) -> dict[str, Tensor]:
+    """State dict of a package, which keeps its authors' parameter names in timm's order, with timm's names."""
+    import timm
+
+    full, state = timm.create_model(architecture).state_dict(), read_state_dict(path)
+    kinds = [[(key.rpartition(".")[2], value.shape) for key, value in each.items()] for each in (full, state)]
+    if kinds[0] != kinds[1]:
+        raise ValueError(
+            f"the weights in {path} do not fit {architecture}: their number, kinds or shapes differ. "
+            "Install another version of the package, or pass weights= a checkpoint"
+        )
+    return dict(zip(full, state.values(), strict=True))
+
+
 def _from_hub(spec: BackboneSpec, load):
     try:
         return load()
     except RuntimeError as error:  # timm's error for weights that do not fit or do not exist
-        raise ValueError(f"{spec.architecture!r} cannot be loaded with pretrained weights: {error}") from error
+        raise ValueError(
+            f"{spec.architecture!r} cannot be loaded with pretrained weights: {error}. Pass weights= a local checkpoint, or "
+            "weights=None for an untrained network"
+        ) from error
     except Exception as error:  # the hub's client, its transport and its cache raise errors of many types
         installed = sorted(name for name, spec in BACKBONES.items() if _packaged_weights(spec))
         raise OSError(

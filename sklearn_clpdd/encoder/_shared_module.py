@@ -16,6 +16,8 @@ from ..utils._fingerprint import module_digest, tensor_digest
 
 # Unpickled networks that a process keeps.
 _MAX_UNPICKLED = 4
+_pickle_cache: WeakKeyDictionary[nn.Module, tuple[str, np.ndarray]] = WeakKeyDictionary()
+_unpickle_cache: OrderedDict[str, tuple[nn.Module, tuple]] = OrderedDict()
 
 
 class SharedModuleMixin:
@@ -70,7 +72,7 @@ class SharedModule:
         return SharedModule(copy.deepcopy(self.module, memo))
 
     def __reduce__(self):
-        return _unpickle, pickled(self.module)
+        return _unpickle, pickle_once(self.module)
 
 
 def _map_nested(function, value: Any) -> Any:
@@ -90,24 +92,21 @@ def _abbreviate(value: Any) -> Any:
     return value._with(_abbreviate) if isinstance(value, SharedModuleMixin) else _wrap(value)
 
 
-_pickled: WeakKeyDictionary[nn.Module, tuple[str, np.ndarray]] = WeakKeyDictionary()
-
-
-def pickled(module: nn.Module) -> tuple[str, np.ndarray]:
+def pickle_once(module: nn.Module) -> tuple[str, np.ndarray]:
     """Digest and pickle of a network: the identical array as long as nothing changes, so that joblib recognises it."""
     try:
         digest = _digest(module)
-        if module not in _pickled or _pickled[module][0] != digest:
+        if module not in _pickle_cache or _pickle_cache[module][0] != digest:
             on_cpu = all(tensor.device.type == "cpu" for tensor in (*module.parameters(), *module.buffers()))
             content = cloudpickle.dumps(module if on_cpu else copy.deepcopy(module).cpu())
-            _pickled[module] = digest, np.frombuffer(content, dtype=np.uint8)
+            _pickle_cache[module] = digest, np.frombuffer(content, dtype=np.uint8)
     except Exception as error:  # pickling a user's module can fail in many ways
         raise PicklingError(
             f"a {type(module).__name__} cannot be saved or sent to another process ({type(error).__name__}: {error}). "
             "Remove from the module what cannot be pickled; or pass the name of a timm model; or use one process, with n_jobs=1 "
             "or joblib.parallel_config(backend='threading')"
         ) from error
-    return _pickled[module]
+    return _pickle_cache[module]
 
 
 class _WithoutTensors(cloudpickle.Pickler):
@@ -137,15 +136,12 @@ def _state(module: nn.Module) -> tuple:
     return repr(module), module_digest(module)
 
 
-_unpickled: OrderedDict[str, tuple[nn.Module, tuple]] = OrderedDict()
-
-
 def _unpickle(digest: str, content: np.ndarray) -> SharedModule:
     """Unpickle a network, or return the one that this process has unpickled before, unless it has changed since."""
-    if digest not in _unpickled or _state(_unpickled[digest][0]) != _unpickled[digest][1]:
+    if digest not in _unpickle_cache or _state(_unpickle_cache[digest][0]) != _unpickle_cache[digest][1]:
         module = cloudpickle.loads(content.data)
-        _unpickled[digest] = module, _state(module)
-    _unpickled.move_to_end(digest)
-    while len(_unpickled) > _MAX_UNPICKLED:
-        _unpickled.popitem(last=False)
-    return SharedModule(_unpickled[digest][0])
+        _unpickle_cache[digest] = module, _state(module)
+    _unpickle_cache.move_to_end(digest)
+    while len(_unpickle_cache) > _MAX_UNPICKLED:
+        _unpickle_cache.popitem(last=False)
+    return SharedModule(_unpickle_cache[digest][0])

@@ -27,18 +27,20 @@ def load_strictly(module: nn.Module, state: Mapping, source: str) -> None:
     if missing or misfits:
         raise ValueError(
             f"the weights in {source} do not fit {type(module).__name__}: "
-            f"{len(missing)} of {len(own)} parameters are not in the file {_abbreviated(missing)}"
-            f", {len(misfits)} have another shape {_abbreviated(misfits)}. The file's keys start with {_abbreviated(list(state))}"
+            f"{len(missing)} of {len(own)} parameters are not in the file{_abbreviated(missing)}, "
+            f"{len(misfits)} have another shape{_abbreviated(misfits)}. The first keys of the file are{_abbreviated(list(state))}; "
+            "pass weights of this architecture"
         )
     module.load_state_dict({key: state[key] for key in own if key in state}, strict=False)
 
 
 def _strip_prefix(state: Mapping, own: Mapping) -> Mapping:
-    """Remove a prefix such as ``module.`` or ``module.momentum_encoder.``: the one under which most of ``own`` is found."""
-    probe = next(iter(own))
-    prefixes = [key.removesuffix(probe) for key in state if key.endswith(probe)]
-    # MoCo-v3 files contain two encoders; its authors evaluate the momentum encoder.
-    prefixes.sort(key=lambda p: (sum(p + key in state for key in own), "momentum" in p), reverse=True)
+    """Remove a prefix such as ``module.`` or ``module.base_encoder.``: the one under which most of ``own`` is found."""
+    first_key = next(iter(own))
+    prefixes = [key.removesuffix(first_key) for key in state if key.endswith(first_key)]
+    # Files of MoCo-v3 contain two encoders; its authors evaluate the base encoder (main_lincls.py of facebookresearch/moco-v3 at
+    # 2877a78), not the momentum encoder.
+    prefixes.sort(key=lambda p: (sum(p + key in state for key in own), "momentum" not in p), reverse=True)
     if not prefixes or not prefixes[0]:
         return state
     return {key.removeprefix(prefixes[0]): value for key, value in state.items() if key.startswith(prefixes[0])}
@@ -54,7 +56,10 @@ def read_state_dict(path: str) -> Mapping:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the readers raise errors of many types
         reason = str(error).partition("\n")[0]
-        raise ValueError(f"{path} cannot be read as safetensors or as a torch checkpoint of tensors alone: {reason}") from error
+        raise ValueError(
+            f"{path} cannot be read as safetensors or as a torch checkpoint of tensors alone: {reason}. "
+            "Save its state dict with safetensors, or with torch.save(module.state_dict(), path)"
+        ) from error
     for key in ("state_dict", "model", "teacher", "state_dict_ema"):
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
             state = state[key]
@@ -65,4 +70,4 @@ def read_state_dict(path: str) -> Mapping:
 
 def _abbreviated(items: list, n: int = 8) -> str:
     shown = ", ".join(map(str, items[:n]))
-    return f"({shown}{', …' if len(items) > n else ''})" if items else ""
+    return f" ({shown}{', …' if len(items) > n else ''})" if items else ""

@@ -130,7 +130,7 @@ def pixel_reader(task: ProbeTask) -> Callable[[Tensor], Tensor]:
     """A function from positions to images, in the size from which the encoder crops."""
     source, n_jobs, device = task.source, task.extractor.n_jobs, task.extractor.device
     source.check()
-    uncropped = task.extractor.preprocessing.uncropped(task.extractor.preprocessing.resized)
+    uncropped = task.extractor.preprocessing.uncropped(task.extractor.preprocessing.resize_size)
     if 4 * len(source) * 3 * uncropped.image_size**2 > _IN_MEMORY:
         return lambda rows: source.read(rows.numpy(), uncropped, n_jobs).to(device)
     pixels = source.read(range(len(source)), uncropped, n_jobs).to(device)

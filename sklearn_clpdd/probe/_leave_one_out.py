@@ -19,7 +19,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ..utils._ridge import add_gram_, symmetric, to_float64
+from ..utils._ridge import to_float64
+from ._gram import add_gram_, symmetric
 from ._moments import Moments
 from ._rows import CHUNK, Rows
 

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from ..utils._ridge import add_gram_, symmetric, to_float64
+from ..utils._ridge import to_float64
+from ._gram import add_gram_, symmetric
 from ._rows import Rows
 
 # Elements of a chunk (32 MB), so large that the work per class and chunk is small beside the Gram matrix.

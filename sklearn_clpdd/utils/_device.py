@@ -55,14 +55,13 @@ def available_memory(device: torch.device) -> int | None:
         return torch.cuda.mem_get_info(device)[0] + cached
     try:
         (line,) = (line for line in _MEMINFO.read_text().splitlines() if line.startswith("MemAvailable:"))
-        return min(1024 * int(line.split()[1]), *_available_in_cgroups())
-    except (OSError, ValueError, TypeError):
+        return min([1024 * int(line.split()[1]), *_available_in_cgroups()])
+    except (OSError, ValueError):
         return None
 
 
 def _available_in_cgroups() -> Iterator[int]:
     """Bytes that each control group of the process (a container, for example) can still allocate, where it has a limit."""
-    yield 2**63  # no limit
     for line in _OWN_CGROUPS.read_text().splitlines() if _OWN_CGROUPS.exists() else ():
         _, controllers, own = line.split(":", 2)
         if controllers == "":  # version 2

@@ -10,12 +10,6 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-SOLVERS = ("auto", "primal", "dual")
-
-# Number of blocks of a Gram matrix, and the least number of columns of a block.
-_BLOCKS = 8
-_MIN_BLOCK = 96
-
 
 def solve_ridged(A: Tensor, B: Tensor, penalty: Tensor | float) -> Tensor:
     """Solve ``(A + penalty·I) X = B`` for a symmetric positive semi-definite ``A`` by Cholesky."""
@@ -53,7 +47,7 @@ def ridge_dual(Z: Tensor, Y: Tensor, penalty: Tensor | float) -> Tensor:
     return Z.T @ solve_ridged(Z @ Z.T, Y, penalty)
 
 
-def ridge(Z: Tensor, Y: Tensor, penalty: Tensor | float, *, solver: str = "auto") -> Tensor:
+def ridge(Z: Tensor, Y: Tensor, penalty: Tensor | float) -> Tensor:
     """Weights ``(d, C)`` of the ridge regression of ``Y`` on ``Z``; NaN where the factorisation fails.
 
     Parameters
@@ -62,22 +56,19 @@ def ridge(Z: Tensor, Y: Tensor, penalty: Tensor | float, *, solver: str = "auto"
     Y : Tensor of shape (n, C), same dtype
     penalty : Tensor of shape () or float
         Absolute ridge strength, ≥ 0.
-    solver : {"auto", "primal", "dual"}, default="auto"
-        ``"auto"`` solves the smaller system.
 
     References
     ----------
     CLP-DD, arXiv 2605.07194 (the inner problem).
     """
-    if solver == "auto":
-        solver = "dual" if Z.shape[0] < Z.shape[1] else "primal"
-    return (ridge_dual if solver == "dual" else ridge_primal)(Z, Y, penalty)
+    return (ridge_dual if Z.shape[0] < Z.shape[1] else ridge_primal)(Z, Y, penalty)
 
 
 def relative_penalty(Z: Tensor, alpha: float) -> Tensor:
-    """``λ̃ = λ · tr(ZZᵀ)/n``, so that λ means the same for features of every scale; positive even if all features are zero.
+    """``λ̃ = λ · tr(ZZᵀ)/n`` for λ = ``alpha``, which thus means the same for features of every scale.
 
-    This happens at the start of the pyramid: its images are constant, and all units of a network may be inactive on them.
+    The result is positive even if all features are zero. They can be at the start of the pyramid, where images are constant and
+    may activate no unit of the network.
     """
     return (alpha * Z.square().sum() / len(Z)).clamp_min(torch.finfo(torch.float64).eps)
 
@@ -85,15 +76,3 @@ def relative_penalty(Z: Tensor, alpha: float) -> Tensor:
 def to_float64(Z: Tensor) -> Tensor:
     """``Z`` in float64; unchanged on a device without float64 (Apple's MPS)."""
     return Z if Z.device.type == "mps" else Z.double()
-
-
-def add_gram_(out: Tensor, X: Tensor) -> None:
-    """Add ``XᵀX`` to ``out`` ``(d, d)``, only in the blocks on and above the diagonal: little more than half the work."""
-    block = max(_MIN_BLOCK, -(-X.shape[1] // _BLOCKS))
-    for start in range(0, X.shape[1], block):
-        out[start : start + block, start:].addmm_(X[:, start : start + block].T, X[:, start:])
-
-
-def symmetric(upper: Tensor) -> Tensor:
-    """The symmetric matrix whose upper triangle is given."""
-    return upper.triu() + upper.triu(1).T

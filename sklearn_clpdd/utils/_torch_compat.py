@@ -6,8 +6,7 @@
 private name                    public replacement
 =============================== ==============================================================================
 ``fuse_conv_bn_weights``        none for weights; ``fuse_conv_bn_eval`` takes whole modules, also undocumented
-``aten.threshold_backward``     none; torch offers a rectifier's gradient only as a part of autograd
-``aten.hardtanh_backward``      none
+``aten.hardtanh_backward``      none; torch offers its gradient only as a part of autograd
 ``nn.Conv2d._conv_forward``     none; overriding ``forward`` would lose the padding modes
 ``checkpoint_filter_fn``        none; timm's models translate other layouts of checkpoints in it
 ``Conv2dSame``                  ``timm.layers.Conv2dSame``, which would import timm
@@ -33,9 +32,7 @@ __all__ = [
 
 
 def clamp_backward(dy: Tensor, y: Tensor, low: float, high: float) -> Tensor:
-    """Gradient of ``y = x.clamp(low, high)`` with respect to ``x``, from ``y``; with ``high`` infinite it is 1 at infinity."""
-    if high == float("inf"):
-        return torch.ops.aten.threshold_backward(dy, y, low)
+    """Gradient of ``y = x.clamp(low, high)`` with respect to ``x``, from ``y``."""
     return torch.ops.aten.hardtanh_backward(dy, y, low, high)
 
 
