@@ -6,6 +6,8 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_digits
 
+# Names of folders that readers of image folders take for splits.
+SPLITS = {"train", "val", "valid", "test"}
 # Formats that Pillow knows by name, but that are not images, or that need another program to be read.
 _NOT_IMAGES = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "PDF", "WMF"}
 
@@ -57,9 +59,10 @@ def load_image_folder(root):
         inside = (path for path in folder.rglob("*") if path.suffix.lower() in known and path.is_file())
         visible = (path for path in inside if not any(part.startswith(".") for part in path.relative_to(folder).parts))
         files[folder.name] = sorted(map(str, visible))
-    if files and set(files) <= {"train", "val", "valid", "test"}:
+    if files and set(files) <= SPLITS:
         raise ValueError(
-            f"{root} contains the splits {sorted(files)}, not classes; pass one of them, such as {root / max(files, key='train'.__eq__)}"
+            f"{root} contains the splits {sorted(files)}, not classes; pass one of them, such as "
+            f"{root / max(files, key='train'.__eq__)}"
         )
     empty = [name for name, paths in files.items() if not paths]
     if not files or empty:

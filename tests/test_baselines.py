@@ -243,6 +243,7 @@ def test_published_settings_are_parameters(encoder, colors):
     fitted = LGMDistiller(encoder, **{**LGM_PUBLISHED, "max_iter": 3}).fit(*colors)
     assert fitted.n_iter_ == 3
     fitted.set_params(augmentation__n_views=3, learning_rate__peak=9.0)  # specific to this estimator
+    assert LGM_PUBLISHED.__doc__.startswith("Settings of LGM's released code")
     assert (LGM_PUBLISHED["augmentation"].n_views, LGM_PUBLISHED["learning_rate"].peak) == (10, 2e-3)
 
 

@@ -117,6 +117,16 @@ def test_feature_map(fitted, colors, reducer):
     some = FeatureMapDisplay.from_estimator(fitted, list(X), y, max_samples=20, max_classes=2, random_state=0)
     assert len(some.real) == 20
     assert "1 more are grey" in some.ax_.get_legend().get_title().get_text()
+    with pytest.raises(ValueError, match="max_classes == -1"):
+        FeatureMapDisplay.from_estimator(fitted, X, y, max_classes=-1)
+
+
+def test_ten_named_classes_have_ten_hues():
+    classes = np.arange(12)
+    display = FeatureMapDisplay(np.zeros((12, 2)), classes, np.zeros((12, 2)), classes).plot()
+    stars = [tuple(points.get_facecolors()[0, :3]) for points in display.ax_.collections[1::2]]
+    assert stars[:10] == [mpl.colormaps["tab10"](i)[:3] for i in range(10)]
+    assert stars[10] == stars[11] == mpl.colors.to_rgb("lightgrey")
 
 
 def test_feature_map_of_points(points):
@@ -133,8 +143,12 @@ def test_snapshots_become_an_animation(fitted, tmp_path):
     snapshots.save_gif(tmp_path / "birth.gif")
     with Image.open(tmp_path / "birth.gif") as animation:
         assert (animation.n_frames, animation.size, animation.info["loop"]) == (4, (3 * 16 + 4, 16 + 14), 0)
-        animation.seek(3)
-        assert animation.info["duration"] == 2000
+        durations = []
+        for frame in range(4):
+            animation.seek(frame)
+            durations.append(animation.info["duration"])
+    assert sum(durations[:3]) == pytest.approx(4000, abs=30)
+    assert durations[3] == 2000
 
 
 def test_snapshots_are_of_the_steps_that_they_name(module, colors, monkeypatch):

@@ -320,7 +320,7 @@ def test_a_checkpoint_belongs_to_its_groups(tmp_path):
     CLPDistiller(**parameters).fit(X, y, groups)
     assert len(CLPDistiller(**parameters).fit(X, y, groups).history_) == 5
     for other in (None, 1 - groups[::-1]):
-        with pytest.raises(ValueError, match="groups differ"):
+        with pytest.raises(ValueError, match="groups changed"):
             CLPDistiller(**parameters).fit(X, y, other)
 
 

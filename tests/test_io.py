@@ -361,7 +361,7 @@ def test_no_file_of_the_users_is_replaced(fitted, saved, change, when, monkeypat
     assert {path.name for path in saved.parent.iterdir()} <= {"set", "mine.txt"}
 
 
-def test_links_and_old_sets_are_refused(fitted, saved, tmp_path):
+def test_links_and_incomplete_manifests_are_refused(fitted, saved, tmp_path):
     (tmp_path / "elsewhere").mkdir()
     for name, target in (("link", "elsewhere"), ("to set", "set"), ("dangling", "nowhere")):
         (tmp_path / name).symlink_to(tmp_path / target)
@@ -372,7 +372,7 @@ def test_links_and_old_sets_are_refused(fitted, saved, tmp_path):
     del manifest["sha256"], manifest["card"]
     path.write_text(json.dumps(manifest))
     load_distilled(saved)
-    with pytest.raises(FileExistsError, match="a distilled set of an older version"):
+    with pytest.raises(FileExistsError, match="is not a distilled set"):
         save_distilled(fitted, saved, overwrite=True)
 
 

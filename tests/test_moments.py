@@ -65,6 +65,24 @@ def test_merge_is_fit(data, parameters):
     np.testing.assert_array_equal(parts[1].coef_, part(splits[1]).coef_)  # the operands are not changed
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
+def test_an_interrupted_batch_can_be_repeated(data, monkeypatch, error):
+    X, y, _ = data
+    probe = ClosedFormProbe(1.0).partial_fit(X[:100], y[:100], classes=CLASSES)
+    other = ClosedFormProbe(1.0).partial_fit(X[200:], y[200:], classes=CLASSES)
+
+    def interrupted(*args):
+        raise error
+
+    with monkeypatch.context() as patch:  # the reservoir is updated after the moments
+        patch.setattr(reservoir.Reservoir, "_take", interrupted)
+        with pytest.raises(error):
+            probe.partial_fit(X[100:200], y[100:200])
+        with pytest.raises(error):
+            probe.merge(other)
+    _assert_same(probe.partial_fit(X[100:200], y[100:200]).merge(other), ClosedFormProbe(1.0).fit(X, y))
+
+
 def test_training_continues_after_a_result_was_read(data):
     X, y, _ = data
     probe = ClosedFormProbe().partial_fit(X[:150], y[:150], classes=CLASSES)

@@ -105,6 +105,9 @@ def test_grids_of_real_images_and_of_many_classes(encoder, colors, tmp_path):
     X, _ = colors
     text = distillation_report(ClassCentroids(encoder).fit(*colors), *colors, tmp_path / "centroids.html").read_text()
     assert "<h2>Learning curve</h2>" not in text
+    assert {image["alt"] for image in Page(text).all("img")} == {
+        f"real image of class {label}" for label in ("blue", "green", "red")
+    }
     y = np.arange(60) % 25
     fitted = CLPDistiller(encoder, max_iter=1, random_state=0).fit(X, y)
     text = distillation_report(fitted, X, y, tmp_path / "many.html").read_text()

@@ -176,10 +176,10 @@ def test_a_finished_run_is_not_repeated(encoder, colors, tmp_path, parameters):
         ({"max_iter": 46}, "max_iter was 45.0 and is 46.0"),
         ({"random_state": 1}, "random_state was 0.0 and is 1.0"),
         ({"augmentation": DSA(flip=0)}, r"augmentation was 'dsa' and is DSA\(.*flip=0"),
-        ({"encoder__l2_normalize": False}, "encoder differ"),
+        ({"encoder__l2_normalize": False}, "encoder changed"),
         ({"objective": CrossEntropy(1.0, 0.1)}, "objective was 'probe_and_neighbors' and is <"),
-        ({"X": lambda X: X[::-1]}, "images differ"),
-        ({"y": lambda y: y[::-1]}, "y differ"),
+        ({"X": lambda X: X[::-1]}, "images changed"),
+        ({"y": lambda y: y[::-1]}, "y changed"),
     ],
 )
 def test_another_run_is_refused_and_says_what_differs(encoder, colors, tmp_path, forbid_encoding, change, words):
@@ -334,7 +334,7 @@ def test_another_version_of_a_package_is_named(encoder, colors, tmp_path):
     checkpoint_module.write_checkpoint(tmp_path / "run", tensors, {**info, "versions": {**info["versions"], "torch": "2.0.1"}})
     with pytest.raises(ValueError, match=rf"another run: torch was 2\.0\.1 and is {re.escape(now)}\. Continue") as caught:
         clone(run).fit(*colors)
-    assert "differ" not in str(caught.value)
+    assert "changed" not in str(caught.value)
 
 
 def test_irrelevant_parameters_may_differ(digits, tmp_path):
@@ -646,9 +646,11 @@ def test_a_nan_held_out_loss_is_an_error(digits):
 
 def test_patience_needs_held_out_samples(digits):
     X, y = digits
-    for parameters in ({"validation_fraction": None}, {"validation_fraction": 0.01}):
-        with pytest.raises(ValueError, match="n_iter_no_change=5 needs held-out real samples"):
-            distiller(None, n_iter_no_change=5, **parameters).fit(X, y)
+    for fraction, advice in ((None, "set a fraction"), (0.01, "use a larger fraction")):
+        with pytest.raises(
+            ValueError, match=f"n_iter_no_change=5 needs held-out real samples.*={fraction} holds out none.*{advice}"
+        ):
+            distiller(None, n_iter_no_change=5, validation_fraction=fraction).fit(X, y)
 
 
 def test_held_out_features_are_not_learned_from(digits):

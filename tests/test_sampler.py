@@ -102,5 +102,5 @@ def test_errors(colors):
         _ = DistilledSampler().n_features_in_
     with pytest.raises(ValueError, match="'distiller' parameter"):
         DistilledSampler("a distiller").fit_resample(*colors)
-    with pytest.raises(TypeError, match="sets X_synthetic_"):
+    with pytest.raises(TypeError, match="a CLPDistiller or a baseline; got ClosedFormProbe"):
         DistilledSampler(ClosedFormProbe()).fit_resample(np.eye(4), [0, 0, 1, 1])

@@ -30,11 +30,6 @@ class _Settings(Mapping):
         return len(self._parameters)
 
 
-# Settings of LGM's released code (arXiv 2511.16674, commit 1d84ffd) that differ from the defaults: ``LGMDistiller(encoder,
-# **LGM_PUBLISHED)``, with ``FrozenEncoder(l2_normalize=False)`` as `encoder`, and the number of views in a step as
-# `real_batch_size`. Remaining differences: there, real images are seen in random views too (a random crop of 224 of 256 px, then
-# the views of the synthetic images), Adam is reset when a level of the pyramid is added, all encoders get ImageNet's mean and
-# standard deviation, and features are computed in mixed precision.
 LGM_PUBLISHED = _Settings(
     learning_rate=LinearSchedule(2e-3, warmup_steps=0, decay_fraction=0.0),
     max_iter=5000,
@@ -44,14 +39,21 @@ LGM_PUBLISHED = _Settings(
     augmentation=LGM_DISTILLATION_VIEWS,
     validation_fraction=None,
 )
+LGM_PUBLISHED.__doc__ = """Settings of LGM's released code (arXiv 2511.16674, commit 1d84ffd) that differ from the defaults.
+
+Use them as ``LGMDistiller(FrozenEncoder(l2_normalize=False), **LGM_PUBLISHED, real_batch_size=n)``, where ``n`` is the number of
+views in a step, ten per synthetic image. Differences that remain: the released code also sees real images in random views (a
+random crop of 224 of 256 px, then the views of the synthetic images), resets Adam when a level of the pyramid is added,
+normalises the images of all encoders by ImageNet's mean and standard deviation, and computes features in mixed precision.
+"""
 
 
 class GradientMatching:
     """Cosine distance between the gradients of a random linear head on synthetic and on real features (LGM, arXiv 2511.16674).
 
-    The gradient of the mean cross-entropy in the weights ``V`` and the bias ``b`` of a head is an explicit function of ``Z``,
-    ``(softmax(ZVᵀ + b) − Y)ᵀZ / mk`` and the mean of ``softmax(ZVᵀ + b) − Y``, so that no second derivatives are needed. Each
-    call draws a new head, as in the released code: normal weights of standard deviation `std`, and zero biases.
+    The gradient of a head's mean cross-entropy is an explicit function of ``Z``: ``(softmax(ZVᵀ + b) − Y)ᵀZ / mk`` with respect
+    to the weights ``V``, and the mean of ``softmax(ZVᵀ + b) − Y`` with respect to the bias ``b``. No second derivatives are
+    needed. Each call draws a new head, as in the released code: normal weights of standard deviation `std`, and zero biases.
 
     Parameters
     ----------
@@ -66,8 +68,8 @@ class GradientMatching:
 
     def __call__(self, Z: Tensor, Y: Tensor, R: Tensor, r: Tensor) -> Tensor:
         V = (self.std * torch.randn(Y.shape[1], Z.shape[1], generator=self.random, device="cpu")).to(Z, non_blocking=True)
-        ours, theirs = head_gradient(Z, Y, V), head_gradient(R, F.one_hot(r, Y.shape[1]).to(R), V)
-        return 1 - F.cosine_similarity(ours.flatten(), theirs.flatten(), dim=0)
+        synthetic, real = _head_gradient(Z, Y, V), _head_gradient(R, F.one_hot(r, Y.shape[1]).to(R), V)
+        return 1 - F.cosine_similarity(synthetic.flatten(), real.flatten(), dim=0)
 
 
 class FeatureMatching:
@@ -82,8 +84,11 @@ class FeatureMatching:
         return (distances * (Yr.sum(0) > 0)).sum()
 
 
-def head_gradient(Z: Tensor, Y: Tensor, V: Tensor) -> Tensor:
-    """Gradient ``(C, d + 1)`` of the mean cross-entropy of ``Z Vᵀ + b`` in ``V`` and, the last column, in ``b``, at ``b = 0``."""
+def _head_gradient(Z: Tensor, Y: Tensor, V: Tensor) -> Tensor:
+    """Gradient ``(C, d + 1)`` of the mean cross-entropy of ``Z Vᵀ + b`` at ``b = 0``.
+
+    It is that with respect to ``V`` and, in the last column, with respect to ``b``.
+    """
     E = (torch.softmax(F.linear(Z, V), dim=1) - Y) / len(Z)
     return torch.cat([E.T @ Z, E.sum(0)[:, None]], dim=1)
 
@@ -91,11 +96,11 @@ def head_gradient(Z: Tensor, Y: Tensor, V: Tensor) -> Tensor:
 class LGMDistiller(GradientDistiller):
     """Linear gradient matching (LGM): images whose features give a random linear head the gradient of the real ones.
 
-    Each step draws a random linear head, and moves the images such that the gradient of its cross-entropy, in weights and bias,
-    has the direction of that of the real features. This gradient is an explicit function of the features, so that no second
-    derivatives are needed. Views, pyramid, loop and defaults are those of :class:`CLPDistiller`, and the real images pass
-    through the encoder only once. `LGM_PUBLISHED` has the settings of the released code, in which batches are random views of
-    random real images.
+    Each step draws a random linear head, and moves the images such that the gradient of its cross-entropy with respect to
+    weights and bias has the direction of that of the real features. This gradient is an explicit function of the features, so
+    that no second derivatives are needed. Views, pyramid, loop and defaults are those of :class:`CLPDistiller`, and the real
+    images pass through the encoder only once. `LGM_PUBLISHED` has the settings of the released code, in which batches are random
+    views of random real images.
 
     Parameters
     ----------
@@ -144,8 +149,8 @@ class LGMDistiller(GradientDistiller):
         Stop when the held-out loss has not improved by more than `tol` for this many steps.
     validation_fraction : float in (0, 1) or None, default=0.1
         Fraction of the real samples of each class that is held out (rounded down; at most 10,000 samples in total). The images
-        are scored on them at every 20th step and at the end, and those with the least loss are kept. ``None``: the last images
-        are kept, as they are with `groups` in `fit` if one of them is too small.
+        are scored on them at every 20th step and at the end, and those with the least loss are kept. ``None``: nothing is
+        held out, and the last images are kept. The same happens if one of the `groups` in `fit` is too small.
     tol : float, default=1e-4
         See `n_iter_no_change`.
     checkpoint : path, Checkpoint or None, default=None
@@ -190,7 +195,8 @@ class LGMDistiller(GradientDistiller):
     history_ : list of dict
         One record per step: ``step``, ``loss`` before the step, ``seconds`` in the loop; every 20th record and the last one
         also have ``val_loss`` and ``val_accuracy`` on the held-out real features. Like ``loss``, they describe the images
-        before the step. The last record describes the final images, unless those before the last step scored better.
+        before the step. In the last record, they describe the images after the step, unless those before it were also scored, and
+        scored better.
         ``pandas.DataFrame(history_)`` is a table.
     n_iter_ : int
         Number of steps.
@@ -198,11 +204,10 @@ class LGMDistiller(GradientDistiller):
         Index in `history_` of the record whose score is that of the final images, those with the least loss on the held-out
         real features. ``None`` if none were held out, and the last images were kept.
     val_loss_, val_accuracy_ : float or None
-        Loss of the final images, and accuracy of their probe, on the held-out real features. The accuracy is the mean over all of
-        them. If the loss balances classes or groups (see `sampling`), all classes have equal weights in it, and all groups of a
-        class.
+        Loss of the final images, and accuracy of their probe, on the held-out real features. All held-out samples count the
+        same, unless batches are balanced (see `sampling`, and `groups` in `fit`): then all classes do, and all groups of a class.
     n_views_ : int
-        Random views of each synthetic image per step.
+        Random views of each synthetic image per step; 1 if there is only the unaugmented one.
     encoder_batch_size_ : int
         Maximum number of views per forward pass.
     n_features_in_ : int
@@ -287,8 +292,8 @@ class DMDistiller(GradientDistiller):
         Stop when the held-out loss has not improved by more than `tol` for this many steps.
     validation_fraction : float in (0, 1) or None, default=0.1
         Fraction of the real samples of each class that is held out (rounded down; at most 10,000 samples in total). The images
-        are scored on them at every 20th step and at the end, and those with the least loss are kept. ``None``: the last images
-        are kept, as they are with `groups` in `fit` if one of them is too small.
+        are scored on them at every 20th step and at the end, and those with the least loss are kept. ``None``: nothing is
+        held out, and the last images are kept. The same happens if one of the `groups` in `fit` is too small.
     tol : float, default=1e-4
         See `n_iter_no_change`.
     checkpoint : path, Checkpoint or None, default=None
@@ -333,7 +338,8 @@ class DMDistiller(GradientDistiller):
     history_ : list of dict
         One record per step: ``step``, ``loss`` before the step, ``seconds`` in the loop; every 20th record and the last one
         also have ``val_loss`` and ``val_accuracy`` on the held-out real features. Like ``loss``, they describe the images
-        before the step. The last record describes the final images, unless those before the last step scored better.
+        before the step. In the last record, they describe the images after the step, unless those before it were also scored, and
+        scored better.
         ``pandas.DataFrame(history_)`` is a table.
     n_iter_ : int
         Number of steps.
@@ -341,11 +347,10 @@ class DMDistiller(GradientDistiller):
         Index in `history_` of the record whose score is that of the final images, those with the least loss on the held-out
         real features. ``None`` if none were held out, and the last images were kept.
     val_loss_, val_accuracy_ : float or None
-        Loss of the final images, and accuracy of their probe, on the held-out real features. The accuracy is the mean over all of
-        them. If the loss balances classes or groups (see `sampling`), all classes have equal weights in it, and all groups of a
-        class.
+        Loss of the final images, and accuracy of their probe, on the held-out real features. All held-out samples count the
+        same, unless batches are balanced (see `sampling`, and `groups` in `fit`): then all classes do, and all groups of a class.
     n_views_ : int
-        Random views of each synthetic image per step.
+        Random views of each synthetic image per step; 1 if there is only the unaugmented one.
     encoder_batch_size_ : int
         Maximum number of views per forward pass.
     n_features_in_ : int

@@ -68,7 +68,8 @@ class RandomSubset(_RealSubset):
         Maps images to features; a name or a module stands for ``FrozenEncoder(encoder)``. With several encoders, the probe uses
         the features of all of them. ``None``: ``X`` contains features, and `image_size` is ignored.
     images_per_class : int, dict or callable, default=1
-        Real images of each class; a dict has a number for each label. For a given total, see :func:`allocate_images`.
+        Real images of each class; a dict has a number for each label, and a function of ``y`` returns such a dict. For a given
+        total, see :func:`allocate_images`.
     image_size : int, default=None
         Side of the selected images in pixels. ``None``: the size to which the encoder resizes images before its centre crop.
     alpha : float, default=1.0
@@ -127,7 +128,7 @@ class RandomSubset(_RealSubset):
 
     def _select(self, data, features, attributes):
         rng = check_random_state(self.random_state)
-        return [rng.choice(own, n, replace=False) for own, n in zip(data.members, data.images_per_class, strict=True)]
+        return [rng.choice(rows, n, replace=False) for rows, n in zip(data.members, data.images_per_class, strict=True)]
 
 
 class ClassCentroids(_RealSubset):
@@ -139,7 +140,8 @@ class ClassCentroids(_RealSubset):
         Maps images to features; a name or a module stands for ``FrozenEncoder(encoder)``. With several encoders, the probe uses
         the features of all of them. ``None``: ``X`` contains features, and `image_size` is ignored.
     images_per_class : int, dict or callable, default=1
-        Real images of each class; a dict has a number for each label. For a given total, see :func:`allocate_images`.
+        Real images of each class; a dict has a number for each label, and a function of ``y`` returns such a dict. For a given
+        total, see :func:`allocate_images`.
     image_size : int, default=None
         Side of the selected images in pixels. ``None``: the size to which the encoder resizes images before its centre crop.
     alpha : float, default=1.0
@@ -198,7 +200,7 @@ class ClassCentroids(_RealSubset):
 
     def _select(self, data, features, attributes):
         rng = check_random_state(self.random_state)
-        return [own[kmeans_rows(features(own), n, rng)] for own, n in zip(data.members, data.images_per_class, strict=True)]
+        return [rows[kmeans_rows(features(rows), n, rng)] for rows, n in zip(data.members, data.images_per_class, strict=True)]
 
 
 class NearestReals(_RealSubset):
@@ -309,4 +311,4 @@ class NearestReals(_RealSubset):
         distiller = attributes["distiller_"]
         codes = np.searchsorted(data.classes, distiller.y_synthetic_)
         Z = data.adapter.features(distiller.X_synthetic_)
-        return [own[nearest_rows(Z[codes == c], features(own))] for c, own in enumerate(data.members)]
+        return [rows[nearest_rows(Z[codes == c], features(rows))] for c, rows in enumerate(data.members)]

@@ -11,7 +11,7 @@ file                      what it holds
 ``_fit_data.py``          what a distiller is fitted to, and its result
 ``_adapters.py``          images behind encoders, or feature vectors, as the data of a fit
 ``_real_features.py``     features of the real samples, their held-out part, and batches of them
-``_start.py``             what the synthetic images start from
+``_start.py``             real samples that the synthetic ones start from
 ``_loop.py``              the optimisation: one step, in chunks of views
 ``_objectives.py``        losses; add one here
 ``_parametrizations.py``  what the optimiser moves; add one here

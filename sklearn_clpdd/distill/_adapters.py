@@ -3,7 +3,7 @@
 import math
 import os
 import tempfile
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any, Protocol
 
 import joblib
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..encoder._encoder import FrozenEncoder
-from ..encoder._extractor import VERSIONS, FeatureExtractor, joint_features
+from ..encoder._extractor import FeatureExtractor, joint_features
 from ..encoder._images import Images, as_images
 from ..utils._arrays import row_chunks, standardize
 from ..utils._device import graph_memory_limits
@@ -28,7 +28,6 @@ class DataAdapter(Protocol):
     """The real samples ``X``, and the form of the synthetic samples that replace them."""
 
     device: torch.device
-    is_image: bool
     sample_shape: tuple[int, ...]  # of a synthetic sample in `X_synthetic_`
 
     @property
@@ -55,9 +54,6 @@ class DataAdapter(Protocol):
 
     def identity(self) -> dict[str, str]:
         """Digests of the real samples and of the encoders."""
-
-    def versions(self) -> dict[str, str]:
-        """Versions of the packages that compute the features."""
 
     def provenance(self) -> list[dict[str, Any]]:
         """Description of each encoder, as JSON-serialisable values."""
@@ -95,7 +91,6 @@ class ImageAdapter:
     Unaugmented images are cropped as for the largest encoder.
     """
 
-    is_image = True
     center = np.float32(0)
     scale = np.float32(1)
 
@@ -106,9 +101,15 @@ class ImageAdapter:
         self.widths = [extractor.n_features for extractor in self._extractors]
         self.device, *others = dict.fromkeys(extractor.device for extractor in self._extractors)
         if others:
-            raise ValueError(f"encoders have to be on one device; got {[str(device) for device in (self.device, *others)]}")
+            raise ValueError(
+                f"encoders have to be on one device; got {[str(device) for device in (self.device, *others)]}; "
+                "pass FrozenEncoder(device=) with the same device for all"
+            )
         if len({encoder.l2_normalize for encoder in encoders}) > 1:
-            raise ValueError("either all encoders or none need l2_normalize=True: otherwise their features differ in scale")
+            raise ValueError(
+                "encoders have to agree on l2_normalize, because their features would differ in scale; "
+                f"got {[encoder.l2_normalize for encoder in encoders]}"
+            )
         self.preprocess = max((own.preprocessing for own in self._extractors), key=lambda own: own.image_size)
         self._side = side or self.preprocess.resize_size
         self.sample_shape: tuple[int, ...] = (self._side, self._side, 3)
@@ -129,7 +130,10 @@ class ImageAdapter:
                 bad += (rows.start + np.flatnonzero(~np.isfinite(Z).all(axis=1))).tolist()
                 R[position[rows], columns] = Z / np.float32(math.sqrt(len(self.widths)))
             if bad:
-                raise ValueError(f"the encoder returns non-finite features for {len(bad)} of {n} samples, first for X[{bad[0]}]")
+                raise ValueError(
+                    f"the encoder {extractor.model} returns non-finite features for {len(bad)} of {n} samples, first for "
+                    f"X[{bad[0]}]; remove them, or use another encoder"
+                )
         return R
 
     def features(self, samples):
@@ -140,9 +144,6 @@ class ImageAdapter:
             "images": joblib.hash(self._images.keys()),
             "encoder": " ".join(extractor.network_identity() for extractor in self._extractors),
         }
-
-    def versions(self):
-        return VERSIONS
 
     def provenance(self):
         return [extractor.provenance() for extractor in self._extractors]
@@ -183,8 +184,7 @@ def _resized(views: Tensor, size: int) -> Tensor:
 
 def _columns(widths: list[int]) -> list[slice]:
     """Columns of each block of features."""
-    ends = list(accumulate(widths))
-    return [slice(stop - width, stop) for width, stop in zip(widths, ends, strict=True)]
+    return [slice(start, stop) for start, stop in pairwise([0, *accumulate(widths)])]
 
 
 class FeatureAdapter:
@@ -193,8 +193,6 @@ class FeatureAdapter:
     Internally, features are centred and scaled to a mean squared norm of 1, so that λ and τ mean the same as for the normalised
     features of an encoder.
     """
-
-    is_image = False
 
     def __init__(self, X: np.ndarray, device: torch.device):
         self._X = X
@@ -218,9 +216,6 @@ class FeatureAdapter:
 
     def identity(self):
         return {"X": self.data_digest()}
-
-    def versions(self):
-        return {}
 
     def provenance(self):
         return []

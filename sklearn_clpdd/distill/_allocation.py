@@ -39,7 +39,7 @@ def allocate_images(y, total):
     classes, counts = np.unique(column_or_1d(y), return_counts=True)
     check_scalar(total, "total", Integral)
     if total < len(classes):
-        raise ValueError(f"total={total} is less than one image for each of {len(classes)} classes")
+        raise ValueError(f"total={total} is less than one image for each of {len(classes)} classes; pass at least {len(classes)}")
     allocated, largest_first = np.zeros(len(counts), dtype=int), np.argsort(-counts, kind="stable")
     while (left := total - allocated.sum()) > 0:
         unfilled = largest_first[(allocated < counts)[largest_first]]

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..utils._sklearn_compat import Interval, StrOptions
 
-# Random views per step, and of one image at most, for `n_views="auto"`.
+# For `n_views="auto"`: random views per step, at least, and views of one image, at most.
 _TOTAL_VIEWS, _MAX_VIEWS = 20, 8
 
 
@@ -32,11 +32,10 @@ class Augmentation(BaseEstimator):
     is_random : bool
         Whether there are random views.
     n_views : "auto" or int
-        Random views of each synthetic image per step. ``"auto"``: 20 views in total, but at least one and at most eight per
-        image.
+        Random views of each synthetic image per step. ``"auto"``: the smallest number that gives at least 20 views in total, but
+        at most eight.
     unaugmented_weight : float in [0, 1)
-        Weight of the loss of the unaugmented images, relative to that of their random views. 0: the unaugmented images do not
-        take part.
+        Share of the unaugmented images in the loss; the random views have the rest. 0: the unaugmented images do not take part.
     """
 
     is_random = False
@@ -60,7 +59,7 @@ class Augmentation(BaseEstimator):
         return preprocessing(images)
 
     def views_per_image(self, m: int) -> int:
-        """Random views of each of ``m`` images in a step."""
+        """Views of each of ``m`` images in a step: random ones, or the unaugmented one only."""
         if not self.is_random:
             return 1
         return min(_MAX_VIEWS, -(-_TOTAL_VIEWS // m)) if self.n_views == "auto" else int(self.n_views)
@@ -72,10 +71,10 @@ class DSA(Augmentation):
     Parameters
     ----------
     n_views : "auto" or int, default="auto"
-        Random views of each synthetic image per step. ``"auto"``: 20 views in total, but at least one and at most eight per
-        image.
+        Random views of each synthetic image per step. ``"auto"``: the smallest number that gives at least 20 views in total, but
+        at most eight.
     unaugmented_weight : float in [0, 1), default=0.5
-        Weight of the loss of the unaugmented images, from which a probe will be trained, relative to that of their random views.
+        Share of the unaugmented images, from which a probe will be trained, in the loss; the random views have the rest.
         0: random views only, and no nearest-neighbour loss.
     scale : tuple of 2 floats, default=(0.08, 1.0)
         Range of the area of the crop as a fraction of that of the image, as in torchvision's ``RandomResizedCrop``.

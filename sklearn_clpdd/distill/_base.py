@@ -68,9 +68,9 @@ class BaseDistiller(HtmlAppendixMixin, SharedModuleMixin, OutputCheckedTransform
         y : array-like of shape (n_samples,)
             Class labels, numbers or strings.
         groups : array-like of shape (n_samples,), default=None
-            An attribute from which the class must not be inferred, such as the background. Real samples are then drawn with
-            equal probability of all classes, and of all groups of a class. Methods that select real samples ignore it, except
-            `NearestReals`, which passes it to the distiller that it fits.
+            An attribute from which the class must not be inferred, such as the background. Real samples are then drawn
+            such that all classes are equally likely, and so are all groups of a class. Methods that select real samples ignore
+            it, except `NearestReals`, which passes it to the distiller that it fits.
 
         Returns
         -------
@@ -123,7 +123,7 @@ class BaseDistiller(HtmlAppendixMixin, SharedModuleMixin, OutputCheckedTransform
             raise ValueError(
                 f"distillation needs samples of at least two classes; y contains only one class, {classes.tolist()[0]!r}"
             )
-        return FitData(X, y, adapter, input_attributes, classes, codes, groups, self._numbers_of_images(classes, y))
+        return FitData(X, y, adapter, input_attributes, classes, codes, groups, self._resolve_images_per_class(classes, y))
 
     def _adapt_features(self, X, y) -> tuple[DataAdapter, np.ndarray, dict[str, Any]]:
         # scikit-learn sets attributes, such as n_features_in_, while it validates; on a copy, because `fit` may still fail.
@@ -149,7 +149,7 @@ class BaseDistiller(HtmlAppendixMixin, SharedModuleMixin, OutputCheckedTransform
         check_classification_targets(y)
         return ImageAdapter(images, encoders, self.image_size), y, {}
 
-    def _numbers_of_images(self, classes: np.ndarray, y: np.ndarray) -> np.ndarray:
+    def _resolve_images_per_class(self, classes: np.ndarray, y: np.ndarray) -> np.ndarray:
         """Number of synthetic samples of each class."""
         given = self.images_per_class(y) if callable(self.images_per_class) else self.images_per_class
         if not isinstance(given, dict):
@@ -349,8 +349,8 @@ def _groups_within_classes(codes: np.ndarray, groups) -> np.ndarray:
     return np.unique(np.stack([codes, np.unique(groups, return_inverse=True)[1]]), axis=1, return_inverse=True)[1].reshape(-1)
 
 
-def _synthetic_without_X(transform):
-    """Make ``transform()`` return the synthetic set; applied to the method that scikit-learn has wrapped and that needs ``X``."""
+def _with_optional_X(transform):
+    """Let ``transform()`` return the synthetic set. Applied to the finished class, because scikit-learn's wrapper needs ``X``."""
 
     @wraps(transform)
     def wrapped(self, X=None):
@@ -359,4 +359,4 @@ def _synthetic_without_X(transform):
     return wrapped
 
 
-BaseDistiller.transform = _synthetic_without_X(BaseDistiller.transform)  # type: ignore[method-assign]
+BaseDistiller.transform = _with_optional_X(BaseDistiller.transform)  # type: ignore[method-assign]

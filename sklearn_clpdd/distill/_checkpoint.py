@@ -79,7 +79,8 @@ class CheckpointFile:
     def __init__(self, checkpoint: Checkpoint, parameters: dict[str, str], data: dict[str, str], versions: dict[str, str]):
         self.path, self._every = Path(checkpoint.path), checkpoint.every
         if self.path.is_dir() or not self.path.parent.is_dir():
-            raise FileNotFoundError(f"checkpoint={str(self.path)!r} has to be a file in an existing folder")
+            found = "it is a folder" if self.path.is_dir() else f"there is no folder {str(self.path.parent)!r}"
+            raise FileNotFoundError(f"checkpoint={str(self.path)!r} has to be a file in an existing folder; {found}")
         self._run: dict[str, Any] = {"parameters": parameters, "data": data, "versions": versions, "format": _FORMAT}
         self.tensors: dict[str, Tensor] = {}
         self.info: dict[str, Any] = {}
@@ -96,7 +97,7 @@ class CheckpointFile:
         """How the run of a file differs from this one."""
         if info.get("format") != _FORMAT:
             return [f"its format is {info.get('format', 1)}, and this version of the library writes {_FORMAT}"]
-        differ = [f"{name} differ" for name in _differing(info["data"], self._run["data"])]
+        differ = [f"{name} changed" for name in _differing(info["data"], self._run["data"])]
         for kind in ("versions", "parameters"):
             was, now = info[kind], self._run[kind]
             differ += [f"{name} was {was.get(name)} and is {now.get(name)}" for name in _differing(was, now)]
@@ -154,7 +155,8 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict]:
             return {name: file.get_tensor(name).clone() for name in file.keys()}, info  # noqa: SIM118 (not a mapping)
     except (SafetensorError, KeyError, json.JSONDecodeError) as error:
         raise ValueError(
-            f"checkpoint={os.fspath(path)!r} exists, but is not a checkpoint of a distillation: {error!r}"
+            f"checkpoint={os.fspath(path)!r} exists, but is not a checkpoint of a distillation: {error!r}. "
+            "Pass another path, or delete the file"
         ) from error
 
 

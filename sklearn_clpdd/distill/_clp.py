@@ -9,9 +9,9 @@ import torch
 from ..utils._arrays import evenly_spaced
 from ..utils._sklearn_compat import Interval, StrOptions
 from ._gradient import GradientDistiller, Temperatures
-from ._objectives import OBJECTIVES, WithNeighbors, spread_of_neighbor_logits, spread_of_scores
+from ._objectives import OBJECTIVES, WithNeighbors, split_by_encoder, spread_of_neighbor_logits, spread_of_scores
 
-# Real samples from which the temperatures are chosen, at most; and the smallest temperature that is chosen.
+# Real samples from which the temperatures are chosen, at most; and the smallest τ that is chosen, whose square is that of τ'.
 _TEMPERATURE_ROWS = 20_000
 _MIN_TEMPERATURE = 1e-3
 
@@ -35,11 +35,11 @@ class CLPDistiller(GradientDistiller):
         Side of the synthetic images in pixels. ``None``: the size to which the encoder resizes images before its centre crop.
     objective : {"probe_and_neighbors", "cross_entropy", "cosine_cross_entropy", "mse"} or callable, \
             default="probe_and_neighbors"
-        Outer loss. ``"cross_entropy"``: softmax cross-entropy of the probe's scores, divided by the root mean square norm of
-        its columns. ``"probe_and_neighbors"``: the same for random views; for unaugmented images, a quarter of it plus three
-        quarters of the cross-entropy of a soft nearest-neighbour classifier, which makes each image typical of its class.
-        ``"cosine_cross_entropy"``: cross-entropy of the cosines to the class anchors, as in the paper. ``"mse"``: squared error
-        of the probe. A callable ``(Z, Y, R, r) -> scalar`` gets tensors: synthetic features ``(m·k, d)``, their targets
+        Outer loss. ``"cross_entropy"``: softmax cross-entropy of the probe's scores, with its weights divided by the root mean
+        square norm of their columns. ``"probe_and_neighbors"``: the same for random views; for unaugmented images, a quarter of
+        it plus three quarters of the cross-entropy of a soft nearest-neighbour classifier, which makes each image typical of its
+        class. ``"cosine_cross_entropy"``: cross-entropy of the cosines to the class anchors, as in the paper. ``"mse"``: squared
+        error of the probe. A callable ``(Z, Y, R, r) -> scalar`` gets tensors: synthetic features ``(m·k, d)``, their targets
         (one-hot, or learned), real features ``(B, d)`` and their class indices. It is differentiated in ``Z``. It is called in
         each step for the random views and, if they have a weight, for the ``(m, d)`` features of the unaugmented images, and
         for the held-out real features.
@@ -48,7 +48,8 @@ class CLPDistiller(GradientDistiller):
     temperature : "auto" or float, default="auto"
         Temperature of the softmax of the probe's scores in the outer loss, > 0. ``"auto"``: the standard deviation of the
         cosines between real features and the anchors of the class means, about their mean over the classes, divided by the
-        square root of the mean number of images per class. It does not affect the nearest-neighbour loss.
+        square root of the mean number of images per class. It affects neither the nearest-neighbour loss, nor ``"mse"``, nor a
+        callable.
     learn_targets : bool, default=False
         Whether to learn the targets of the inner problem with the images, starting from one-hot labels. Learned `targets_` are
         real-valued and only suit closed-form probes; train other probes with `y_synthetic_`.
@@ -86,8 +87,8 @@ class CLPDistiller(GradientDistiller):
         Stop when the held-out loss has not improved by more than `tol` for this many steps.
     validation_fraction : float in (0, 1) or None, default=0.1
         Fraction of the real samples of each class that is held out (rounded down; at most 10,000 samples in total). The images
-        are scored on them at every 20th step and at the end, and those with the least loss are kept. ``None``: the last images
-        are kept, as they are with `groups` in `fit` if one of them is too small.
+        are scored on them at every 20th step and at the end, and those with the least loss are kept. ``None``: nothing is
+        held out, and the last images are kept. The same happens if one of the `groups` in `fit` is too small.
     tol : float, default=1e-4
         See `n_iter_no_change`.
     checkpoint : path, Checkpoint or None, default=None
@@ -133,13 +134,15 @@ class CLPDistiller(GradientDistiller):
     alpha_, temperature_ : float
         Ridge strength and temperature that were used.
     neighbor_temperature_ : float or None
-        Temperature τ' in the weights ``exp(-d² / 2τ')`` of the neighbours at distance ``d`` of the features, which are centred
-        and scaled to a mean squared norm of 1 if ``encoder=None``: the standard deviation of half the squared distances between
-        real features and class means, about their mean over the classes. ``None`` for an objective without neighbours.
+        Temperature τ' of the nearest-neighbour loss, in which a neighbour at distance ``d`` has the weight ``exp(-d² / 2τ')``:
+        the standard deviation of half the squared distances between real features and class means, about their mean over the
+        classes. With ``encoder=None``, features are first centred and scaled to a mean squared norm of 1. ``None`` for an
+        objective without neighbours.
     history_ : list of dict
         One record per step: ``step``, ``loss`` before the step, ``seconds`` in the loop; every 20th record and the last one
         also have ``val_loss`` and ``val_accuracy`` on the held-out real features. Like ``loss``, they describe the images
-        before the step. The last record describes the final images, unless those before the last step scored better.
+        before the step. In the last record, they describe the images after the step, unless those before it were also scored, and
+        scored better.
         ``pandas.DataFrame(history_)`` is a table.
     n_iter_ : int
         Number of steps.
@@ -147,11 +150,10 @@ class CLPDistiller(GradientDistiller):
         Index in `history_` of the record whose score is that of the final images, those with the least loss on the held-out
         real features. ``None`` if none were held out, and the last images were kept.
     val_loss_, val_accuracy_ : float or None
-        Loss of the final images, and accuracy of their probe, on the held-out real features. The accuracy is the mean over all of
-        them. If the loss balances classes or groups (see `sampling`), all classes have equal weights in it, and all groups of a
-        class.
+        Loss of the final images, and accuracy of their probe, on the held-out real features. All held-out samples count the
+        same, unless batches are balanced (see `sampling`, and `groups` in `fit`): then all classes do, and all groups of a class.
     n_views_ : int
-        Random views of each synthetic image per step.
+        Random views of each synthetic image per step; 1 if there is only the unaugmented one.
     encoder_batch_size_ : int
         Maximum number of views per forward pass.
     n_features_in_ : int
@@ -264,19 +266,24 @@ class CLPDistiller(GradientDistiller):
     def _learns_targets(self):
         return self.learn_targets
 
+    def _advice(self):
+        return (
+            f"A larger alpha or temperature, or a smaller learning_rate, may help; they are {self.alpha}, {self.temperature} and "
+            f"{self.learning_rate}"
+        )
+
     def _temperatures(self, data, real):
         rows = evenly_spaced(len(real.training), _TEMPERATURE_ROWS)
 
         def mean_over_encoders(spread, *parameters):
             R, r = torch.from_numpy(real.values[rows]).float(), torch.from_numpy(real.codes[rows])
-            widths = data.adapter.widths
-            blocks = (math.sqrt(len(widths)) * R).split(widths, dim=1)
+            blocks = split_by_encoder(R, data.adapter.widths)
             return float(np.mean([spread(block, r, len(data.classes), *parameters) for block in blocks]))
 
         if self.temperature == "auto":
             # With more images per class, class boundaries can be finer, and the scores that matter are closer to them.
-            spread = mean_over_encoders(spread_of_scores, float(self.alpha)) / math.sqrt(data.images_per_class.mean())
-            of_scores = max(spread, _MIN_TEMPERATURE)
+            mean_spread = mean_over_encoders(spread_of_scores, float(self.alpha))
+            of_scores = max(mean_spread / math.sqrt(data.images_per_class.mean()), _MIN_TEMPERATURE)
         else:
             of_scores = float(self.temperature)
         objective = OBJECTIVES[self.objective] if isinstance(self.objective, str) else self.objective

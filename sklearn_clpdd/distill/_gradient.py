@@ -14,6 +14,7 @@ import torch
 from sklearn.utils import check_random_state
 from torch import Tensor
 
+from ..encoder._extractor import VERSIONS
 from ..utils._fingerprint import fingerprint
 from ..utils._sklearn_compat import (
     CallbackSupportMixin,
@@ -39,8 +40,8 @@ from ._trainer import Limits, Outcome, Trainer, retry_on_interrupt
 
 # With sampling="auto", classes are balanced if the largest one is more than this many times as large as the smallest one.
 _UNBALANCED = 2
-# Parameters that may differ when a run is resumed; `random_state` only if it is not a number.
-_FREE = {"encoder", "verbose", "callback", "checkpoint", "random_state"}
+# Parameters that may differ when a run is resumed; the encoder is compared by its network instead.
+_FREE = {"encoder", "verbose", "callback", "checkpoint"}
 
 
 class Temperatures(NamedTuple):
@@ -53,7 +54,7 @@ class Temperatures(NamedTuple):
 class GradientDistiller(CallbackSupportMixin, BaseDistiller):
     """Learn synthetic samples by gradient descent.
 
-    A subclass implements `_objective`. The parameters are documented at :class:`CLPDistiller`.
+    A subclass implements `_objective`. The parameters are documented in :class:`CLPDistiller`.
     """
 
     _parameter_constraints = {
@@ -150,21 +151,24 @@ class GradientDistiller(CallbackSupportMixin, BaseDistiller):
 
     def _validate_params(self):
         super()._validate_params()
+        if self.n_iter_no_change is not None and self.validation_fraction is None:
+            raise ValueError(
+                f"n_iter_no_change={self.n_iter_no_change} needs held-out real samples, and validation_fraction=None holds out "
+                "none; set a fraction, such as 0.1"
+            )
         for nested in (self.augmentation, self.learning_rate, self.checkpoint):
             if isinstance(nested, Augmentation | LinearSchedule | Checkpoint):
                 nested._validate_params()
         if self.warm_start and self.checkpoint is not None:
             raise ValueError("warm_start=True continues the last fit, and checkpoint= the run of a file; use one of the two")
-
-    def _check_data(self, data):
-        self._parametrization_type()
+        self._parametrization_type()  # raises for a class of another kind
 
     def _after_fit(self, data):
         finish_callbacks(self, data.X, data.y)
 
     def _distill(self, data):
         adapter, m = data.adapter, len(data.synthetic_codes)
-        held_out_classes, fraction = self._held_out_split(data)
+        within, fraction = self._held_out_split(data)
         start = self._last_samples(data)
         views = self._view_plan(data)
         given = None if self.encoder_batch_size == "auto" else self.encoder_batch_size
@@ -174,7 +178,7 @@ class GradientDistiller(CallbackSupportMixin, BaseDistiller):
         rng = np.random.RandomState(seed)
         start_callbacks(self, self.max_iter, data.X, data.y)
 
-        order, n_held_out = split_order(held_out_classes, fraction, rng)
+        order, n_held_out = split_order(within, fraction, rng)
         real = data.real_features(order, n_held_out, self._strata(data))
         temperatures = self._temperatures(data, real)
         state = self._initial_state(data, real, rng, start)
@@ -196,7 +200,7 @@ class GradientDistiller(CallbackSupportMixin, BaseDistiller):
             checkpoint=checkpoint,
             seed=seed,
             views_per_step=m * views.per_sample,
-            settings=self._loss_settings(),
+            advice=self._advice(),
             verbose=bool(self.verbose),
         )
         outcome = trainer.run(self._steps(data, real, state, views, loss, trainer.progress, chunk_plan))
@@ -243,7 +247,7 @@ class GradientDistiller(CallbackSupportMixin, BaseDistiller):
     # What the fit is made of.
 
     def _seed(self, checkpoint: CheckpointFile | None) -> int:
-        """Seed of the run, which a checkpoint continues."""
+        """Seed of the run: that of the checkpoint, if there is one."""
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         return checkpoint.info["seed"] if checkpoint and checkpoint.info else seed
 
@@ -252,15 +256,15 @@ class GradientDistiller(CallbackSupportMixin, BaseDistiller):
             return None
         checkpoint = self.checkpoint if isinstance(self.checkpoint, Checkpoint) else Checkpoint(self.checkpoint)
         parameters = {"method": type(self), **self.get_params(deep=False)}
-        free = _FREE - {"random_state"} if isinstance(self.random_state, Real) else _FREE
+        # A random_state that is not a number cannot be compared; the seed is read from the file.
+        free = _FREE if isinstance(self.random_state, Real) else _FREE | {"random_state"}
         parameters = {name: fingerprint(value) for name, value in parameters.items() if name not in free}
         digests = {"y": joblib.hash(np.ascontiguousarray(data.y)), "groups": joblib.hash(data.groups)}
-        return CheckpointFile(checkpoint, parameters, data.adapter.identity() | digests, data.adapter.versions())
+        return CheckpointFile(checkpoint, parameters, data.adapter.identity() | digests, VERSIONS)
 
-    def _loss_settings(self) -> str:
-        """Parameters that affect whether losses stay finite, for error messages."""
-        given = {name: getattr(self, name, None) for name in ("alpha", "temperature", "learning_rate")}
-        return ", ".join(f"{name}={value}" for name, value in given.items() if value is not None)
+    def _advice(self) -> str:
+        """What may help if losses are not finite, for error messages."""
+        return f"A learning_rate smaller than {self.learning_rate} may help"
 
     def _initial_state(self, data: FitData, real: RealFeatures, rng: np.random.RandomState, start: np.ndarray | None) -> State:
         """What a run begins with: noise, real samples, or the synthetic samples of the last fit."""
@@ -328,7 +332,8 @@ class GradientDistiller(CallbackSupportMixin, BaseDistiller):
             which = f"largest class has {counts.max()}" if data.groups is None else f"smallest group has {counts.min()}"
             raise ValueError(
                 f"n_iter_no_change={self.n_iter_no_change} needs held-out real samples, and validation_fraction="
-                f"{self.validation_fraction} holds out none, because the {which} samples; use a larger fraction"
+                f"{self.validation_fraction} holds out none, because the {which} samples; use a larger fraction "
+                "(at most 10,000 samples in total are held out), or n_iter_no_change=None"
             )
         return within, self.validation_fraction if enough else None
 
@@ -343,7 +348,7 @@ class GradientDistiller(CallbackSupportMixin, BaseDistiller):
 
     def _view_plan(self, data: FitData) -> ViewPlan:
         augmentation = self.augmentation
-        if augmentation is None or not data.adapter.is_image:
+        if augmentation is None or not data.adapter.encoders:
             augmentation = Augmentation()
         elif isinstance(augmentation, str):
             augmentation = AUGMENTATIONS[augmentation]()

@@ -12,15 +12,15 @@ from ._loop import State, unaugmented_features
 from ._objectives import OuterLoss, inner_weights
 from ._real_features import BatchSampler, RealFeatures
 
-# Maximum number of balanced draws for the loss, if there are fewer held-out samples.
+# Balanced draws for the loss, at most.
 _MAX_DRAWN = 10_000
 
 
 class HeldOutScore:
     """Scores the present samples; called without arguments, returns loss and accuracy as a tensor ``(2,)``.
 
-    The loss is that of the draws from which images are learned, always with the same random numbers. The accuracy is that of all
-    held-out samples, weighted like these draws.
+    The loss is computed on one batch, which is drawn once, with the same random numbers in every call. The accuracy is that of
+    all held-out samples, with the weights that classes and strata have in a batch.
 
     Parameters
     ----------
@@ -54,7 +54,7 @@ class HeldOutScore:
         self._weights = torch.from_numpy(balanced_weights(held_out.codes, held_out.strata))
         self._drawn = self._all, self._classes
         if held_out.strata is not None:  # enough balanced draws that few samples are missed
-            n_drawn = max(n, min(4 * n, _MAX_DRAWN))
+            n_drawn = min(4 * n, _MAX_DRAWN)
             self._drawn = BatchSampler(held_out, n_drawn, device, dtype).sample(seed)
 
     @torch.no_grad()

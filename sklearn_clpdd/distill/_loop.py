@@ -8,6 +8,8 @@ the number of views is. Chunks whose graphs fit into memory pass only once.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -29,18 +31,21 @@ class ChunkPlan(NamedTuple):
     ----------
     chunk_size : int
         Views in one forward pass.
-    n_kept : int
+    n_kept_views : int
         Number of final views whose graphs may stay in memory until their gradient is computed. The graph of the last
         chunk always does. The other views pass twice.
     """
 
     chunk_size: int
-    n_kept: int = 0
+    n_kept_views: int = 0
 
     def chunks(self, m: int, k: int) -> tuple[list[slice], int]:
-        """Rows of ``k`` views of each of ``m`` samples in chunks, and how many chunks, the last ones, keep their graphs."""
+        """Divide ``k`` views of each of ``m`` samples into chunks of rows.
+
+        Also return how many of the last chunks keep their graphs.
+        """
         chunks = split_views(m, k, self.chunk_size)
-        return chunks, max(1, sum(m * k - rows.start <= self.n_kept for rows in chunks))
+        return chunks, max(1, sum(m * k - rows.start <= self.n_kept_views for rows in chunks))
 
 
 class ViewPlan(NamedTuple):
@@ -50,9 +55,9 @@ class ViewPlan(NamedTuple):
     ----------
     augmentation : Augmentation
     n_random : int
-        Random views of each sample.
+        Random views of each sample; 1 if there is only the unaugmented one.
     unaugmented_weight : float
-        Weight of the loss of the unaugmented samples in [0, 1); above 0, they are one more view of each.
+        Share of the unaugmented samples in the loss, in [0, 1). Above 0, each sample has one more view, the unaugmented one.
     """
 
     augmentation: Augmentation
@@ -94,7 +99,7 @@ class State:
         self.optimizer = torch.optim.Adam(groups, fused=fused or None)
 
     def set_learning_rate(self, rate: float) -> None:
-        """Set Adam's rate for θ."""
+        """Set Adam's learning rate for θ; that of learned targets is a fraction of it."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["factor"]
 
@@ -175,15 +180,13 @@ def optimize(
     chunk_plan : ChunkPlan
     """
     m, n, k, weight = len(state.targets), views.n_random, views.per_sample, views.unaugmented_weight
-    chunks, n_kept = chunk_plan.chunks(m, k)
+    chunks, n_kept_chunks = chunk_plan.chunks(m, k)
     while (done := progress()) < 1:
         state.begin_step(done)
         state.set_learning_rate(learning_rate(state.step, done))
         step_views = StepViews(views, preprocess, m, state.random["views"])
+        features = partial(step_views.features, encode=encode)
         R, r = batches.sample(state.random["batches"])
-
-        def features(samples: Tensor, rows: slice, step_views=step_views) -> Tensor:
-            return step_views.features(samples, rows, encode)
 
         def loss_of(Z: Tensor, R=R, r=r) -> Tensor:
             Y = state.targets
@@ -193,7 +196,7 @@ def optimize(
             random = objective(Z[:, :n].reshape(m * n, -1), Y.repeat_interleave(n, dim=0), R, r)
             return (1 - weight) * random + weight * unaugmented_objective(Z[:, n], Y, R, r)
 
-        yield backpropagate(state.parametrization, features, loss_of, chunks, k, n_kept, state.learned_targets)
+        yield backpropagate(state.parametrization, features, loss_of, chunks, k, n_kept_chunks, state.learned_targets)
         state.update()
 
 
@@ -238,10 +241,10 @@ def split_views(m: int, k: int, size: int) -> list[slice]:
     if k > size:
         parts = -(-k // size)
         ends = [round(k * (part + 1) / parts) for part in range(parts)]
-        return [slice(i * k + start, i * k + stop) for i in range(m) for start, stop in zip([0, *ends], ends, strict=False)]
+        return [slice(i * k + start, i * k + stop) for i in range(m) for start, stop in pairwise([0, *ends])]
     parts = -(-m // (size // k))
     ends = [k * round(m * (part + 1) / parts) for part in range(parts)]
-    return [slice(start, stop) for start, stop in zip([0, *ends], ends, strict=False)]
+    return [slice(start, stop) for start, stop in pairwise([0, *ends])]
 
 
 def backpropagate(
@@ -250,7 +253,7 @@ def backpropagate(
     loss_of: Callable[[Tensor], Tensor],
     chunks: list[slice],
     k: int,
-    n_kept: int = 1,
+    n_kept_chunks: int = 1,
     others: Sequence[Tensor] = (),
 ) -> Tensor:
     """Compute the loss, and write its gradient to θ and to the other tensors that it depends on.
@@ -266,7 +269,7 @@ def backpropagate(
         Rows of ``Z``, in order.
     k : int
         Views of each sample.
-    n_kept : int
+    n_kept_chunks : int
         Number of chunks, the last ones, whose graphs stay in memory until their gradient is computed; the others pass twice.
     others : sequence of Tensor
         Leaves of the loss other than ``Z``.
@@ -277,22 +280,23 @@ def backpropagate(
         theta = [parameter.detach()[samples].requires_grad_() for parameter in parametrization.parameters]
         return theta, features(parametrization.decode(theta), rows)
 
-    first = len(chunks) - n_kept
+    first = len(chunks) - n_kept_chunks
     with torch.no_grad():
         Zs = [forward(rows)[1] for rows in chunks[:first]]
     with torch.enable_grad():
         graphs = [forward(rows) for rows in chunks[first:]]
-        Z = torch.cat([*Zs, *(own.detach() for _, own in graphs)]).requires_grad_()
+        Z = torch.cat([*Zs, *(chunk_Z.detach() for _, chunk_Z in graphs)]).requires_grad_()
         loss = loss_of(Z)
         dZ, *gradients_of_others = torch.autograd.grad(loss, [Z, *others], allow_unused=bool(others))
         for other, gradient in zip(others, gradients_of_others, strict=True):
-            # In the parameter's layout: the fused update reads a gradient of another one in the wrong order (on a CPU, silently).
+            # Fused Adam assumes the parameter's memory layout for its gradient; otherwise it updates the wrong entries on CPUs,
+            # and raises on CUDA.
             other.grad = None if gradient is None else torch.empty_like(other).copy_(gradient)
         for rows in reversed(chunks):
-            theta, own = graphs.pop() if graphs else forward(rows)
-            gradients = torch.autograd.grad(own, theta, dZ[rows], allow_unused=True)
+            theta, chunk_Z = graphs.pop() if graphs else forward(rows)
+            gradients = torch.autograd.grad(chunk_Z, theta, dZ[rows], allow_unused=True)
             _write_gradients(parametrization.parameters, gradients, rows, k)
-            del theta, own
+            del theta, chunk_Z
     return loss.detach()
 
 

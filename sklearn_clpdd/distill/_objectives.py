@@ -1,8 +1,8 @@
 """Outer objectives: how well the probe of the synthetic features predicts the classes of real features.
 
 Every objective is a callable ``(Z, Y, R, r) → scalar``, differentiable in ``Z``. To add one to `CLPDistiller`, write a subclass
-of `Objective`, which defines the matrix that real features are multiplied by and the mean loss of the products, and an entry in
-`OBJECTIVES`.
+of `Objective` and an entry in `OBJECTIVES`. The subclass defines the matrix that real features are multiplied by, and the mean
+loss of the products.
 """
 
 import math
@@ -69,7 +69,7 @@ class Objective:
 
 
 class CrossEntropy(Objective):
-    """Softmax cross-entropy of the probe's scores of real features, divided by the root mean square norm of its columns.
+    """Softmax cross-entropy on real features, with the probe's weights divided by the root mean square norm of their columns.
 
     ``L = −mean log softmax(R W / (s τ))[r]`` with ``s² = mean ‖W_c‖²``. Unlike `CosineCrossEntropy`, it keeps the differences
     between the norms of the columns, on which the predictions of the probe depend.
@@ -150,6 +150,11 @@ class WithNeighbors:
         return torch.stack(sums).sum() / len(R)
 
 
+def split_by_encoder(Z: Tensor, widths: list[int]) -> tuple[Tensor, ...]:
+    """Features of each encoder, from the joint features that `MeanOverEncoders` describes."""
+    return (math.sqrt(len(widths)) * Z).split(widths, dim=1)
+
+
 class MeanOverEncoders:
     """Mean of an objective over several encoders, whose features are concatenated and divided by the square root of their number.
 
@@ -166,9 +171,8 @@ class MeanOverEncoders:
         self.widths = widths
 
     def __call__(self, Z: Tensor, Y: Tensor, R: Tensor, r: Tensor) -> Tensor:
-        scale = math.sqrt(len(self.widths))
-        parts = zip((scale * Z).split(self.widths, 1), (scale * R).split(self.widths, 1), strict=True)
-        return torch.stack([self.objective(own_Z, Y, own_R, r) for own_Z, own_R in parts]).mean()
+        parts = zip(split_by_encoder(Z, self.widths), split_by_encoder(R, self.widths), strict=True)
+        return torch.stack([self.objective(encoder_Z, Y, encoder_R, r) for encoder_Z, encoder_R in parts]).mean()
 
 
 def class_means(Z: Tensor, Y: Tensor) -> Tensor:

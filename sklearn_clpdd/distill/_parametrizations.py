@@ -21,8 +21,8 @@ class Parametrization:
     """Base class: ``m`` synthetic samples as a function of the tensors in `parameters`.
 
     The first axis of each of these tensors is that of the samples, and a sample depends on its own rows only, so that some
-    samples can be decoded without the others. There is no other state than `stage`, which `grow` sets: a checkpoint contains
-    the tensors and the stage.
+    samples can be decoded without the others. There is no other state than `stage`. `set_samples` and `grow` set
+    it; a resumed run gets it from the same calls, because a checkpoint contains the tensors and the progress only.
 
     Parameters
     ----------
@@ -33,6 +33,9 @@ class Parametrization:
     device, dtype : torch.device, torch.dtype
         Device and dtype of θ.
     """
+
+    #: How far it has grown: the only state besides θ on which `decode` depends.
+    stage = 0
 
     def __init__(self, shape, generator, *, device="cpu", dtype=torch.float32):
         self.shape = tuple(shape)
@@ -53,9 +56,6 @@ class Parametrization:
     def set_samples(self, samples: Tensor) -> None:
         """Set θ such that it decodes to ``samples``, as closely as possible."""
         raise NotImplementedError
-
-    #: How far it has grown: the only state besides θ on which `decode` depends.
-    stage = 0
 
     def grow(self, progress: float) -> None:
         """Called before each step with the fraction of the run that is done, in [0, 1)."""

@@ -27,8 +27,8 @@ class RealFeatures:
     n_held_out : int
         Number of held-out samples.
     strata : ndarray of shape (n,), int64, or None
-        Strata within the classes. A batch contains all classes with equal probability, and all strata of a class; ``None``: all
-        samples with equal probability.
+        Strata within the classes: in a batch, all classes are equally likely, and so are all strata of a class. ``None``: all
+        samples are equally likely.
     """
 
     values: np.ndarray
@@ -109,8 +109,8 @@ class BatchSampler:
     def sample(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Features ``(B, d)`` and class indices ``(B,)`` of a batch.
 
-        A uniform batch consists of consecutive rows from a random position, wrapping around, or of all rows if there are at
-        most ``batch_size``; if they are in memory, it is a view where it does not wrap around. A balanced batch draws a class,
+        A uniform batch consists of consecutive rows from a random position, wrapping around; of all rows if there are at most
+        ``batch_size``. Where it does not wrap around and the rows are in memory, it is a view. A balanced batch draws a class,
         a stratum of the class and a row of the stratum, ``batch_size`` times.
         """
         n, size = len(self), self._batch_size

@@ -2,9 +2,11 @@
 
 import numpy as np
 from sklearn.base import BaseEstimator, clone
+from sklearn.frozen import FrozenEstimator
 from sklearn.utils.validation import check_is_fitted
 
 from ..utils._sklearn_compat import HasMethods, RequestMethod
+from ._base import BaseDistiller
 from ._clp import CLPDistiller
 
 
@@ -69,12 +71,12 @@ class DistilledSampler(BaseEstimator):
         """
         self._validate_params()
         distiller = CLPDistiller() if self.distiller is None else clone(self.distiller)
-        self.distiller_ = distiller.fit(X, y) if groups is None else distiller.fit(X, y, groups=groups)
-        if not hasattr(self.distiller_, "X_synthetic_"):
+        if not isinstance(distiller.estimator if isinstance(distiller, FrozenEstimator) else distiller, BaseDistiller):
             raise TypeError(
-                f"distiller has to be a CLPDistiller or another one that sets X_synthetic_; got {self.distiller}. To use a "
-                "search, pass its best_estimator_"
+                f"distiller has to be a CLPDistiller or a baseline; got {self.distiller}. To use a search, fit it, and pass its "
+                "best_estimator_"
             )
+        self.distiller_ = distiller.fit(X, y) if groups is None else distiller.fit(X, y, groups=groups)
         return self
 
     def fit_resample(self, X, y, groups=None):

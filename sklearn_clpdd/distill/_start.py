@@ -1,4 +1,4 @@
-"""What synthetic samples start from: noise, random real samples, or those nearest to k-means centres."""
+"""Real samples that synthetic ones start from: random ones, or those nearest to k-means centres."""
 
 import numpy as np
 import torch

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from sklearn.base import BaseEstimator
-from sklearn.utils.validation import check_consistent_length, check_is_fitted
+from sklearn.utils.validation import check_is_fitted
 
 from ..utils._fingerprint import description
 from ._base import BaseDistiller
@@ -19,9 +19,13 @@ _PACKAGES = ("sklearn-clpdd", "torch", "timm", "scikit-learn", "numpy")
 
 
 def one_line_summary(distiller: BaseDistiller) -> str:
-    """Method, encoders, number of images, steps and seconds."""
+    """Method, encoders, number of synthetic samples, steps and seconds."""
     names = [f"{entry['model']} at {entry['image_size']} px" for entry in distiller._encoder_provenance]
-    parts = [type(distiller).__name__, *(names or ["features"]), f"{len(distiller.y_synthetic_)} images"]
+    parts = [
+        type(distiller).__name__,
+        *(names or ["features"]),
+        f"{len(distiller.y_synthetic_)} {'images' if names else 'points'}",
+    ]
     if getattr(distiller, "n_iter_", 0):
         parts.append(f"{distiller.n_iter_} steps in {distiller.history_[-1]['seconds']:.0f} s")
     return ", ".join(parts)
@@ -53,17 +57,10 @@ def synthetic_images_of(distiller: BaseEstimator) -> np.ndarray:
     check_is_fitted(distiller)
     if distiller.X_synthetic_.ndim != 4:
         raise ValueError(
-            f"this {type(distiller).__name__} was fitted to features (encoder=None): it has points of feature space, not images"
+            f"this {type(distiller).__name__} was fitted to features (encoder=None): it has points of feature space, not images; "
+            "pass a distiller that was fitted to images"
         )
     return distiller.X_synthetic_
-
-
-def check_samples_and_labels(names: str, X, y) -> None:
-    """Raise if only one of samples and labels is given, or their numbers differ."""
-    if (X is None) != (y is None):
-        raise ValueError(f"{names} are samples and their labels: pass both, or neither")
-    if X is not None:
-        check_consistent_length(X, y)
 
 
 def _parameters(distiller: BaseDistiller) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from ._loop import State
 
 # Steps between two scores on the held-out features; each score costs a forward pass of the unaugmented images.
 _SCORE_EVERY = 20
-# Steps between two reads of the losses, each of which waits for a GPU; has to divide _SCORE_EVERY.
+# Steps between two reads of the losses. A read waits for the GPU. Both numbers have to divide _SCORE_EVERY.
 _READ_EVERY, _READ_EVERY_CPU = 10, 1
 
 
@@ -58,7 +58,7 @@ class Outcome:
 
 
 class Trainer:
-    """Make the steps of a run, from where it is to its end.
+    """Run the optimisation from its present step to its end.
 
     Parameters
     ----------
@@ -76,8 +76,8 @@ class Trainer:
         Seed of the run, which its continuation needs.
     views_per_step : int
         For the progress bar.
-    settings : str
-        Parameters that affect whether losses stay finite, for error messages.
+    advice : str
+        What may help if losses are not finite, for error messages.
     verbose : bool
         Whether to show a progress bar.
     """
@@ -93,34 +93,34 @@ class Trainer:
         checkpoint: CheckpointFile | None,
         seed: int,
         views_per_step: int,
-        settings: str,
+        advice: str,
         verbose: bool,
     ):
         self._state, self._limits, self.history = state, limits, history
         self._score, self._notify, self._checkpoint, self._seed = score, notify, checkpoint, seed
-        self._views_per_step, self._settings, self._verbose = views_per_step, settings, verbose
+        self._views_per_step, self._advice, self._verbose = views_per_step, advice, verbose
         self._theta = state.parameters
         # θ with the least held-out loss; without held-out features, the last one with a finite loss.
         self._best_theta = [theta.detach().clone() for theta in self._theta]
         self._best_stage = state.parametrization.stage
-        self._best, self._best_accuracy, self._improved = float("inf"), float("nan"), 0
+        self._best, self._best_accuracy, self._improved_at_step = float("inf"), float("nan"), 0
         self._best_iter: int | None = None
         self._finished = False
         self._pending: list[tuple[Tensor, float]] = []
         self._read_every = _READ_EVERY_CPU if self._theta[0].device.type == "cpu" else _READ_EVERY
-        self._seconds_before = 0.0
-        self._n_before = len(history)
-        self._earlier = history[-1]["seconds"] if history else 0.0
+        self._seconds_before_resuming = 0.0
+        self._n_earlier_records = len(history)
+        self._seconds_of_earlier_fits = history[-1]["seconds"] if history else 0.0
         if checkpoint is not None and checkpoint.info:
             self._resume(checkpoint.tensors, checkpoint.info)
             checkpoint.tensors = {}
-        self._begin = self._written = time.perf_counter()
-        self._written_step = self._first_step = state.step
+        self._started_at = self._written_at = time.perf_counter()
+        self._written_at_step = self._first_step = state.step
 
     @property
     def seconds(self) -> float:
         """Time in the loop, including that before an interruption."""
-        return self._seconds_before + time.perf_counter() - self._begin
+        return self._seconds_before_resuming + time.perf_counter() - self._started_at
 
     def progress(self) -> float:
         """Fraction of the run that is done, by steps or by time, whichever is larger."""
@@ -167,7 +167,7 @@ class Trainer:
     def _outcome(self, interrupted: int | None, error: BaseException | None) -> Outcome:
         best = None if self._best_iter is None else (self._best, self._best_accuracy)
         if best is not None and self.history and self._best_iter == len(self.history):
-            # The run was interrupted at a step that had been scored, and that step was not made again.
+            # A resumed run has ended before it repeated a step whose score is in the checkpoint: the last record gets that score.
             self._best_iter -= 1
             self.history[-1] |= {"val_loss": self._best, "val_accuracy": self._best_accuracy}
         return Outcome(self.history, self._state.step, self._best_iter, best, interrupted, error)
@@ -182,17 +182,16 @@ class Trainer:
         for loss, (_, seconds) in zip(losses, pending, strict=True):
             if not math.isfinite(loss):
                 raise FloatingPointError(
-                    f"the loss of step {len(self.history)} is {loss} ({self._settings}); the last valid images are kept. "
-                    "A larger alpha or temperature, or a smaller learning_rate, may help"
+                    f"the loss of step {len(self.history)} is {loss}; the last valid images are kept. {self._advice}"
                 )
-            records.append({"step": len(self.history), "loss": loss, "seconds": self._earlier + seconds})
+            records.append({"step": len(self.history), "loss": loss, "seconds": self._seconds_of_earlier_fits + seconds})
             self.history.append(records[-1])
         if self._score is None:
             self._keep_as_best()
-        elif self._state.step % _SCORE_EVERY == 0 and len(self.history) - self._n_before == self._state.step + 1:
+        elif self._state.step % _SCORE_EVERY == 0 and len(self.history) - self._n_earlier_records == self._state.step + 1:
             self._score_into(records[-1])
             patience = self._limits.n_iter_no_change
-            if patience is not None and self._state.step - self._improved >= patience:
+            if patience is not None and self._state.step - self._improved_at_step >= patience:
                 self._finished = True
         self._show(bar, records)
         self._notify(records)
@@ -200,7 +199,7 @@ class Trainer:
     def _score_into(self, record: dict[str, float]) -> None:
         """Score the present state, and write the score to a record unless the record already has a better one.
 
-        The last record belongs to two states: that before the last step, which is scored at every 20th step, and that after it.
+        The last record may be scored twice: before the last step, if that is a 20th step, and after it.
         """
         assert self._score is not None
         loss, accuracy = self._score().tolist()
@@ -208,11 +207,10 @@ class Trainer:
             record |= {"val_loss": loss, "val_accuracy": accuracy}
         if math.isnan(loss):
             raise FloatingPointError(
-                f"the loss of held-out samples at step {record['step']} is nan; the last valid images are kept. "
-                "A larger alpha or temperature may help, or an objective that also works without random views"
+                f"the loss of held-out samples at step {record['step']} is nan; the last valid images are kept. {self._advice}"
             )
         if loss < self._best - self._limits.tol:
-            self._improved = self._state.step
+            self._improved_at_step = self._state.step
         if loss < self._best:
             try:
                 retry_on_interrupt(self._keep_as_best)  # a partial copy would mix two states
@@ -228,7 +226,7 @@ class Trainer:
         shown = {"loss": f"{records[-1]['loss']:.3f}"}
         if scored:
             shown["held out"] = f"{scored[-1]['val_accuracy']:.3f}"
-        shown["img/s"] = f"{made * self._views_per_step / (self.seconds - self._seconds_before):.0f}"
+        shown["img/s"] = f"{made * self._views_per_step / (self.seconds - self._seconds_before_resuming):.0f}"
         if self._limits.time_budget is not None:  # so that the bar estimates the remaining time
             bar.total = min(self._limits.max_iter, round((self._state.step + 1) / max(self.progress(), 1e-9)))
         bar.set_postfix(shown, refresh=False)
@@ -240,12 +238,12 @@ class Trainer:
             self._read_losses(bar)
         if not all(bool(theta.isfinite().all()) for theta in self._theta):
             raise FloatingPointError(
-                f"step {self._state.step} has led to images that are not finite; the last valid ones are kept"
+                f"step {self._state.step} has led to images that are not finite; the last valid ones are kept. {self._advice}"
             )
-        # A continuation must not see a score that the uninterrupted run does not have.
+        # An unfinished run is saved before it is scored: without the interruption, there would be no score here.
         if not self._finished:
             self._write()
-        if self._score is not None and len(self.history) > self._n_before:
+        if self._score is not None and len(self.history) > self._n_earlier_records:
             self._score_into(self.history[-1])
         if self._finished:
             self._write()
@@ -266,7 +264,7 @@ class Trainer:
     def _write_if_due(self) -> None:
         if self._checkpoint is None:
             return
-        if self._checkpoint.is_due(self._state.step - self._written_step, time.perf_counter() - self._written):
+        if self._checkpoint.is_due(self._state.step - self._written_at_step, time.perf_counter() - self._written_at):
             self._write()
 
     def _write(self) -> None:
@@ -286,11 +284,11 @@ class Trainer:
             "best_accuracy": self._best_accuracy,
             "best_iter": self._best_iter,
             "best_stage": self._best_stage,
-            "improved": self._improved,
+            "improved": self._improved_at_step,
             "history": self.history if self._finished else self.history[: self._state.step],
         }
         self._checkpoint.write(tensors, info)
-        self._written, self._written_step = time.perf_counter(), self._state.step
+        self._written_at, self._written_at_step = time.perf_counter(), self._state.step
 
     def _resume(self, tensors: dict[str, Tensor], info: dict[str, Any]) -> None:
         self._state.load(tensors, info["step"], info["progress"])
@@ -298,10 +296,9 @@ class Trainer:
             copy.copy_(tensors.get(f"best.{i}", theta.detach()))
         self._best_stage = info["best_stage"]
         self._best, self._best_accuracy, self._best_iter = info["best"], info["best_accuracy"], info["best_iter"]
-        self._improved, self._finished = info["improved"], info["finished"]
-        self._seconds_before = info["seconds"]
+        self._improved_at_step, self._finished = info["improved"], info["finished"]
+        self._seconds_before_resuming = info["seconds"]
         self.history[:] = info["history"]
-        self._earlier, self._n_before = 0.0, 0
 
 
 def retry_on_interrupt(work: Callable[[], Any]) -> Any:

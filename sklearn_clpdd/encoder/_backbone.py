@@ -80,8 +80,8 @@ class Backbone:
             network = _ContentHasher("md5").hash(self.module)
         except Exception as error:  # pickling a user's module can fail in many ways
             raise ValueError(
-                f"memory= and checkpoint= recognise a network by its pickle, but a {type(self.module).__name__} cannot be pickled "
-                f"({type(error).__name__}: {error}). Remove from it what cannot be pickled, or leave both at None"
+                f"memory= and checkpoint= recognise a network by its pickle, but a {type(self.module).__name__} cannot be "
+                f"pickled ({type(error).__name__}: {error}). Remove from it what cannot be pickled, or leave both at None"
             ) from error
         return joblib.hash((network, self.preprocessing))
 

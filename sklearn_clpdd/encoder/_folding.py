@@ -73,8 +73,8 @@ def fold_paddings(module: nn.Module) -> int:
 class SameConv2d(nn.Module):
     """A convolution with TensorFlow's "same" padding, which puts the extra pixel of an odd total at the end.
 
-    A row and a column of zeros at the start of the kernel make the padding symmetric, so that the convolution can apply it itself,
-    without a padded copy of the input. The result is the same.
+    A row and a column of zeros at the start of the kernel make the padding symmetric, so that the convolution can apply it
+    itself, without a padded copy of the input. The result is the same.
     """
 
     def __init__(self, convolution: nn.Conv2d):

@@ -28,8 +28,8 @@ def load_strictly(module: nn.Module, state: Mapping, source: str) -> None:
         raise ValueError(
             f"the weights in {source} do not fit {type(module).__name__}: "
             f"{len(missing)} of {len(own)} parameters are not in the file{_abbreviated(missing)}, "
-            f"{len(misfits)} have another shape{_abbreviated(misfits)}. The first keys of the file are{_abbreviated(list(state))}; "
-            "pass weights of this architecture"
+            f"{len(misfits)} have another shape{_abbreviated(misfits)}. The first keys of the file "
+            f"are{_abbreviated(list(state))}; pass weights of this architecture"
         )
     module.load_state_dict({key: state[key] for key in own if key in state}, strict=False)
 

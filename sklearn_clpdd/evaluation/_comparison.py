@@ -63,18 +63,18 @@ def compare_with_real(distiller: BaseDistiller, X, y, X_test, y_test, *, n_draws
 
 def compare_features(distiller: BaseDistiller, Z, y, Z_test, y_test, n_draws: int, rng) -> dict[str, tuple[int, float]]:
     """`compare_with_real` for features."""
-    features, test_features = (standardize(own, distiller._center, distiller._scale) for own in (Z, Z_test))
+    features, test_features = (standardize(values, distiller._center, distiller._scale) for values in (Z, Z_test))
     full = ClosedFormProbe().fit(features, y)
+    members = [np.flatnonzero(y == label) for label in distiller.classes_]
+    wanted = [int(np.sum(distiller.y_synthetic_ == label)) for label in distiller.classes_]
+    sizes = [min(len(rows), n) for rows, n in zip(members, wanted, strict=True)]
     draws = []
     for _ in range(n_draws):
-        members = (np.flatnonzero(y == label) for label in distiller.classes_)
-        wanted = (np.sum(distiller.y_synthetic_ == label) for label in distiller.classes_)
-        chosen = [rng.choice(own, min(n, len(own)), replace=False) for own, n in zip(members, wanted, strict=True)]
-        rows = np.concatenate(chosen)
+        rows = np.concatenate([rng.choice(rows, n, replace=False) for rows, n in zip(members, sizes, strict=True)])
         probe = relative_probe(features[rows], distiller.alpha_).fit(features[rows], y[rows])
         draws.append(probe.score(test_features, y_test))
     return {
         "all real": (len(y), full.score(test_features, y_test)),
-        "random real": (len(rows), float(np.mean(draws))),
+        "random real": (sum(sizes), float(np.mean(draws))),
         "distilled": (len(distiller.y_synthetic_), distiller.probe_.score(Z_test, y_test)),
     }

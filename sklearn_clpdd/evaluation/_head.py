@@ -72,8 +72,8 @@ def sgd_probe_scores(images, labels, X_test, y_test, *, encoder=None, n_epochs=1
     * Images are normalised as in the training of the encoder; there, by ImageNet's mean and standard deviation for all encoders.
     * Features and head are computed in float32 (the encoder in its own `dtype`); the released code trains under mixed precision,
       with a scaled loss, and tests in float32.
-    * Test images are resized and cropped as for the encoder; there, they are resized to 256 and cropped to 224 px for all
-      encoders, as the four of the paper are here.
+    * Test images are resized and cropped as each encoder requires. The released code resizes them to 256 and crops them to 224 px
+      for every encoder, which is what the four encoders of the paper require here, too.
     * On several GPUs the released code divides the rate by their number; here one device computes.
     * ``"top5"`` is computed for more than five classes; there, for five too, where it is always 1.
 
@@ -93,7 +93,7 @@ def sgd_probe_scores(images, labels, X_test, y_test, *, encoder=None, n_epochs=1
     (3,)
     """
     check_heads(n_epochs, n_repeats, 1)
-    task = make_task(images, labels, X_test, y_test, groups, encoder, raw=True)
+    task = make_task(images, labels, X_test, y_test, groups, encoder, needs_raw=True)
     return head_metrics(task, n_epochs, n_repeats, random_state)
 
 
@@ -106,7 +106,7 @@ def check_heads(n_epochs, n_repeats, least):
 def head_metrics(task: ProbeTask, n_epochs: int, n_repeats: int, random_state) -> dict[str, np.ndarray]:
     """Metrics of heads trained by SGD on features that are not normalised."""
     seeds = check_random_state(random_state).randint(2**31 - 1, size=n_repeats)
-    read = pixel_reader(task)  # raises for missing training images, and others if they fit into memory
+    read = pixel_reader(task)  # raises if training images are missing or, where all fit into memory, undecodable
     test, runs = task.raw_test_features, []
     for seed in seeds:
         with standard_torch_modes(task.extractor.device):

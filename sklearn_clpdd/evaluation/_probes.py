@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.utils import check_random_state, check_scalar
+from sklearn.utils import check_random_state
 from sklearn.utils.validation import assert_all_finite, check_consistent_length, column_or_1d
 from torch import Tensor
 
@@ -32,10 +32,10 @@ _IN_MEMORY = 2**30
 class ProbeTask:
     """Training and test images of a probe. The test images are encoded once, when they are first needed."""
 
-    source: Images
+    images: Images
     labels: np.ndarray
     extractor: FeatureExtractor
-    test: Images
+    test_images: Images
     y_test: np.ndarray
     groups: np.ndarray | None
     needs_raw: bool  # whether raw features are needed; normalised ones are then computed from them
@@ -43,18 +43,18 @@ class ProbeTask:
     @cached_property
     def features(self) -> np.ndarray:
         """Features of the training images."""
-        return self.extractor.encode(self.source)
+        return self.extractor.encode(self.images)
 
     @cached_property
     def raw_test_features(self) -> np.ndarray:
         """Features of the test images that are not normalised."""
-        return replace(self.extractor, l2_normalize=False).encode(self.test)
+        return replace(self.extractor, l2_normalize=False).encode(self.test_images)
 
     @cached_property
     def test_features(self) -> np.ndarray:
         """Features of the test images as the encoder returns them."""
         if not self.needs_raw:
-            return self.extractor.encode(self.test)
+            return self.extractor.encode(self.test_images)
         R = self.raw_test_features
         return F.normalize(torch.from_numpy(R), dim=1).numpy() if self.extractor.l2_normalize else R
 
@@ -63,28 +63,28 @@ class ProbeTask:
         return _metrics(scores, np.unique(self.labels), self.y_test, self.groups)
 
 
-def make_task(images, labels, X_test, y_test, groups, encoder, *, raw=False) -> ProbeTask:
+def make_task(images, labels, X_test, y_test, groups, encoder, *, needs_raw=False) -> ProbeTask:
     """Check everything except the images themselves, which are checked when they are read."""
     labels, y_test, groups = check_inputs(images, labels, X_test, y_test, groups)
     encoder = FrozenEncoder() if encoder is None else as_encoder(encoder)
     extractor, shape = encoder.load(), encoder.image_shape
-    return ProbeTask(as_images(images, shape), labels, extractor, as_images(X_test, shape), y_test, groups, raw)
+    return ProbeTask(as_images(images, shape), labels, extractor, as_images(X_test, shape), y_test, groups, needs_raw)
 
 
 def load_encoders(encoders) -> dict[Any, FrozenEncoder]:
     """Check a dict of encoders by loading all of them, before the first one is used."""
     if not isinstance(encoders, Mapping):
         raise TypeError(f"encoders has to be a dict of names to encoders; got {encoders!r}")
-    known = {name: as_encoder(given) for name, given in encoders.items()}
-    for encoder in known.values():
+    loaded = {name: as_encoder(given) for name, given in encoders.items()}
+    for encoder in loaded.values():
         encoder.load()
-    return known
+    return loaded
 
 
 def check_alpha(alpha):
     """Raise if a ridge strength is neither "loo" nor a number above 0."""
-    if alpha != "loo":
-        check_scalar(alpha, "alpha", Real, min_val=0, include_boundaries="neither")
+    if alpha != "loo" and not (isinstance(alpha, Real) and float(alpha) > 0):
+        raise ValueError(f"alpha has to be a number > 0, or 'loo'; got {alpha!r}")
 
 
 def check_inputs(images, labels, X_test, y_test, groups):
@@ -119,7 +119,7 @@ def features_of_views(task: ProbeTask, n_views: int, random_state, views: Augmen
     generator = torch.Generator().manual_seed(int(check_random_state(random_state).randint(2**31 - 1)))
     parts = []
     for _ in range(n_views):
-        for rows in torch.arange(len(task.source)).split(BATCH_SIZE):
+        for rows in torch.arange(len(task.images)).split(BATCH_SIZE):
             draws = views.draw(len(rows), generator)
             with torch.no_grad():
                 parts.append(extractor(views(read(rows), draws, extractor.preprocessing)).cpu())
@@ -128,12 +128,12 @@ def features_of_views(task: ProbeTask, n_views: int, random_state, views: Augmen
 
 def pixel_reader(task: ProbeTask) -> Callable[[Tensor], Tensor]:
     """A function from positions to images, in the size from which the encoder crops."""
-    source, n_jobs, device = task.source, task.extractor.n_jobs, task.extractor.device
-    source.check()
+    images, n_jobs, device = task.images, task.extractor.n_jobs, task.extractor.device
+    images.check()
     uncropped = task.extractor.preprocessing.uncropped(task.extractor.preprocessing.resize_size)
-    if 4 * len(source) * 3 * uncropped.image_size**2 > _IN_MEMORY:
-        return lambda rows: source.read(rows.numpy(), uncropped, n_jobs).to(device)
-    pixels = source.read(range(len(source)), uncropped, n_jobs).to(device)
+    if 4 * len(images) * 3 * uncropped.image_size**2 > _IN_MEMORY:
+        return lambda rows: images.read(rows.numpy(), uncropped, n_jobs).to(device)
+    pixels = images.read(range(len(images)), uncropped, n_jobs).to(device)
     return lambda rows: pixels[rows.to(pixels.device)]
 
 

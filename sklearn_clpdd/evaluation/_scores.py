@@ -107,8 +107,10 @@ def probe_scores(
         A name or a module stands for ``FrozenEncoder(encoder)``, ``None`` for ``FrozenEncoder()``.
     alpha : float, default=1.0
         See :func:`closed_form_probe_scores`.
-    n_epochs, n_repeats : int
-        See :func:`sgd_probe_scores`; with ``n_repeats=0``, no heads are trained.
+    n_epochs : int, default=1000
+        See :func:`sgd_probe_scores`.
+    n_repeats : int, default=1
+        Number of heads; with 0, none are trained.
     groups : array-like of shape (n_test,), default=None
         Groups of the test images, such as pairs of class and background.
     random_state : int, RandomState instance or None, default=None
@@ -140,7 +142,7 @@ def probe_scores(
     check_scalar(alpha, "alpha", Real, min_val=0, include_boundaries="neither")
     check_heads(n_epochs, n_repeats, 0)
     seed = check_random_state(random_state).randint(2**31 - 1)
-    task = make_task(images, labels, X_test, y_test, groups, encoder, raw=True)
+    task = make_task(images, labels, X_test, y_test, groups, encoder, needs_raw=True)
     Z, Z_views = task.features, features_of_views(task, _N_VIEWS, seed)
     scores = {"closed_form": closed_form_metrics(Z, task, alpha), "closed_form_views": closed_form_metrics(Z_views, task, alpha)}
     for name, probe in (("logistic", LogisticRegression(max_iter=1000)), ("knn", KNeighborsClassifier(1))):
@@ -169,12 +171,16 @@ def transfer_scores(
         Their classes.
     encoders : dict of str to FrozenEncoder, str or torch.nn.Module
         Encoders by names of your choice.
-    n_epochs, n_repeats, random_state : int, int, seed
-        See :func:`sgd_probe_scores`; with ``n_repeats=0``, no heads are trained.
+    n_epochs : int, default=1000
+        See :func:`sgd_probe_scores`.
+    n_repeats : int, default=1
+        Number of heads for each encoder; with 0, none are trained.
     alpha : float or "loo", default=1.0
         See :func:`closed_form_probe_scores`.
     groups : array-like of shape (n_test,), default=None
-        Groups of the test images.
+        Groups of the test images, such as pairs of class and background.
+    random_state : int, RandomState instance or None, default=None
+        Seed of the heads.
 
     Returns
     -------
@@ -206,7 +212,7 @@ def transfer_scores(
     seed = check_random_state(random_state).randint(2**31 - 1)
     table = {}
     for name, encoder in encoders.items():
-        task = make_task(images, labels, X_test, y_test, groups, encoder, raw=n_repeats > 0)
+        task = make_task(images, labels, X_test, y_test, groups, encoder, needs_raw=n_repeats > 0)
         table[name] = {"closed_form": closed_form_metrics(task.features, task, alpha)}
         if n_repeats:
             table[name]["sgd"] = head_metrics(task, n_epochs, n_repeats, seed)

@@ -19,7 +19,7 @@ def card_of(distiller, name: str, manifest: dict[str, Any]) -> str:
     scores = f"\n\n| protocol | accuracy |\n| --- | --- |\n{accuracies}" if accuracies else ""
     encoders = ", ".join(f"`{e['model']}` at {e['image_size']} px" for e in manifest["encoders"])
     data = manifest["data"]
-    height, side = manifest["image_shape"][:2]
+    height, width = manifest["image_shape"][:2]
     selected = hasattr(distiller, "indices_")
     kind, how = ("real images", "selected") if selected else ("synthetic images", "learned")
     n_real, n_classes = data["n_samples"], len(data["class_counts"])
@@ -39,7 +39,7 @@ configs:
 
 # {name}
 
-{len(entries)} {kind} of {side} × {height} px that replace {n_real} real ones of {n_classes} classes: a linear probe trained on
+{len(entries)} {kind} of {width} × {height} px that replace {n_real} real ones of {n_classes} classes: a linear probe trained on
 their features classifies real images. {one_line_summary(distiller)}.
 
 {_image_table(manifest)}{scores}

@@ -131,7 +131,8 @@ def load_distilled(directory):
     FileNotFoundError
         If the folder does not exist, or contains no manifest.
     ValueError
-        If the manifest was not written by `save_distilled`, or files are missing, changed or not in the manifest.
+        If the manifest was not written by `save_distilled`, or if images are missing or changed, or class folders contain other
+        files.
 
     Notes
     -----
@@ -149,7 +150,7 @@ def load_distilled(directory):
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         if manifest["format"] != FORMAT:
-            raise KeyError("format")
+            raise TypeError(f"its format is {manifest['format']!r}, not {FORMAT!r}")
         if manifest["format_version"] > VERSION:
             raise ValueError(
                 f"{path} has format {manifest['format_version']}, and this version of the library supports up to {VERSION}; "
@@ -157,17 +158,19 @@ def load_distilled(directory):
             )
         entries = [(entry["file"], entry["sha256"], entry["class"]) for entry in manifest["images"]]
         if not entries:
-            raise KeyError("images")
+            raise TypeError("it lists no images")
         classes = np.array([entry["label"] for entry in manifest["classes"]], dtype=manifest["label_dtype"])
         labels = classes[[index for _, _, index in entries]]
     except (KeyError, TypeError, IndexError, AttributeError, OverflowError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is not a manifest of save_distilled ({type(error).__name__}: {error})") from error
+        raise ValueError(
+            f"{path} is not a manifest of save_distilled ({type(error).__name__}: {error}); pass a folder that it has written"
+        ) from error
     pictures = [Image.open(io.BytesIO(content), formats=["PNG"]) for content in _checked_contents(directory, entries)]
     return np.stack([np.asarray(picture.convert("RGB")) for picture in pictures]), labels, manifest
 
 
 def _checked_contents(directory: Path, entries: list[tuple[str, str, int]]) -> list[bytes]:
-    """Contents of the files of a manifest, if all of them are unchanged and there are no others."""
+    """Contents of the files of a manifest, if all of them are unchanged and the class folders contain no others."""
     faults, contents = [], []
     for name, digest, _ in entries:
         file = directory / name

@@ -11,16 +11,19 @@ from typing import Any
 import numpy as np
 from sklearn.utils import check_scalar
 
-from ..distill._summary import check_samples_and_labels, provenance_of
+from ..datasets import SPLITS
+from ..distill._summary import provenance_of
+from ..utils._arrays import check_samples_and_labels
 
 FORMAT = "sklearn-clpdd distilled set"
 VERSION = 1
 MANIFEST, CARD = "manifest.json", "README.md"
 
-# Bytes of a class in the name of its folder, at most; characters that some file systems do not allow; names with another meaning.
+# Longest part of a folder's name that comes from the class, in bytes.
 _MAX_NAME_BYTES = 200
+# Characters that some file systems do not allow.
 _UNSAFE = re.compile(r'[\\/:*?"<>|%\x00-\x1f]')
-_SPLITS = {"train", "val", "valid", "test"}
+# Names that Windows reserves for devices.
 _DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 
 
@@ -65,14 +68,14 @@ def recorded_accuracies(distiller, X_test, y_test, others) -> list[dict[str, Any
 
 
 def class_folders(classes: np.ndarray) -> list[str]:
-    """Folder names of the classes, whose sorted order is that of the classes, because readers of image folders sort them."""
+    """Names of the class folders, which sort like the classes, because readers of image folders number them in that order."""
     labels = classes.tolist()
     if all(isinstance(label, int) and not isinstance(label, bool) and label >= 0 for label in labels):
         width = len(str(max(labels)))
         return [f"{label:0{width}}" for label in labels]
     texts = (str(label).encode("utf-8", "backslashreplace").decode() for label in labels)
     names = [_UNSAFE.sub(lambda found: f"%{ord(found[0]):02X}", label) for label in texts]
-    unsafe = {name.casefold() for name in names} <= _SPLITS or any(
+    unsafe = {name.casefold() for name in names} <= SPLITS or any(
         name[:1] in (".", "_", "") or name[-1:] in (".", " ") or _DEVICES.fullmatch(name) for name in names
     )
     alike = {unicodedata.normalize("NFC", name).casefold() for name in names}

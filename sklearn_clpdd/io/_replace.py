@@ -9,8 +9,11 @@ from ..utils._warnings import warn
 from ._manifest import CARD, FORMAT, MANIFEST, is_image_name, manifest_digest
 
 
-def check_target(directory: Path, overwrite: bool, name: Path | None = None) -> dict[str, str]:
-    """Raise unless a path is free, or contains exactly a distilled set that may be replaced; return the files of that set."""
+def check_target(directory: Path, overwrite: bool, shown_as: Path | None = None) -> dict[str, str]:
+    """Return the files of the distilled set at a path, {} if the path is free; raise if it may not be replaced.
+
+    The error calls the path ``shown_as``, if that is given.
+    """
     if not os.path.lexists(directory) or (directory.is_dir() and not directory.is_symlink() and not any(directory.iterdir())):
         return {}
     listed = _listed_files(directory)
@@ -20,15 +23,13 @@ def check_target(directory: Path, overwrite: bool, name: Path | None = None) -> 
         what = "exists, and is not a distilled set. Pass a path"
     elif not overwrite:
         what = "exists; overwrite=True replaces it. Pass a path"
-    elif not listed[MANIFEST]:
-        what = "exists, and is a distilled set of an older version, which does not list all files. Remove it, or pass a path"
     elif faults := _faults(directory, listed):
         more = f" … and {len(faults) - 10} more" if len(faults) > 10 else ""
         shown = ", ".join(faults[:10])
         what = f"exists, and contains files that do not match its manifest: {shown}{more}. Pass a path"
     else:
         return listed
-    raise FileExistsError(f"{name or directory} {what} that does not exist yet")
+    raise FileExistsError(f"{shown_as or directory} {what} that does not exist yet")
 
 
 def remove_set(directory: Path, listed: dict[str, str]) -> None:
@@ -68,7 +69,7 @@ def _listed_files(directory: Path) -> dict[str, str] | None:
         if manifest["format"] != FORMAT:
             return None
         files = {entry["file"]: entry["sha256"] for entry in manifest["images"]}
-        card, digest = manifest.get("card", {}).get("sha256", ""), manifest.get("sha256", "")
+        card, digest = manifest["card"]["sha256"], manifest["sha256"]
         if not all(map(is_image_name, files)):
             return None
         return files | {CARD: card, MANIFEST: digest}

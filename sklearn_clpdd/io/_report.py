@@ -12,9 +12,9 @@ from jinja2 import Environment, StrictUndefined
 from sklearn.utils import check_random_state, check_scalar
 from sklearn.utils.validation import check_consistent_length, column_or_1d
 
-from ..distill._summary import check_samples_and_labels, one_line_summary, provenance_of, synthetic_images_of
+from ..distill._summary import one_line_summary, provenance_of, synthetic_images_of
 from ..plot._history import HistoryDisplay
-from ..utils._arrays import evenly_spaced
+from ..utils._arrays import check_samples_and_labels, evenly_spaced
 from ..utils._pictures import to_data_urls
 from ..utils._sklearn_compat import check_matplotlib_support
 
@@ -100,7 +100,6 @@ def distillation_report(
     """
     check_matplotlib_support("distillation_report")
     from ..evaluation import transfer_scores  # slow to import
-    from ..evaluation._comparison import compare_features
     from ..evaluation._probes import load_encoders
 
     images, path = synthetic_images_of(distiller), Path(path)
@@ -113,27 +112,34 @@ def distillation_report(
 
     Z_test = distiller.features(X_test)
     predicted = distiller.probe_.predict(Z_test)
-    rows = {"distilled": (len(images), float(np.mean(predicted == y_test)))}
-    if X is not None:
-        rng = check_random_state(random_state)
-        rows = compare_features(distiller, distiller.features(X), np.asarray(y), Z_test, y_test, n_draws, rng)
     scores = transfer_scores(images, distiller.y_synthetic_, X_test, y_test, others, n_repeats=0) if others else {}
     page = _render(
         title=title or f"{distiller.class_count_.sum():,} images distilled to {len(images)}",
         summary=one_line_summary(distiller),
         images=to_data_urls(images, distiller.y_synthetic_, _MAX_IMAGES),
         n_images=len(images),
-        rows=rows,
+        kind="real" if hasattr(distiller, "indices_") else "synthetic",
+        rows=_accuracies(distiller, X, y, Z_test, y_test, n_draws, random_state),
         n_test=len(y_test),
         n_draws=n_draws,
         held_out=getattr(distiller, "val_accuracy_", None),
         curve=_curve(distiller),
-        transfer={name: float(own["closed_form"]["top1"][0]) for name, own in scores.items()},
+        transfer={name: float(of_encoder["closed_form"]["top1"][0]) for name, of_encoder in scores.items()},
         confusion=_confusion(y_test, predicted),
         manifest=provenance_of(distiller),
     )
     _write(path, page)
     return path
+
+
+def _accuracies(distiller, X, y, Z_test, y_test, n_draws, random_state) -> dict[str, tuple[int, float]]:
+    """Number of samples and test accuracy of the distilled set and, if there is a training set, of real ones."""
+    from ..evaluation._comparison import compare_features
+
+    if X is None:
+        return {"distilled": (len(distiller.y_synthetic_), float(distiller.probe_.score(Z_test, y_test)))}
+    rng = check_random_state(random_state)
+    return compare_features(distiller, distiller.features(X), np.asarray(y), Z_test, y_test, n_draws, rng)
 
 
 def _check_path(path: Path, overwrite: bool) -> None:

@@ -11,7 +11,7 @@ from ..utils._sklearn_compat import check_matplotlib_support, safe_indexing
 
 
 class FeatureMapDisplay:
-    """Real and synthetic samples in two dimensions of their features.
+    """Features of real and synthetic samples, reduced to two dimensions.
 
     Created by :meth:`from_estimator`.
 
@@ -22,7 +22,7 @@ class FeatureMapDisplay:
     y_real, y_synthetic : array-like of shape (n_samples,)
         Their classes.
     max_classes : int, default=10
-        Classes with their own colour and an entry in the legend.
+        Classes with a colour and an entry in the legend, at most; colours repeat after 20.
 
     Attributes
     ----------
@@ -99,7 +99,10 @@ class FeatureMapDisplay:
         reducer = PCA(2, random_state=0) if reducer is None else clone(reducer)
         places = np.asarray(reducer.fit_transform(Z, labels))
         if places.shape != (len(Z), 2):
-            raise ValueError(f"reducer has to return two dimensions, {(len(Z), 2)}; {reducer} returned {places.shape}")
+            raise ValueError(
+                f"reducer has to return two dimensions, an array of shape {(len(Z), 2)}; {reducer} returned one of shape "
+                f"{places.shape}"
+            )
         n = len(rows)
         display = cls(places[:n], labels[:n], places[n:], labels[n:], max_classes=max_classes)
         return display.plot(ax=ax)
@@ -120,12 +123,13 @@ class FeatureMapDisplay:
         check_matplotlib_support(f"{type(self).__name__}.plot")
         import matplotlib.pyplot as plt
 
+        check_scalar(self.max_classes, "max_classes", Integral, min_val=0)
         if ax is None:
             _, ax = plt.subplots(figsize=(6.5, 4.8), layout="constrained")
         self.ax_, self.figure_ = ax, ax.figure
         y_real, y_synthetic = np.asarray(self.y_real), np.asarray(self.y_synthetic)
         classes = np.unique(np.concatenate([y_real, y_synthetic]))
-        colors = plt.get_cmap("tab10" if len(classes) <= 10 else "tab20")
+        colors = plt.get_cmap("tab10" if min(len(classes), self.max_classes) <= 10 else "tab20")
         for i, label in enumerate(classes):
             named = i < self.max_classes
             color = colors(i % colors.N) if named else "lightgrey"
@@ -142,5 +146,5 @@ class FeatureMapDisplay:
             )
         more = f"; {len(classes) - self.max_classes} more are grey" if len(classes) > self.max_classes else ""
         ax.legend(title=f"stars: synthetic{more}", fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
-        ax.set(xlabel="first dimension of the features", ylabel="second dimension")
+        ax.set(xlabel="first reduced dimension", ylabel="second reduced dimension")
         return self

@@ -72,7 +72,10 @@ class HistoryDisplay:
         check_is_fitted(distiller)
         history = getattr(distiller, "history_", [])
         if not history:
-            raise ValueError(f"a {type(distiller).__name__} has no history, because it makes no steps")
+            raise ValueError(
+                f"this {type(distiller).__name__} has no history to draw: it selects real samples, or was stopped before its "
+                "first step. Pass a distiller that has made steps, such as CLPDistiller"
+            )
         return cls(history, best_iter=distiller.best_iter_, title=one_line_summary(distiller)).plot(ax=ax)
 
     def plot(self, *, ax=None):
@@ -116,7 +119,7 @@ class HistoryDisplay:
             right.set(xlabel="step", ylabel="held-out accuracy")
         if len(steps) > 1 and seconds[-1] > seconds[0]:
             # The axis extends beyond the run, so the mapping is extrapolated by one length on both sides, at the mean rate.
-            steps, seconds = ([2 * own[0] - own[-1], *own, 2 * own[-1] - own[0]] for own in (steps, seconds))
+            steps, seconds = ([2 * axis[0] - axis[-1], *axis, 2 * axis[-1] - axis[0]] for axis in (steps, seconds))
             functions = (lambda at: np.interp(at, steps, seconds), lambda at: np.interp(at, seconds, steps))
             left.secondary_xaxis("top", functions=functions).set_xlabel("seconds")
         return self

@@ -6,8 +6,8 @@ import numpy as np
 from sklearn.utils import check_scalar
 from sklearn.utils.validation import check_consistent_length, column_or_1d
 
-from ..distill._summary import check_samples_and_labels, one_line_summary, synthetic_images_of
-from ..utils._arrays import evenly_spaced
+from ..distill._summary import one_line_summary, synthetic_images_of
+from ..utils._arrays import check_samples_and_labels, evenly_spaced
 from ..utils._pictures import columns_for
 from ..utils._sklearn_compat import check_matplotlib_support
 
@@ -60,8 +60,8 @@ class SyntheticImagesDisplay:
         max_images : int, default=50
             Images that are drawn, at most, evenly spaced among all.
         n_columns : int, default=None
-            Columns of the grid. ``None``: one row per class if all classes have the same number of images (more than one),
-            otherwise a grid about twice as wide as high.
+            Columns of the grid. ``None``: one row per class for images grouped by class of which each class shows the same
+            number, more than one; otherwise a grid about twice as wide as high.
         ax : matplotlib Axes, default=None
             Axes to draw into. ``None``: a new figure.
 
@@ -112,9 +112,9 @@ class SyntheticImagesDisplay:
         labels = column_or_1d(self.labels)
         check_consistent_length(self.images, labels)
         rows = evenly_spaced(len(labels), max_images)
-        counts = set(np.unique(labels[rows], return_counts=True)[1].tolist())
-        one_row_per_class = len(counts) == 1 and counts != {1}
-        n_columns = checked_columns(n_columns, counts.pop() if one_row_per_class else columns_for(len(rows)))
+        counts = np.unique(labels[rows], return_counts=True)[1]
+        one_row_per_class = counts.min() == counts.max() > 1
+        n_columns = checked_columns(n_columns, int(counts[0]) if one_row_per_class else columns_for(len(rows)))
         n_rows = -(-len(rows) // n_columns)
         if ax is None:
             figure, ax = plt.subplots(figsize=(max(1.3 * n_columns, 5), 1.55 * n_rows + 0.5), layout="constrained")

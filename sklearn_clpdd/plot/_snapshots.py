@@ -18,8 +18,8 @@ class Snapshots:
     Parameters
     ----------
     every : int, default=20
-        Steps between two snapshots. On a GPU, callbacks see the images at every tenth step only, and a snapshot is taken at the
-        next of these steps.
+        Steps between two snapshots; one is also taken at step ``max_iter - 1``. On a GPU, callbacks see the images at every tenth
+        step only, and a snapshot is taken at the next of these steps.
     max_images : int, default=20
         Images that are recorded, at most, evenly spaced among all.
 
@@ -88,7 +88,7 @@ class Snapshots:
             )
         n_columns = checked_columns(n_columns, columns_for(len(self.frames_[0])))
         pages = [_titled(mosaic(frame, n_columns), f"step {s}") for s, frame in zip(self.steps_, self.frames_, strict=True)]
-        each = max(20, round(1000 * duration / len(pages)))
+        each = max(20, round(1000 * duration / max(1, len(pages) - 1)))
         durations = [each] * (len(pages) - 1) + [2000]
         pages[0].save(os.fspath(path), format="gif", save_all=True, append_images=pages[1:], duration=durations, loop=0)
 

@@ -53,5 +53,8 @@ def kernel_matrix(kernel: str | Callable, A: Tensor, B: Tensor, **parameters) ->
             f"it has to return one of shape {(len(A), len(B))} for two matrices, as SVC's kernels do"
         )
     if not np.isfinite(values).all():
-        raise ValueError(f"the kernel returned {np.count_nonzero(~np.isfinite(values))} numbers that are not finite")
+        raise ValueError(
+            f"the kernel returned {np.count_nonzero(~np.isfinite(values))} numbers that are not finite, of {values.size}; it has "
+            "to return finite ones, so check its parameters and the scale of the features"
+        )
     return tensor_from_numpy(values).to(A.device, copy=True)

@@ -24,8 +24,8 @@ from ._gram import add_gram_, symmetric
 from ._moments import Moments
 from ._rows import CHUNK, Rows
 
-# float32 is used if squared norms are at most this many times the smallest eigenvalue, penalty included: in feature space the
-# norms of single rows, in sample space their sum, which bounds the condition number.
+# float32 is used if the squared norms of the rows are at most this many times the smallest eigenvalue, penalty included: their
+# mean in feature space, and in sample space their sum, which bounds the condition number.
 _FLOAT32_RANGE = 1e4
 # A sample for which ``1 − h`` is below this is computed in float64.
 _FLOAT32_SHARE = 0.05
@@ -124,24 +124,23 @@ class SampleSpace:
         K.mul_(self._root).mul_(self._root[:, None])
         targets = self._root[:, None] * self._Y
         self._direction = None
-        self.prior, self._center = K.new_zeros(n_classes), torch.zeros_like(self._root)
+        self._prior, self._center = K.new_zeros(n_classes), torch.zeros_like(self._root)
         if fit_intercept:
             # The direction of the intercept is projected out of the kernel and the targets.
             norm = torch.linalg.vector_norm(self._root)
             u = self._direction = self._root / norm
-            self.prior = u @ targets / norm
-            targets -= torch.outer(self._root, self.prior)
+            self._prior = u @ targets / norm
+            targets -= torch.outer(self._root, self._prior)
             Ku = K @ u
             self._center = Ku / (self._root * norm)  # mean kernel with every sample
             before = K.diagonal().mean()
             K.addr_(u, Ku, alpha=-1).addr_(Ku, u, alpha=-1)
             K.addr_(u * (u @ Ku), u)
-            K *= (
-                K.diagonal().mean() > _ROUNDING * torch.finfo(K.dtype).eps * before
-            )  # otherwise the kernel is constant, and this is rounding
+            # Otherwise the kernel is constant, and what is left is rounding.
+            K *= K.diagonal().mean() > _ROUNDING * torch.finfo(K.dtype).eps * before
         scale = K.diagonal().mean().item()
         self.penalties = penalties(scale)
-        if fit_intercept:  # put back with an eigenvalue that keeps the matrix regular without a penalty
+        if fit_intercept:  # give that direction an eigenvalue, so that the matrix is regular without a penalty
             K.addr_(scale * u, u)
         self._inverse = RidgedInverse(K, self.penalties)
         self._targets = targets
@@ -152,7 +151,7 @@ class SampleSpace:
 
     def intercept(self, coefficients: Tensor) -> Tensor:
         """Intercepts for these coefficients, ``(C,)``."""
-        return self.prior - self._center @ coefficients
+        return self._prior - self._center @ coefficients
 
     @cached_property
     def _diagonal(self) -> Tensor:
@@ -165,7 +164,7 @@ class SampleSpace:
     def leave_one_out(
         self, candidates: Candidates, positions: Tensor | None = None, *, exact: bool = False
     ) -> Iterator[tuple[slice, slice, Tensor]]:
-        """Yield rows, columns of ``candidates``, and their predictions ``(n', P', C)``, each without the sample itself.
+        """Yield slices of the samples and of ``candidates``, and the predictions ``(n', P', C)`` of refits without each sample.
 
         ``positions`` selects samples; ``exact`` matters in `FeatureSpace` only.
         """
@@ -189,7 +188,8 @@ class LinearSampleSpace(SampleSpace):
         Maps the mean of the rows' weighted squared norms to the penalties to try.
     fit_intercept : bool
     dtype : torch.dtype
-        dtype in which rows are read. Computations are in float32 only if the penalty is given and large enough for it.
+        dtype in which rows are read. Computations are in float32 only if there is a single penalty, and it is large
+        enough.
     """
 
     def __init__(self, rows: Rows, n_classes: int, penalties: Penalties, fit_intercept: bool, dtype: torch.dtype):
@@ -215,7 +215,7 @@ class LinearSampleSpace(SampleSpace):
 
     def intercept(self, coefficients: Tensor) -> Tensor:
         """Intercepts for these coefficients, ``(C,)``."""
-        return self.prior - self._mean.to(coefficients) @ coefficients
+        return self._prior - self._mean.to(coefficients) @ coefficients
 
 
 def _weighted_mean(Z: Tensor, weight: Tensor) -> Tensor:
@@ -273,7 +273,7 @@ class FeatureSpace:
         return self._prior - self._mean @ coefficients
 
     @cached_property
-    def leverages(self) -> Tensor:
+    def _leverages(self) -> Tensor:
         """Leverage of each row for each penalty, ``(n, P)``."""
         leverages = self._leverages_of(self._rows, self.dtype)
         if self.dtype == torch.float32:
@@ -297,7 +297,7 @@ class FeatureSpace:
     def leave_one_out(
         self, candidates: Candidates, positions: Tensor | None = None, *, exact: bool = False
     ) -> Iterator[tuple[slice, slice, Tensor]]:
-        """Yield rows, columns of ``candidates``, and their predictions ``(n', P', C)``, each without the sample itself.
+        """Yield slices of the samples and of ``candidates``, and the predictions ``(n', P', C)`` of refits without each sample.
 
         ``positions`` selects rows; ``exact`` forces float64. Each yielded tensor overwrites the previous one.
         """
@@ -305,14 +305,13 @@ class FeatureSpace:
         if exact:
             dtype, leverages = self._mean.dtype, self._leverages_of(rows, self._mean.dtype)
         else:
-            dtype, leverages = self.dtype, self.leverages if positions is None else self.leverages[positions]
+            dtype, leverages = self.dtype, self._leverages if positions is None else self._leverages[positions]
         leverages = leverages[:, candidates]
         mean, prior = self._mean.to(dtype), self._prior.to(dtype)
         d, C = len(mean), len(prior)
-        together = max(1, _COLUMNS * d // C)  # candidates whose predictions are computed in one matrix product
-        block = together * max(
-            1, _WEIGHT_BYTES // (dtype.itemsize * d * C * together)
-        )  # candidates whose weights are held at once
+        # Candidates whose predictions are computed in one matrix product, and those whose weights are held at once.
+        together = max(1, _COLUMNS * d // C)
+        block = together * max(1, _WEIGHT_BYTES // (dtype.itemsize * d * C * together))
         for first in range(0, len(candidates), block):
             last = min(first + block, len(candidates))
             groups = [slice(start, min(start + together, last)) for start in range(first, last, together)]
@@ -326,11 +325,11 @@ class FeatureSpace:
                         scores[width] = torch.empty(len(chunk), width, dtype=dtype, device=chunk.device)
                     shift = prior.repeat(width // C)
                     predictions = torch.addmm(shift, chunk, W, out=scores[width][: len(chunk)]).view(len(chunk), -1, C)
-                    remove_own_target_(predictions, rows.codes[part], leverages[part][:, group])
+                    _remove_own_target_(predictions, rows.codes[part], leverages[part][:, group])
                     yield part, group, predictions
 
 
-def remove_own_target_(predictions: Tensor, codes: Tensor, h: Tensor) -> None:
+def _remove_own_target_(predictions: Tensor, codes: Tensor, h: Tensor) -> None:
     """Remove the contribution of the samples' own ±1 targets from predictions ``(n, P, C)``, in place; ``h`` is ``(n, P)``."""
     rest = 1 / (1 - h).clamp_min(torch.finfo(h.dtype).eps)
     torch.addcmul((h * rest)[..., None], predictions, rest[..., None], out=predictions)

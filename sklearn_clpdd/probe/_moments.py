@@ -61,7 +61,9 @@ class Moments:
     def merge(self, other: "Moments") -> "Moments":
         """Add the rows of other moments."""
         if other.n_rows:
-            other_weights, other_means = (own.to(self._gram.device) for own in (other.class_weights, other.class_means))
+            other_weights, other_means = (
+                statistic.to(self._gram.device) for statistic in (other.class_weights, other.class_means)
+            )
             other_mean, mean, weight = other.mean.to(self._gram.device), self.mean, self.weight
             self._gram += other._gram.to(self._gram.device)
             self._add_offset(mean, weight, other_mean, other_weights.sum())
@@ -94,6 +96,12 @@ class Moments:
         if centered:
             return (2 * self.class_weights[:, None] * (self.class_means - self.mean)).T
         return (2 * self.class_weights[:, None] * self.class_means - self.weight * self.mean).T
+
+    def copy(self) -> "Moments":
+        """A copy on the same device."""
+        other = object.__new__(type(self))
+        other.__dict__.update({name: value.clone() for name, value in vars(self).items()})
+        return other
 
     def __getstate__(self):
         return {name: value.cpu() if isinstance(value, Tensor) else value for name, value in self.__dict__.items()}

@@ -45,6 +45,7 @@ class PartialFitMixin:
     device: Any
     kernel: Any
     class_weight: Any
+    _stream: Stream  # only after `partial_fit`
     _check_params: Callable
     _validate_X_y: Callable
     _effective_weights: Callable
@@ -110,7 +111,8 @@ class PartialFitMixin:
             unknown = self.classes_[codes] != y
             if unknown.any():
                 raise ValueError(
-                    f"y contains {np.unique(y[unknown]).tolist()}, which are not among the classes {self.classes_.tolist()}"
+                    f"y contains {np.unique(y[unknown]).tolist()}, which are not among the classes {self.classes_.tolist()}; "
+                    "pass all labels that will occur as `classes` in the first call"
                 )
             weight = self._effective_weights(sample_weight, X, y, self.classes_, codes)
             rows = self._solver.rows(X, codes, weight, resolve_device(self.device), keep_duplicates=True)
@@ -120,8 +122,11 @@ class PartialFitMixin:
                     "`partial_fit` from the first batch on"
                 )
             if first:
-                self._stream = Stream(len(self.classes_), X.shape[1], _RESERVOIR, self.kernel, rows.device)
-            self._stream.add(rows, self._dtype_for(X))
+                stream = Stream(len(self.classes_), X.shape[1], _RESERVOIR, self.kernel, rows.device)
+            else:
+                stream = self._stream.copy()
+            stream.add(rows, self._dtype_for(X))
+            self._stream = stream
             self._stream_solver = copy.deepcopy(self._solver)
             self._forget_solution()
         return self
@@ -133,7 +138,10 @@ class PartialFitMixin:
                 "a probe that was fitted by `fit` keeps no statistics that could be merged; fit both probes by `partial_fit`"
             )
         if self._stream.kernel != self.kernel:
-            raise ValueError(f"the samples so far were added for kernel={self._stream.kernel!r}; it is now {self.kernel!r}")
+            raise ValueError(
+                f"the samples so far were added for kernel={self._stream.kernel!r}; it is now {self.kernel!r}; "
+                "set it back, or start with a new probe"
+            )
 
     @available_if(_has_linear_kernel)
     def merge(self, other):
@@ -161,12 +169,17 @@ class PartialFitMixin:
             check_is_fitted(probe, "classes_")
         for name in ("n_features_in_", "kernel", "class_weight"):
             if getattr(self, name) != getattr(other, name):
-                raise ValueError(f"the probes differ in {name}: {getattr(self, name)!r} and {getattr(other, name)!r}")
+                raise ValueError(
+                    f"the probes differ in {name}: {getattr(self, name)!r} and {getattr(other, name)!r}; merge probes that have "
+                    "the same"
+                )
         for probe in (self, other):
             probe._check_stream()
         if not np.array_equal(self.classes_, other.classes_):
             raise ValueError(f"the probes have different classes: {self.classes_.tolist()} and {other.classes_.tolist()}")
-        self._stream.merge(other._stream)
+        stream = self._stream.copy()
+        stream.merge(other._stream)
+        self._stream = stream
         self._stream_solver = copy.deepcopy(self._solver)
         self._forget_solution()
         return self

@@ -34,8 +34,9 @@ class ClosedFormProbe(PartialFitMixin, ClassifierMixin, BaseEstimator):
     alpha : "loo", float, or array-like of shape (n_candidates,), default="loo"
         Ridge strength, ≥ 0: ``alpha · ‖coef‖²`` is added to the sum of squared errors. From several candidates, the first one
         with the best leave-one-out `scoring` is chosen. ``"loo"`` tries two candidates per decade, from 0.001 to 1000 times the
-        mean weighted squared norm of the samples (about their mean if there is an intercept; rounded to a power of ten). Among
-        those whose accuracy is within one standard error of the best, it chooses the one with the least log-loss.
+        mean weighted squared norm of the samples (about their mean if there is an intercept; rounded to a power of ten). With
+        ``scoring="accuracy"``, it chooses the one with the least log-loss among those whose accuracy is within one standard error
+        of the best; with another `scoring`, the one with the best score.
     kernel : {"linear", "cosine", "rbf", "poly"} or callable, default="linear"
         ``"cosine"`` is linear in features scaled to unit norm. The other kernels are solved in sample space, with memory
         proportional to ``n_samples²``. A callable maps two matrices to the matrix of the kernels of their rows, as for
@@ -60,8 +61,8 @@ class ClosedFormProbe(PartialFitMixin, ClassifierMixin, BaseEstimator):
         ``"primal"`` solves an ``(n_features, n_features)`` system, ``"dual"`` an ``(n_samples, n_samples)`` one, with the same
         result. Kernels other than ``"linear"`` and ``"cosine"`` are always solved in the dual form.
     dtype : {"float32", "float64"}, default=None
-        Dtype of the fitted attributes, and of intermediate results that do not need float64. ``None``: float64 for float64
-        features, float32 for float32 and float16 ones.
+        Dtype of the coefficients and intercepts, and of intermediate results that do not need float64. ``None``: float64 for
+        float64 features, float32 for float32 and float16 ones.
     device : str or torch.device, default="auto"
         Device on which the systems are solved. Fitted attributes are numpy arrays in any case.
 
@@ -88,7 +89,8 @@ class ClosedFormProbe(PartialFitMixin, ClassifierMixin, BaseEstimator):
     dual_coef_ : ndarray of shape (n_kept, 1) or (n_kept, n_classes)
         Weights of training samples, for kernels that are solved in sample space.
     X_fit_ : ndarray of shape (n_kept, n_features)
-        The training samples that these weights belong to: those of positive weight, without duplicates.
+        The training samples that these weights belong to: those of positive weight, without duplicates if leave-one-out
+        was used.
     n_features_in_ : int
         Number of features seen in `fit`.
     feature_names_in_ : ndarray of shape (n_features,)
@@ -229,9 +231,9 @@ class ClosedFormProbe(PartialFitMixin, ClassifierMixin, BaseEstimator):
             scores = np.empty((len(X), weights.shape[1]), dtype)
             W, b = (tensor_from_numpy(array).to(device, _torch_dtype(dtype)) for array in (weights, self.intercept_))
             kernel_parameters = self._solver.kernel_parameters(getattr(self, "gamma_", None))
-            known = None if is_linear else tensor_from_numpy(self.X_fit_).to(device, _torch_dtype(dtype))
+            training = None if is_linear else tensor_from_numpy(self.X_fit_).to(device, _torch_dtype(dtype))
             for positions, chunk in rows.chunks(_torch_dtype(dtype), n_outputs=len(W)):
-                Z = chunk if known is None else kernel_matrix(self.kernel, chunk, known, **kernel_parameters)
+                Z = chunk if training is None else kernel_matrix(self.kernel, chunk, training, **kernel_parameters)
                 scores[positions] = torch.addmm(b, Z, W).cpu().numpy()
         return scores.ravel() if len(self.classes_) == 2 else scores
 
@@ -279,10 +281,11 @@ class ClosedFormProbe(PartialFitMixin, ClassifierMixin, BaseEstimator):
         self._validate_params()
         if not isinstance(self.alpha, str | Real):
             alphas = np.asarray(self.alpha)
-            if alphas.ndim != 1 or not len(alphas) or alphas.dtype.kind not in "iuf" or not (alphas >= 0).all():
-                raise ValueError(f"alpha has to be 'loo', a number ≥ 0, or a non-empty list of such numbers; got {self.alpha!r}")
-        if not np.isfinite(self.alpha if not isinstance(self.alpha, str) else 0).all():
-            raise ValueError(f"alpha has to be finite; got {self.alpha!r}")
+            numeric = alphas.ndim == 1 and len(alphas) and alphas.dtype.kind in "iuf"
+            if not numeric or not (np.isfinite(alphas) & (alphas >= 0)).all():
+                raise ValueError(
+                    f"alpha has to be 'loo', a finite number ≥ 0, or a non-empty list of such numbers; got {self.alpha!r}"
+                )
 
     def _validate_X_y(self, X, *labels, reset=False):
         """Validate features, avoiding copies, and labels if given."""

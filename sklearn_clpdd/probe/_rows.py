@@ -75,17 +75,20 @@ class Rows:
             part = self.X[positions] if self.index is None else self.X[self.index[positions]]
             chunk = buffer[: len(part)].copy_(tensor_from_numpy(part))
             if self.unit:
-                to_unit_norm_(chunk)
+                _to_unit_norm_(chunk)
             yield positions, chunk
+
+    def stored(self) -> np.ndarray:
+        """The rows as they are in ``X``: ``X`` itself, or a copy of the selected ones."""
+        return self.X if self.index is None else self.X[self.index]
 
     def load(self, dtype: torch.dtype) -> Tensor:
         """All rows at once, as a copy."""
-        X = self.X if self.index is None else self.X[self.index]
-        rows = tensor_from_numpy(X).to(self.device, dtype, copy=True)
-        return to_unit_norm_(rows) if self.unit else rows
+        rows = tensor_from_numpy(self.stored()).to(self.device, dtype, copy=True)
+        return _to_unit_norm_(rows) if self.unit else rows
 
 
-def to_unit_norm_(rows: Tensor) -> Tensor:
+def _to_unit_norm_(rows: Tensor) -> Tensor:
     """Divide rows by their norms, in place; rows of zeros stay zero."""
     norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
     return rows.div_(torch.where(norms == 0, 1, norms))

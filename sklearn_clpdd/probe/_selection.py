@@ -2,18 +2,17 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..utils._ridge import to_float64
-from ._leave_one_out import Candidates
+from ._leave_one_out import Candidates, FeatureSpace, SampleSpace
 from ._rows import CHUNK
 
 # Bounds of the temperature.
-TEMPERATURES = (1e-4, 1e2)
+_TEMPERATURES = (1e-4, 1e2)
 _FIRST_GUESS = 0.2
 # Newton's method stops when the relative step is below this; the remaining error is its square.
 _TOLERANCE = 1e-3
@@ -21,19 +20,7 @@ _TOLERANCE = 1e-3
 _FLOAT32_MARGIN = 2e-5
 
 
-class LeaveOneOutSpace(Protocol):
-    """Interface of `SampleSpace` and `FeatureSpace`."""
-
-    codes: Tensor
-    weight: Tensor
-    dtype: torch.dtype
-    penalties: Sequence[float]
-    n_classes: int
-    class_rows: Tensor
-
-    def leave_one_out(
-        self, candidates: Candidates, positions: Tensor | None = None, *, exact: bool = False
-    ) -> Iterable[tuple]: ...
+LeaveOneOutSpace = SampleSpace | FeatureSpace
 
 
 def choose_penalty(
@@ -103,9 +90,9 @@ def _log_losses(space: LeaveOneOutSpace, weight: Tensor, temperature: float | No
     """Summed log-losses of some candidates, each at its best temperature unless one is given."""
     temperatures = [temperature] * len(candidates) if temperature else best_temperatures(space, weight, candidates)
     losses = weight.new_zeros(len(candidates))
-    for relative, own, columns in _relative_scores(space, weight, candidates):
+    for relative, weights, columns in _relative_scores(space, weight, candidates):
         tau = torch.tensor(temperatures[columns], dtype=relative.dtype, device=relative.device)
-        losses[columns] += own @ torch.logsumexp(relative / tau[:, None], 2).to(own.dtype)
+        losses[columns] += weights @ torch.logsumexp(relative / tau[:, None], 2).to(weights.dtype)
     return losses
 
 
@@ -137,9 +124,9 @@ def best_temperatures(space: LeaveOneOutSpace, weight: Tensor, candidates: Candi
         if n > some:
             positions = torch.linspace(0, n - 1, some, dtype=torch.float64).long().unique().to(space.codes.device)
         cached = list(_relative_scores(space, weight, group, positions))
-        best = minimize_log_loss(partial(iter, cached), [_FIRST_GUESS] * len(group))
+        best = _minimize_log_loss(partial(iter, cached), [_FIRST_GUESS] * len(group))
         if n > some:
-            best = minimize_log_loss(partial(_relative_scores, space, weight, group), best)
+            best = _minimize_log_loss(partial(_relative_scores, space, weight, group), best)
         temperatures += best
     return temperatures
 
@@ -148,12 +135,12 @@ def _relative_scores(
     space: LeaveOneOutSpace, weight: Tensor, candidates: Candidates, positions: Tensor | None = None
 ) -> Iterable[tuple]:
     """Yield relative scores of leave-one-out predictions, weights, and columns of ``candidates``."""
-    codes, own = (space.codes, weight) if positions is None else (space.codes[positions], weight[positions])
+    codes, weights = (space.codes, weight) if positions is None else (space.codes[positions], weight[positions])
     for part, columns, scores in space.leave_one_out(candidates, positions):
-        yield relative_to_true_class(scores, codes[part]), own[part], columns
+        yield _relative_to_true_class(scores, codes[part]), weights[part], columns
 
 
-def relative_to_true_class(scores: Tensor, codes: Tensor) -> Tensor:
+def _relative_to_true_class(scores: Tensor, codes: Tensor) -> Tensor:
     """Scores ``(n, P, C)`` minus that of the true class of each sample."""
     return scores - scores.gather(2, codes[:, None, None].expand(-1, scores.shape[1], 1))
 
@@ -161,10 +148,10 @@ def relative_to_true_class(scores: Tensor, codes: Tensor) -> Tensor:
 def best_temperature(scores: Tensor, codes: Tensor) -> float:
     """Temperature of the softmax of scores ``(n, C)`` with the least log-loss for class indices ``(n,)``."""
     ones = torch.ones(len(codes), dtype=torch.float64, device=codes.device)
-    return minimize_log_loss(lambda: [(relative_to_true_class(scores[:, None], codes), ones, slice(0, 1))], [_FIRST_GUESS])[0]
+    return _minimize_log_loss(lambda: [(_relative_to_true_class(scores[:, None], codes), ones, slice(0, 1))], [_FIRST_GUESS])[0]
 
 
-def minimize_log_loss(chunks: Callable[[], Iterable[tuple]], start: Sequence[float]) -> list[float]:
+def _minimize_log_loss(chunks: Callable[[], Iterable[tuple]], start: Sequence[float]) -> list[float]:
     """Temperatures that minimise the weighted log-loss, by Newton's method in their inverse, in which the loss is convex.
 
     Parameters
@@ -178,9 +165,9 @@ def minimize_log_loss(chunks: Callable[[], Iterable[tuple]], start: Sequence[flo
     Returns
     -------
     list of P floats
-        Within `TEMPERATURES`.
+        Within `_TEMPERATURES`.
     """
-    lowest, highest = 1 / TEMPERATURES[1], 1 / TEMPERATURES[0]
+    lowest, highest = 1 / _TEMPERATURES[1], 1 / _TEMPERATURES[0]
     beta = 1 / np.asarray(start, dtype=float)
     for _ in range(50):
         derivatives = np.zeros((2, len(beta)))

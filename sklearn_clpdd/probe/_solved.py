@@ -37,7 +37,7 @@ def solved_probe(
     return probe
 
 
-def relative_probe(Z: np.ndarray, alpha: float, device="auto") -> ClosedFormProbe:
+def relative_probe(Z: np.ndarray, alpha: float) -> ClosedFormProbe:
     """An unfitted probe without intercept, whose ridge strength is ``alpha`` times the mean squared norm of ``Z``."""
     penalty = relative_penalty(torch.from_numpy(Z).double(), alpha).item()
-    return ClosedFormProbe(penalty, fit_intercept=False, temperature=1.0, device=device)
+    return ClosedFormProbe(penalty, fit_intercept=False, temperature=1.0)

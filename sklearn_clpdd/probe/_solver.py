@@ -33,7 +33,7 @@ _NO_MEMORY_CHECK = 2**28
 
 @dataclass(frozen=True)
 class RidgeSolver:
-    """The parameters of :class:`ClosedFormProbe` on which its solution depends."""
+    """Solver of a probe, with the parameters of :class:`ClosedFormProbe` on which the solution depends."""
 
     alpha: str | float | Sequence[float]
     kernel: str | Callable
@@ -74,7 +74,7 @@ class RidgeSolver:
         return Rows(X, index, tensor_from_numpy(codes).to(device), w, self.kernel == "cosine", device)
 
     def solve(self, rows: Rows, n_classes: int, dtype: torch.dtype) -> dict[str, Any]:
-        """Fitted attributes of the probe for training rows, in the smaller of the two spaces."""
+        """Fitted attributes of the probe for training rows; without `solver`, in the smaller space."""
         prefers_primal = self.solver == "primal" or (self.solver == "auto" and len(rows) >= rows.X.shape[1])
         if self.is_linear and prefers_primal:
             moments = Moments(n_classes, rows.X.shape[1], rows.device).add(rows)
@@ -82,13 +82,13 @@ class RidgeSolver:
         self._check_memory(len(rows), rows.device)
         if self.is_linear:
             return self._solve(LinearSampleSpace(rows, n_classes, self._penalties, self.fit_intercept, dtype), dtype)
-        Z, kernel = rows.load(rows.weight.dtype), {}
+        Z, attributes = rows.load(rows.weight.dtype), {}
         if isinstance(self.kernel, str):
-            kernel["gamma_"] = variance_gamma(Z, rows.weight) if self.gamma is None else self.gamma
-        K = kernel_matrix(self.kernel, Z, Z, **self.kernel_parameters(kernel.get("gamma_")))
+            attributes["gamma_"] = variance_gamma(Z, rows.weight) if self.gamma is None else self.gamma
+        K = kernel_matrix(self.kernel, Z, Z, **self.kernel_parameters(attributes.get("gamma_")))
         kept = rows.X.copy() if rows.index is None else rows.X[rows.index]
         space = SampleSpace(K, rows.codes, rows.weight, n_classes, self._penalties, self.fit_intercept)
-        return self._solve(space, dtype) | {"X_fit_": kept} | kernel
+        return self._solve(space, dtype) | {"X_fit_": kept} | attributes
 
     def solve_stream(self, stream: Stream, device: torch.device) -> dict[str, Any]:
         """Fitted attributes of the probe for a stream, whose leave-one-out predictions are those of a sample of its rows."""
@@ -97,7 +97,7 @@ class RidgeSolver:
         return self._solve(space, stream.dtype)
 
     def _penalties(self, mean_square: float) -> Sequence[float]:
-        """Ridge strengths to try, for features of a mean squared norm."""
+        """Ridge strengths to try, for rows of this mean squared norm."""
         if isinstance(self.alpha, Real):
             return [float(self.alpha)]
         if isinstance(self.alpha, str):
@@ -132,6 +132,7 @@ class RidgeSolver:
             weight = to_float64(torch.where(is_only_one, 0, space.weight))
             if is_only_one.all():
                 found["loo_scores_"] = np.full(len(space.penalties), np.nan)
+                # Without scores, a moderate strength: 0.1 times the scale if alpha="loo".
                 chosen = len(space.penalties) // 3
                 temperature = temperature or _DEFAULT_TEMPERATURE
                 warn(

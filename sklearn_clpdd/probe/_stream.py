@@ -1,5 +1,7 @@
 """State of `partial_fit`, which `merge` combines."""
 
+import copy
+
 import numpy as np
 import torch
 
@@ -17,7 +19,7 @@ class Stream:
     sample_size : int
         Rows of the uniform sample, at most.
     kernel : str
-        Kernel of the probe; with ``"cosine"``, rows are normalised first.
+        Kernel for which the samples are added; the moments do not fit another one.
     device : torch.device
     """
 
@@ -30,9 +32,14 @@ class Stream:
     def add(self, rows: Rows, dtype: torch.dtype) -> None:
         """Add samples."""
         self.moments.to(rows.device).add(rows)
-        X = rows.X if rows.index is None else rows.X[rows.index]
-        self.reservoir.add(X, rows.codes.cpu().numpy(), rows.weight.cpu().numpy().astype(np.float64))
+        self.reservoir.add(rows.stored(), rows.codes.cpu().numpy(), rows.weight.cpu().numpy().astype(np.float64))
         self.dtype = torch.promote_types(self.dtype, dtype)
+
+    def copy(self) -> "Stream":
+        """A copy, to which samples are added without changing this stream."""
+        other = copy.copy(self)
+        other.moments, other.reservoir = self.moments.copy(), copy.copy(self.reservoir)
+        return other
 
     def merge(self, other: "Stream") -> None:
         """Add the samples of another stream."""

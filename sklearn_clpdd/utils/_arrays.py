@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+from sklearn.utils.validation import check_consistent_length
 from torch import Tensor
 
 # Elements that are converted to float64 at once.
@@ -33,3 +34,11 @@ def standardize(X: np.ndarray, center: np.ndarray | np.generic, scale: np.generi
 def evenly_spaced(n: int, max_n: int) -> np.ndarray:
     """At most ``max_n`` of the positions 0 to ``n - 1``, evenly spaced."""
     return np.unique(np.linspace(0, n - 1, min(n, max_n)).astype(int))
+
+
+def check_samples_and_labels(names: str, X, y) -> None:
+    """Raise if only one of samples and labels is given, or their numbers differ."""
+    if (X is None) != (y is None):
+        raise ValueError(f"{names} are samples and their labels: pass both, or neither")
+    if X is not None:
+        check_consistent_length(X, y)
