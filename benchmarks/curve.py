@@ -3,8 +3,8 @@
     python benchmarks/curve.py [DIR] [--seconds 60] [--seeds 3] [--output DIR]
 
 DIR holds ``train`` and ``val`` folders with one folder of images per class, by default ``$SKLEARN_CLPDD_DATA/imagenette``.
-With the default settings, and from noise, where the images grow. The images of every twentieth step are kept during the run, and
-scored with the closed-form probe afterwards.
+With the default settings, and from noise, where the pyramid gains finer levels during the run. The images of every twentieth step
+are kept during the run, and scored with the closed-form probe afterwards.
 """
 
 import argparse

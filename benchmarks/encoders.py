@@ -2,8 +2,9 @@
 
     python benchmarks/encoders.py DATA [--size 112] [--seconds 120] [--seeds 1]
 
-Both encoders together have the same time as one alone, and in another run twice the time, which is about the same number of
-steps. The script writes benchmarks/results/encoders.md, and all figures to a .json file; runs that it contains are not repeated.
+Both encoders together have the same time as one alone, and in another run twice the time, which gives about as many steps as one
+encoder alone. The script writes benchmarks/results/encoders.md, and all figures to a .json file; runs that it contains are not
+repeated.
 """
 
 from pathlib import Path

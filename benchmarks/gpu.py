@@ -24,7 +24,7 @@ import sklearn
 import timm
 import torch
 from lgm import PublishedRecipe
-from measure import forget_peak, machine, most, resident, table
+from measure import machine, memory_in_use, peak_memory, reset_peak_memory, table
 from sklearn.linear_model import RidgeClassifierCV
 from step import Case
 
@@ -51,9 +51,13 @@ def median_seconds(work, options, warm_up=2):
     return statistics.median(times[warm_up:])
 
 
-def encoder(options, precision):
-    """The library's encoder, which has no float16."""
+def set_precision(precision):
+    """Allow TF32 in this process, or forbid it."""
     torch.set_float32_matmul_precision("high" if precision == "TF32" else "highest")
+
+
+def make_encoder(options, precision):
+    """The library's encoder, which has no float16."""
     dtype = "bfloat16" if precision == "bfloat16" else "float32"
     batch = options["batch"]
     return FrozenEncoder(
@@ -61,20 +65,21 @@ def encoder(options, precision):
     )
 
 
-def plain(options):
+def timm_network(options):
     return timm.create_model(options["model"], num_classes=0).eval().requires_grad_(False).to(options["device"])
 
 
-def encode(options, what, precision):
+def encode(options, variant, precision):
     """Images per second: of the network on pixels that are on the device, or of ``transform`` on a uint8 array."""
-    own = encoder(options, precision)
-    if what == "transform":
+    set_precision(precision)
+    encoder = make_encoder(options, precision)
+    if variant == "transform":
         images = np.random.default_rng(0).integers(0, 256, (options["images"], 256, 256, 3), dtype=np.uint8)
-        return len(images) / median_seconds(lambda: own.transform(images), options, warm_up=1)
+        return len(images) / median_seconds(lambda: encoder.transform(images), options, warm_up=1)
     pixels = torch.rand(options["batch"], 3, 224, 224).to(options["device"])
-    network = own.load() if what == "ours" else plain(options)
+    network = encoder.load() if variant == "ours" else timm_network(options)
 
-    half = PRECISIONS[precision] if what == "timm" else None
+    half = PRECISIONS[precision] if variant == "timm" else None
 
     @torch.inference_mode()
     def work():
@@ -85,20 +90,20 @@ def encode(options, what, precision):
     return 4 * len(pixels) / median_seconds(work, options)
 
 
-def step(options, what, precision, classes, views):
+def step(options, variant, precision, classes, views):
     """Median seconds of a step, and its peak memory in MB, without network and images."""
     device = options["device"]
-    own = encoder(options, precision)
-    preprocessing = own.load().preprocessing
-    if what == "ours":
-        case = Case(classes, views, 224, encoder=own, unaugmented=False)
+    set_precision(precision)
+    encoder = make_encoder(options, precision)
+    preprocessing = encoder.load().preprocessing
+    if variant == "ours":
+        case = Case(classes, views, 224, encoder=encoder, unaugmented=False)
         steps = case.steps()
-        before, work = resident(device), lambda: next(steps)
+        before, work = memory_in_use(device), lambda: next(steps)
     else:
         images = torch.randint(256, (max(2000, classes), 3, 256, 256), dtype=torch.uint8).to(device)
         y = torch.arange(len(images)) % classes
-        network = plain(options)
-        before = resident(device)
+        network = timm_network(options)
         recipe = PublishedRecipe(
             images,
             y,
@@ -113,39 +118,41 @@ def step(options, what, precision, classes, views):
         )
         while recipe.pyramid[-1].shape[-1] < 256:
             recipe.extend()
-        work = recipe.step
+        before, work = memory_in_use(device), recipe.step
     work()
-    forget_peak(device)
+    reset_peak_memory(device)
     seconds = median_seconds(work, options, warm_up=1)
-    return seconds, most(device) - before
+    return seconds, peak_memory(device) - before
 
 
-def probe(options, what, n, d, classes):
+def probe(options, variant, n, d, classes):
     """Seconds of a fit, its peak memory on the device in MB, and its training accuracy."""
     device = options["device"]
     random = torch.Generator(device).manual_seed(0)
     y = torch.arange(n, device=device) % classes
     X = torch.randn(classes, d, generator=random, device=device)[y] / 4
     X += torch.randn(n, d, generator=random, device=device)
-    if what == "ours":
+    if variant == "ours":
         X, y = X.cpu().numpy(), y.cpu().numpy()
         estimator = ClosedFormProbe(device=device)
     else:
         estimator = RidgeClassifierCV(np.logspace(-3, 3, 13))
     some = slice(0, 20 * classes)
-    with sklearn.config_context(array_api_dispatch=what != "ours"):
+    with sklearn.config_context(array_api_dispatch=variant != "ours"):
         estimator.fit(X[some], y[some])  # loads libraries
-        forget_peak(device)
-        before = resident(device)
+        reset_peak_memory(device)
+        before = memory_in_use(device)
         seconds = synchronized(lambda: estimator.fit(X, y), device)
         accuracy = float(sum(estimator.predict(X[:10_000]) == y[:10_000])) / len(y[:10_000])
-    return seconds, most(device) - before, accuracy
+    return seconds, peak_memory(device) - before, accuracy
 
 
-def figures(work, *arguments):
-    """The figures of a call, or the first line of its error, such as insufficient memory."""
+def result_or_error(work, *arguments):
+    """Result of a call, or a short description of its error."""
     try:
         return work(*arguments)
+    except torch.cuda.OutOfMemoryError:
+        return "out of memory"
     except Exception as error:
         traceback.print_exc()
         return f"{type(error).__name__}: {str(error)[:100]}".replace("|", "/").replace("\n", " ")
@@ -171,10 +178,12 @@ def tests_section(options):
 def encode_section(options):
     ways = {"timm's network": "timm", "`FrozenEncoder().load()`": "ours", "`FrozenEncoder().transform`": "transform"}
     rows = []
-    for (title, what), precision in itertools.product(ways.items(), PRECISIONS):
-        if precision == ("TF32" if what == "timm" else "float16"):
-            continue  # not measured for timm; not supported by the encoder
-        rows.append([title, precision, formatted(figures(encode, options, what, precision), "{:,.0f}")])
+    unmeasured = {("timm", "TF32")}
+    unsupported = {("ours", "float16"), ("transform", "float16")}
+    for (title, variant), precision in itertools.product(ways.items(), PRECISIONS):
+        if (variant, precision) in unmeasured | unsupported:
+            continue
+        rows.append([title, precision, formatted(result_or_error(encode, options, variant, precision), "{:,.0f}")])
         print(rows[-1], flush=True)
     yield from table([f"`{options['model']}`, 224 px", "precision", "images/s"], rows)
 
@@ -182,12 +191,12 @@ def encode_section(options):
 def step_section(options):
     ways = [("published", "float32"), ("published", "bfloat16"), ("ours", "float32"), ("ours", "TF32"), ("ours", "bfloat16")]
     rows = []
-    for (classes, views), (what, precision) in itertools.product(options["views"], ways):
-        if (what, precision) == ("published", "float32") and classes * views > 250:
+    for (classes, views), (variant, precision) in itertools.product(options["views"], ways):
+        if (variant, precision) == ("published", "float32") and classes * views > 250:
             continue  # more than 80 GB
-        seen = figures(step, options, what, precision, classes, views)
+        seen = result_or_error(step, options, variant, precision, classes, views)
         seconds, peak = seen if isinstance(seen, tuple) else (seen, "")
-        title = "LGM's published step" if what == "published" else "`CLPDistiller`'s step"
+        title = "LGM's published step" if variant == "published" else "`CLPDistiller`'s loop, random views only"
         rows.append([f"{classes:,} × {views}", title, precision, formatted(seconds, "{:.3f}"), formatted(peak, "{:,.0f}")])
         print(rows[-1], flush=True)
     yield from table(["classes × views", "", "precision", "seconds", "peak above what is loaded, MB"], rows)
@@ -196,10 +205,10 @@ def step_section(options):
 def probe_section(options):
     rows = []
     for shape in options["probes"]:
-        for what in ("ours", "RidgeClassifierCV"):
-            seen = figures(probe, options, what, *shape)
+        for variant in ("ours", "RidgeClassifierCV"):
+            seen = result_or_error(probe, options, variant, *shape)
             seconds, peak, accuracy = seen if isinstance(seen, tuple) else (seen, "", "")
-            name = "`ClosedFormProbe()`, numpy arrays" if what == "ours" else "`RidgeClassifierCV`, 13 strengths, tensors"
+            name = "`ClosedFormProbe()`, numpy arrays" if variant == "ours" else "`RidgeClassifierCV`, 13 strengths, tensors"
             cells = [" × ".join(f"{n:,}" for n in shape), name, formatted(seconds, "{:.2f}"), formatted(peak, "{:,.0f}")]
             rows.append([*cells, formatted(accuracy, "{:.3f}")])
             print(rows[-1], flush=True)

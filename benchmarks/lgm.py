@@ -5,8 +5,8 @@
 ``gradient``: our closed form compared with second-order autodiff. ``step``: seconds per step. ``memory``: peak memory above the
 loaded encoder for 100 views of 224 px, each figure in its own process. ``published``: the published recipe (arXiv 2511.16674 and
 its code, commit 1d84ffd), trained on DIR/train and evaluated on DIR/val as in ``table.py``: each step encodes random views, with
-noise, of random real images, as many as of the synthetic ones; the gradient of the head is differentiated again; timm's network
-is unchanged, in float32; levels of the pyramid are added one by one, each with a new Adam. DIR is
+noise, of random real images, one real view per synthetic view; the gradient of the head is differentiated again; timm's network
+is unchanged, in float32; Adam is reset whenever a level is added to the pyramid. DIR is
 ``$SKLEARN_CLPDD_DATA/imagenette`` by default.
 """
 
@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from measure import forget_peak, machine, most, resident, table, warm
+from measure import machine, memory_in_use, peak_memory, reset_peak_memory, table, warm
 from tqdm import trange
 
 from sklearn_clpdd import DSA, CLPDistiller, FrozenEncoder
@@ -75,6 +75,7 @@ class PublishedRecipe:
         precision=None,
     ):
         self.random = torch.Generator().manual_seed(seed)
+        self.noise_random = torch.Generator(device).manual_seed(seed)
         self.device, self.precision = torch.device(device), precision
         module = _create(BACKBONES[MODEL], "auto", None) if module is None else module
         self.module = module.eval().requires_grad_(False).to(device)
@@ -114,8 +115,9 @@ class PublishedRecipe:
 
     def encode(self, images):
         views = LGM_PROBE_VIEWS(images, LGM_PROBE_VIEWS.draw(len(images), self.random), self.preprocessing)
-        noisy = torch.rand(len(views), 1, 1, 1, device=views.device) < self.noisy.noise_probability
-        views = views + noisy * (self.noisy.noise_mean + self.noisy.noise * torch.randn_like(views))
+        noisy = torch.rand(len(views), 1, 1, 1, device=views.device, generator=self.noise_random) < self.noisy.noise_probability
+        normal = torch.randn(views.shape, device=views.device, generator=self.noise_random)
+        views = views + noisy * (self.noisy.noise_mean + self.noisy.noise * normal)
         mean, std = (views.new_tensor(values)[:, None, None] for values in (self.preprocessing.mean, self.preprocessing.std))
         with torch.autocast(self.device.type, self.precision, enabled=self.precision is not None):
             return self.module((views - mean) / std).float()
@@ -269,11 +271,11 @@ def peak(what):
         work = plain.step
     else:
         work = partial(ours, {"LGMDistiller": LGMDistiller, "CLPDistiller": CLPDistiller}[what], 10, 224, 2, n_real=20)
-    forget_peak()
-    before = resident()
+    reset_peak_memory()
+    before = memory_in_use()
     for _ in range(3 if what == "published" else 1):
         work()
-    print(json.dumps(most() - before))
+    print(json.dumps(peak_memory() - before))
 
 
 def published(arguments):

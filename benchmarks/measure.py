@@ -27,13 +27,13 @@ def status(name):
         return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 1e3
 
 
-def resident(device="cpu"):
+def memory_in_use(device="cpu"):
     """Memory in use in MB, of the GPU for a CUDA device."""
     return status("VmRSS") if device == "cpu" else torch.cuda.memory_allocated() / 1e6
 
 
-def most(device="cpu"):
-    """Peak of `resident`."""
+def peak_memory(device="cpu"):
+    """Peak of `memory_in_use`."""
     return status("VmHWM") if device == "cpu" else torch.cuda.max_memory_allocated() / 1e6
 
 
@@ -53,7 +53,7 @@ def table(heads, rows):
     return ["| " + " | ".join(map(str, cells)) + " |" for cells in [heads, ["---"] * len(heads), *rows]]
 
 
-def forget_peak(device="cpu"):
+def reset_peak_memory(device="cpu"):
     """Reset the peak."""
     if device != "cpu":
         torch.cuda.reset_peak_memory_stats()

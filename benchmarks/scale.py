@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from measure import folder_argument, forget_peak, machine, most, resident, table, train_and_test, warm
+from measure import folder_argument, machine, memory_in_use, peak_memory, reset_peak_memory, table, train_and_test, warm
 from PIL import Image
 
 from sklearn_clpdd import DSA, CLPDistiller, FrozenEncoder
@@ -41,8 +41,8 @@ def main():
 
     encoder = FrozenEncoder(image_size=arguments.size, crop_pct=arguments.size / 64, verbose=1)
     warm(encoder.load())
-    forget_peak()
-    before, begin = resident(), time.perf_counter()
+    reset_peak_memory()
+    before, begin = memory_in_use(), time.perf_counter()
     distiller = CLPDistiller(
         encoder,
         images_per_class=arguments.images_per_class,
@@ -52,7 +52,7 @@ def main():
         random_state=0,
         verbose=1,
     ).fit(X, y)
-    took, memory = time.perf_counter() - begin, most() - before
+    took, memory = time.perf_counter() - begin, peak_memory() - before
     rows = compare_with_real(distiller, X, y, X_test, y_test, n_draws=5, random_state=0)
 
     side = distiller.transform().shape[1]

@@ -96,7 +96,7 @@ class Case:
         real = RealFeatures(R.numpy(), np.arange(n) % classes, np.arange(n))
         self.real = BatchSampler(real, batch, device, torch.float32)
         self.objective = CrossEntropy(1.0, 0.1)
-        self.whole_objective = WithNeighbors(self.objective, self.y, 0.05)
+        self.unaugmented_objective = WithNeighbors(self.objective, self.y, 0.05)
         self.draws = DSA().draw(self.total, generators[1])
         self.pixels = torch.rand(max(len(range(*rows.indices(self.total))) for rows in self.chunks), 3, size, size, device=device)
 
@@ -109,7 +109,7 @@ class Case:
             preprocess=self.extractor.preprocessing,
             views=ViewPlan(DSA(), self.n_random, self.weight),
             objective=self.objective,
-            unaugmented_objective=self.whole_objective,
+            unaugmented_objective=self.unaugmented_objective,
             learning_rate=LinearSchedule().rate,
             progress=lambda: 0.5,
             chunk_plan=self.plan,
@@ -150,7 +150,7 @@ class Case:
         Z = F.normalize(torch.randn(self.total, self.extractor.n_features), dim=1).requires_grad_()
         Y, real = self.state.targets, self.real.sample(self.state.random["batches"])
         n = len(Y) * self.n_random
-        loss = self.objective(Z[:n], Y.repeat_interleave(self.n_random, 0), *real) + self.whole_objective(Z[n:], Y, *real)
+        loss = self.objective(Z[:n], Y.repeat_interleave(self.n_random, 0), *real) + self.unaugmented_objective(Z[n:], Y, *real)
         torch.autograd.grad(loss, Z)
 
 
@@ -256,7 +256,7 @@ def alone(rounds=3, **case):
         "import json, statistics, sys; sys.path.insert(0, sys.argv[1]); import measure, step\n"
         "case, rounds = json.loads(sys.argv[2]), int(sys.argv[3])\n"
         "backbone = step.FrozenEncoder(image_size=case['size'], device='cpu').load(); measure.warm(backbone)\n"
-        "before = measure.resident()\n"
+        "before = measure.memory_in_use()\n"
         "case = step.Case(**case); steps = case.steps()\n"
         "with step.reuse_freed_memory():\n"
         "    next(steps)\n"
@@ -264,7 +264,7 @@ def alone(rounds=3, **case):
         "R = case.real._R.numel() * 4 / 1e6; theta = sum(level.numel() for level in case.parametrization.parameters) * 4 / 1e6\n"
         "chunk = max(rows.stop - rows.start for rows in case.chunks); once = round(case.total * (1 - case.twice))\n"
         "seen = {'R': R, 'theta': theta, 'chunk': chunk, 'once': once}\n"
-        "print(json.dumps({'peak': measure.most() - before, 'seconds': took, **seen}))"
+        "print(json.dumps({'peak': measure.peak_memory() - before, 'seconds': took, **seen}))"
     )
     command = [sys.executable, "-c", script, str(Path(__file__).parent), json.dumps(case), str(rounds)]
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)

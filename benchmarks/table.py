@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 import joblib
 import numpy as np
-from measure import defaults, forget_peak, format_mean, machine, most, protocol_digest, resident, table, warm
+from measure import defaults, format_mean, machine, memory_in_use, peak_memory, protocol_digest, reset_peak_memory, table, warm
 from sklearn.base import clone
 from tqdm import tqdm
 
@@ -66,7 +66,7 @@ METHODS = {
     "lgm": Method("LGM without DSA", LGMDistiller, {**_FROM_NOISE, "augmentation": None}),
     "lgm-published": Method("LGM, DSA, published settings", LGMDistiller, LGM_PUBLISHED, timed=False),
     "lgm-dsa": Method("LGM, DSA", LGMDistiller, _FROM_NOISE),
-    "lgm-ours": Method("LGM, DSA, with our start and whole images", LGMDistiller, {}),
+    "lgm-ours": Method("LGM, DSA, with our start and unaugmented images", LGMDistiller, {}),
     "clp-paper": Method(
         "CLP-DD as published, DSA",
         CLPDistiller,
@@ -232,10 +232,10 @@ def make(arguments, run, data):
         images, labels = data.X, data.y
     else:
         estimator = estimator_of(arguments, run, encoder, len(np.unique(data.y)), checkpoint)
-        forget_peak(device)
-        before, begin = resident(device), time.perf_counter()
+        reset_peak_memory(device)
+        before, begin = memory_in_use(device), time.perf_counter()
         estimator.fit(data.X, data.y)
-        record |= {"fit": time.perf_counter() - begin, "memory": most(device) - before}
+        record |= {"fit": time.perf_counter() - begin, "memory": peak_memory(device) - before}
         history = getattr(estimator, "history_", None)
         record["steps"] = len(history) if history else None
         record["seconds"] = history[-1]["seconds"] if history else record["fit"]

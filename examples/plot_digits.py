@@ -23,8 +23,8 @@ X_train, X_test, y_train, y_test = train_test_split(X, y, test_size=0.5, stratif
 # %%
 # Distil
 # ------
-# Digits are upright and centred, so random crops and flips would harm: the synthetic images are learned without random views.
-# The default, ``augmentation="dsa"``, suits photographs.
+# Digits are upright and centred, so random crops and flips would distort them; the synthetic images are learned without random
+# views. The default, ``augmentation="dsa"``, suits photographs.
 
 encoder = FrozenEncoder(image_size=80)
 distiller = CLPDistiller(encoder, augmentation=None, max_iter=300, random_state=0, verbose=1)

@@ -1,7 +1,7 @@
 """Estimators × tools of scikit-learn × forms of `X`: one test for each combination.
 
 A case is named ``estimator-tool-form``; `test_the_matrix_is_complete` counts them. The default run covers every
-pair of estimator, tool and form; the other combinations are marked slow because there are many.
+(estimator, tool), (estimator, form) and (tool, form) pair; the other combinations are marked slow because there are many.
 """
 
 import pickle
@@ -68,7 +68,7 @@ def striped():
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
-    """Let torch use one thread, for the cases are many and tiny."""
+    """Let torch use one thread, because there are many tiny cases."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

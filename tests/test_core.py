@@ -549,15 +549,15 @@ def test_neighbors_of_nearly_collinear_features_in_single_precision(angle):
 
 
 @pytest.mark.parametrize("n_random", [1, 3])
-@pytest.mark.parametrize("with_whole", [False, True])
+@pytest.mark.parametrize("with_unaugmented", [False, True])
 @pytest.mark.parametrize("size", [2, 3, 4, 8, 64])
-def test_views_of_a_step_are_the_same_in_any_chunks(n_random, with_whole, size):
+def test_views_of_a_step_are_the_same_in_any_chunks(n_random, with_unaugmented, size):
     """The random views of each sample come first, followed by the unaugmented sample."""
     generator_ = generator(0)
     images = torch.rand(5, 3, 8, 8, generator=generator_)
     preprocessing = Preprocessing(image_size=6, crop_pct=6 / 8)
-    k = n_random + with_whole
-    views = StepViews(ViewPlan(DSA(), n_random, 0.5 * with_whole), preprocessing, 5, generator(1))
+    k = n_random + with_unaugmented
+    views = StepViews(ViewPlan(DSA(), n_random, 0.5 * with_unaugmented), preprocessing, 5, generator(1))
     parts = []
     for rows in split_views(5, k, size):
         samples = images[rows.start // k : -(-rows.stop // k)]
@@ -565,5 +565,5 @@ def test_views_of_a_step_are_the_same_in_any_chunks(n_random, with_whole, size):
     Z = torch.cat(parts).view(5, k, -1)
     random = DSA()(images, DSA().draw(5 * n_random, generator(1)), preprocessing).flatten(1).view(5, n_random, -1)
     torch.testing.assert_close(Z[:, :n_random], random)
-    if with_whole:
+    if with_unaugmented:
         torch.testing.assert_close(Z[:, n_random], preprocessing(images).flatten(1))

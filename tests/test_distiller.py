@@ -294,7 +294,7 @@ def test_classes_as_groups_are_balanced_classes(encoder, colors):
     )
     uniform = distiller(encoder, sampling="uniform", max_iter=5, validation_fraction=None).fit(X, y)
     assert np.abs(uniform.X_synthetic_ - balanced.X_synthetic_).max() > 1e-4
-    # The largest class has 30 samples, more than twice as many as the smallest with 10, but not with 20.
+    # 30 samples of the largest class are more than twice the 10 of the smallest, so "auto" balances; 20 are not.
     parameters = {"max_iter": 5, "validation_fraction": None}
     np.testing.assert_array_equal(distiller(encoder, **parameters).fit(X, y).X_synthetic_, balanced.X_synthetic_)
     rows = np.delete(np.arange(60), np.flatnonzero(y == "blue")[:10])

@@ -75,7 +75,7 @@ def _softmax(scores):
 @pytest.mark.parametrize("solver", ["primal", "dual"])
 @pytest.mark.parametrize("chunk", [2**20, 64])
 def test_temperature_has_the_least_log_loss_of_the_refits(n_classes, solver, chunk, monkeypatch):
-    monkeypatch.setattr(selection, "CHUNK", chunk)  # the small dtype, with more samples than the first estimate uses
+    monkeypatch.setattr(selection, "CHUNK", chunk)  # with the small size, there are more samples than the first estimate uses
     monkeypatch.setattr(_rows, "CHUNK", chunk)
     X, y, weight = _data(60, 5, n_classes)
     refits = _refits(X, y, weight, alpha=1.0)
@@ -146,7 +146,7 @@ def test_copies_of_a_sample_are_left_out_together():
 
 def test_near_copies_are_left_out_one_by_one():
     X = np.tile(np.arange(64.0), (4, 1))
-    X[1, 7] = np.nextafter(7.0, 8)  # none of the samples of the first estimate
+    X[1, 7] = np.nextafter(7.0, 8)  # differs in a column that the hash does not read
     kept, weight = merge_duplicates(X, np.array([0, 0, 0, 1]), np.array([1.0, 2.0, 4.0, 8.0]))
     assert kept.tolist() == [0, 1, 3]  # the last copy has another class
     assert weight.tolist() == [5.0, 2.0, 8.0]

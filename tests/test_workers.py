@@ -142,7 +142,7 @@ def test_each_worker_loads_a_network_once_and_threads_match_cores(colors, tmp_pa
     lines = [line for line in notes(tmp_path / "notes") if int(line[0]) != os.getpid()]
     made = [pid for pid, what, *_ in lines if what == "made"]
     assert 1 <= len(set(made)) <= 2
-    assert set(Counter(made).values()) == {3}  # of the pickle, and of the two copies for freezing and folding
+    assert set(Counter(made).values()) == {3}  # unpickled once, and copied twice, for freezing and for folding
     assert {int(threads) for *_, threads in lines} == {max(1, joblib.cpu_count() // 2)}
 
 
