@@ -462,9 +462,8 @@ def test_no_change_ends_the_run(digits):
     assert 80 <= fitted.n_iter_ < 3000
     losses = pd.DataFrame(fitted.history_).val_loss.dropna()
     best = losses.cummin()
-    assert (
-        fitted.n_iter_ - 1 - best.index[best.shift() - losses > 1e-3][-1] >= 60
-    )  # improvements of the last 60 steps are too small
+    last_improvement = best.index[best.shift() - losses > 1e-3][-1]
+    assert fitted.n_iter_ - 1 - last_improvement >= 60
     patient = distiller(None, max_iter=5000, init="noise", n_iter_no_change=60, tol=0).fit(X, y)
     assert patient.n_iter_ > fitted.n_iter_
 
