@@ -230,7 +230,7 @@ def main():
     for name in arguments.sections or SECTIONS:
         begin = time.perf_counter()
         lines += ["", *SECTIONS[name](options)]
-        print("\n".join(lines[-40:]), f"\n[{name}: {time.perf_counter() - begin:.0f} s]", flush=True)
+        print("\n".join(lines[-40:]), f"\n[{name}: {time.perf_counter() - begin:.0f} s]", sep="", flush=True)
         if arguments.output is not None:
             arguments.output.mkdir(parents=True, exist_ok=True)
             (arguments.output / "gpu.md").write_text("\n".join(lines) + "\n")

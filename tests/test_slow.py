@@ -105,7 +105,7 @@ import sys
 from pathlib import Path
 import numpy as np
 from sklearn.datasets import load_digits
-from sklearn_clpdd import CLPDistiller, FrozenEncoder
+from sklearn_clpdd import Checkpoint, CLPDistiller, FrozenEncoder
 X, y = load_digits(return_X_y=True)
 images = (X[:200].reshape(-1, 8, 8) / 16).astype(np.float32)
 encoder = FrozenEncoder(image_size=32, device="cpu", memory=Path(sys.argv[1]).parent / "cache")
