@@ -1,6 +1,7 @@
 """CLPDistiller: the contracts of the estimator, on images and on features."""
 
 import pickle
+import re
 from functools import partial
 
 import joblib
@@ -242,6 +243,12 @@ def _stop_at(step):
             raise StopIteration
 
     return stop
+
+
+def test_every_objective_is_documented():
+    listed = re.search(r"objective : \{(.*?)\}", CLPDistiller.__doc__)[1]
+    assert sorted(re.findall(r'"(\w+)"', listed)) == sorted(OBJECTIVES)
+    assert all(f'``"{name}"``' in CLPDistiller.__doc__ for name in OBJECTIVES)
 
 
 # ---- learned targets, groups, temperature, unaugmented images ------------------------------------------------------------

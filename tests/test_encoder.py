@@ -275,8 +275,10 @@ def test_a_hub_model_offline_is_an_error_that_lists_local_ones(name):
         FrozenEncoder(name).load()
 
 
-def test_every_listed_backbone_exists_in_timm():
-    assert all(timm.is_model(spec.architecture) for spec in BACKBONES.values())
+@pytest.mark.parametrize("name", BACKBONES)
+def test_every_listed_backbone_exists_in_timm_and_is_documented(name):
+    assert timm.is_model(BACKBONES[name].architecture)
+    assert timm.is_model(name) or f'``"{name}"``' in FrozenEncoder.__doc__
 
 
 def test_crop_and_normalisation_share_one_network():

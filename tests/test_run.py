@@ -777,6 +777,6 @@ def test_progress_bar(encoder, colors, capfd):
     distiller(encoder, verbose=1, max_iter=21).fit(*colors)
     shown = capfd.readouterr().err
     assert "21/21" in shown
-    assert all(word in shown for word in ("loss=", "held out=", "img/s="))
+    assert all(word in shown for word in ("loss=", "held-out acc=", "img/s="))
     distiller(encoder, verbose=1, max_iter=10**6, time_budget=0.3).fit(*colors)
     assert "1000000" not in capfd.readouterr().err.split("\r")[-1]

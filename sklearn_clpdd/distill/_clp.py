@@ -268,8 +268,8 @@ class CLPDistiller(GradientDistiller):
 
     def _advice(self):
         return (
-            f"A larger alpha or temperature, or a smaller learning_rate, may help; they are {self.alpha}, {self.temperature} and "
-            f"{self.learning_rate}"
+            f"A larger alpha than {self.alpha} or a smaller learning_rate than {self.learning_rate} may help, and a larger "
+            "temperature with a cross-entropy"
         )
 
     def _temperatures(self, data, real):

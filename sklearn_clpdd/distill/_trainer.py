@@ -225,7 +225,7 @@ class Trainer:
         scored = [record for record in self.history[-_SCORE_EVERY:] if "val_accuracy" in record]
         shown = {"loss": f"{records[-1]['loss']:.3f}"}
         if scored:
-            shown["held out"] = f"{scored[-1]['val_accuracy']:.3f}"
+            shown["held-out acc"] = f"{scored[-1]['val_accuracy']:.3f}"
         shown["img/s"] = f"{made * self._views_per_step / (self.seconds - self._seconds_before_resuming):.0f}"
         if self._limits.time_budget is not None:  # so that the bar estimates the remaining time
             bar.total = min(self._limits.max_iter, round((self._state.step + 1) / max(self.progress(), 1e-9)))

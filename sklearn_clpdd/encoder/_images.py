@@ -245,7 +245,10 @@ def _unfolded(shape, image_shape) -> tuple[int, ...]:
     """Shape of ``X`` with each row as an image."""
     n, width = shape
     if image_shape is None:
-        raise ValueError(f"X has two dimensions, {tuple(shape)}: pass image_shape=(H, W) or (H, W, C) of its rows. {ACCEPTED}")
+        raise ValueError(
+            f"X has two dimensions, {tuple(shape)}. If its rows are images, pass FrozenEncoder(image_shape=) their shape, "
+            f"(H, W) or (H, W, C); if they are features, a distiller needs encoder=None. {ACCEPTED}"
+        )
     if len(image_shape) not in (2, 3) or int(np.prod(image_shape)) != width:
         raise ValueError(
             f"rows of {width} values do not fit image_shape={tuple(image_shape)} ({int(np.prod(image_shape))} values): "
