@@ -189,7 +189,7 @@ print(of_fit, of_copy, of_mask, probe.score(X[:1000], y[:1000]))
 def test_memmap_is_not_copied_whole(tmp_path):
     """Resident memory grows by less than the size of the features, unlike that of an explicit copy."""
     rng = np.random.default_rng(0)
-    n, d = 200_000, 400
+    n, d = 400_000, 400  # chunks and their copies take 40 to 80 MB, a mask 160 MB
     X = np.lib.format.open_memmap(tmp_path / "X.npy", mode="w+", dtype=np.float16, shape=(n, d))
     rows = 0.1 * rng.standard_normal((3000, d), dtype=np.float32) + np.eye(3, d, dtype=np.float32)[np.arange(3000) % 3]
     for start in range(0, n, 3000):
