@@ -143,7 +143,7 @@ def probe(options, variant, n, d, classes):
         reset_peak_memory(device)
         before = memory_in_use(device)
         seconds = synchronized(lambda: estimator.fit(X, y), device)
-        accuracy = float(sum(estimator.predict(X[:10_000]) == y[:10_000])) / len(y[:10_000])
+        accuracy = float((estimator.predict(X[:10_000]) == y[:10_000]).sum()) / len(y[:10_000])
     return seconds, peak_memory(device) - before, accuracy
 
 

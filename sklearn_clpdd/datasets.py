@@ -60,10 +60,8 @@ def load_image_folder(root):
         visible = (path for path in inside if not any(part.startswith(".") for part in path.relative_to(folder).parts))
         files[folder.name] = sorted(map(str, visible))
     if files and set(files) <= SPLITS:
-        raise ValueError(
-            f"{root} contains the splits {sorted(files)}, not classes; pass one of them, such as "
-            f"{root / max(files, key='train'.__eq__)}"
-        )
+        one = "train" if "train" in files else min(files)
+        raise ValueError(f"{root} contains the splits {sorted(files)}, not classes; pass one of them, such as {root / one}")
     empty = [name for name, paths in files.items() if not paths]
     if not files or empty:
         seen = f"no images in {', '.join(empty[:10])}" if empty else "no folders in it"

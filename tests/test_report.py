@@ -157,4 +157,6 @@ def test_bad_input_is_refused_before_any_long_work(fitted, colors, tmp_path, for
         distillation_report(fitted, X, y, path, encoders=["resnet18"])
     with pytest.raises(ValueError, match="n_draws"):
         distillation_report(fitted, X, y, path, n_draws=0)
+    with pytest.raises(ValueError, match="cannot be used to seed"):
+        distillation_report(fitted, X, y, path, random_state="a seed")
     assert not path.exists()

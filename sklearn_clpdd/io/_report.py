@@ -99,12 +99,13 @@ def distillation_report(
     '<!DOCTYPE html>'
     """
     check_matplotlib_support("distillation_report")
-    from ..evaluation import transfer_scores  # slow to import
-    from ..evaluation._probes import load_encoders
+    from ..evaluation._comparison import compare_features
+    from ..evaluation._probes import load_encoders  # slow to import
 
     images, path = synthetic_images_of(distiller), Path(path)
     _check_path(path, overwrite)
     check_scalar(n_draws, "n_draws", Integral, min_val=1)
+    rng = check_random_state(random_state)
     y_test = column_or_1d(y_test)
     check_consistent_length(X_test, y_test)
     check_samples_and_labels("X and y", X, y)
@@ -112,19 +113,21 @@ def distillation_report(
 
     Z_test = distiller.features(X_test)
     predicted = distiller.probe_.predict(Z_test)
-    scores = transfer_scores(images, distiller.y_synthetic_, X_test, y_test, others, n_repeats=0) if others else {}
+    rows = {"distilled": (len(images), float(np.mean(predicted == y_test)))}
+    if X is not None:
+        rows = compare_features(distiller, distiller.features(X), np.asarray(y), Z_test, y_test, n_draws, rng)
     page = _render(
         title=title or f"{distiller.class_count_.sum():,} images distilled to {len(images)}",
         summary=one_line_summary(distiller),
         images=to_data_urls(images, distiller.y_synthetic_, _MAX_IMAGES),
         n_images=len(images),
         kind="real" if hasattr(distiller, "indices_") else "synthetic",
-        rows=_accuracies(distiller, X, y, Z_test, y_test, n_draws, random_state),
+        rows=rows,
         n_test=len(y_test),
         n_draws=n_draws,
         held_out=getattr(distiller, "val_accuracy_", None),
         curve=_curve(distiller),
-        transfer={name: float(of_encoder["closed_form"]["top1"][0]) for name, of_encoder in scores.items()},
+        transfer=_transfer(distiller, X_test, y_test, others),
         confusion=_confusion(y_test, predicted),
         manifest=provenance_of(distiller),
     )
@@ -132,14 +135,14 @@ def distillation_report(
     return path
 
 
-def _accuracies(distiller, X, y, Z_test, y_test, n_draws, random_state) -> dict[str, tuple[int, float]]:
-    """Number of samples and test accuracy of the distilled set and, if there is a training set, of real ones."""
-    from ..evaluation._comparison import compare_features
+def _transfer(distiller, X_test, y_test, encoders) -> dict[str, float]:
+    """Accuracy of the closed-form probe with each of the other encoders."""
+    from ..evaluation import transfer_scores
 
-    if X is None:
-        return {"distilled": (len(distiller.y_synthetic_), float(distiller.probe_.score(Z_test, y_test)))}
-    rng = check_random_state(random_state)
-    return compare_features(distiller, distiller.features(X), np.asarray(y), Z_test, y_test, n_draws, rng)
+    if not encoders:
+        return {}
+    scores = transfer_scores(distiller.X_synthetic_, distiller.y_synthetic_, X_test, y_test, encoders, n_repeats=0)
+    return {name: float(of_encoder["closed_form"]["top1"][0]) for name, of_encoder in scores.items()}
 
 
 def _check_path(path: Path, overwrite: bool) -> None:
