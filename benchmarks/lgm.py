@@ -32,10 +32,10 @@ from sklearn_clpdd.baselines._matching import GradientMatching
 from sklearn_clpdd.datasets import load_image_folder
 from sklearn_clpdd.distill._augmentations import LGM_DISTILLATION_VIEWS, LGM_PROBE_VIEWS
 from sklearn_clpdd.distill._parametrizations import _COLOR
-from sklearn_clpdd.encoder._backbone import Preprocessing
 from sklearn_clpdd.encoder._images import as_images
 from sklearn_clpdd.encoder._loading import _create
 from sklearn_clpdd.encoder._names import BACKBONES
+from sklearn_clpdd.encoder._preprocessing import Preprocessing
 from sklearn_clpdd.evaluation import closed_form_probe_scores, sgd_probe_scores
 
 MODEL = "tf_efficientnet_lite0"

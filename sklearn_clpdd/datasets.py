@@ -1,26 +1,40 @@
 """Image sets: a folder of class folders, and scikit-learn's digits as images."""
 
+import os
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from sklearn.datasets import load_digits
 
-# Names of folders that readers of image folders take for splits.
-SPLITS = {"train", "val", "valid", "test"}
+from .utils._warnings import warn
+
+# Names of folders that hold a split of a data set, in any case.
+SPLITS = {
+    "train": {"train", "training"},
+    "val": {"val", "valid", "validation", "dev", "eval"},
+    "test": {"test", "testing"},
+}
+SPLIT_NAMES = set().union(*SPLITS.values())
 # Formats that Pillow knows by name, but that are not images, or that need another program to be read.
 _NOT_IMAGES = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "PDF", "WMF"}
 
 
-def load_image_folder(root):
+def load_image_folder(root, split=None):
     """List the image files of a folder that contains one folder per class.
 
-    No file is read; estimators decode the files when they need them.
+    No image is read; estimators decode the files when they need them. Links are followed, except those that lead back to a folder
+    above them. A link to a missing file is listed, so that estimators report the file.
 
     Parameters
     ----------
     root : str or path
-        ``root/<class name>/…/<image file>``; files without the extension of an image that Pillow can read are ignored.
+        ``root/<class name>/…/<image file>``, or ``root/<split>/<class name>/…/<image file>`` with ``split``.
+    split : str, default=None
+        Name of a split to read, in any case. ``"train"``, ``"val"`` and ``"test"`` also find their other usual names: training;
+        valid, validation, dev and eval; testing.
 
     Returns
     -------
@@ -34,7 +48,16 @@ def load_image_folder(root):
     NotADirectoryError
         If ``root`` is not a folder.
     ValueError
-        If it contains no class folders, or splits instead of classes, or if a class folder contains no image.
+        If it contains no class folders; if it contains splits and ``split`` is not given, or if it does not contain the given
+        one; or if a class folder contains no image.
+    OSError
+        If a folder cannot be read.
+
+    Warns
+    -----
+    UserWarning
+        If files are passed over: hidden ones, those without the extension of an image that Pillow can read, and images that are
+        in no class folder. One warning counts them by kind.
 
     Examples
     --------
@@ -52,22 +75,79 @@ def load_image_folder(root):
     root = Path(root)
     if not root.is_dir():
         raise NotADirectoryError(f"{root} is not a folder; pass one that contains a folder of images per class")
+    root = _split_folder(root, split)
     extensions = Image.registered_extensions()
     known = {suffix for suffix, kind in extensions.items() if kind in Image.OPEN and kind not in _NOT_IMAGES}
+    skipped: Counter[str] = Counter()
     files: dict[str, list[str]] = {}
-    for folder in sorted(child for child in root.iterdir() if child.is_dir() and not child.name.startswith(".")):
-        inside = (path for path in folder.rglob("*") if path.suffix.lower() in known and path.is_file())
-        visible = (path for path in inside if not any(part.startswith(".") for part in path.relative_to(folder).parts))
-        files[folder.name] = sorted(map(str, visible))
-    if files and set(files) <= SPLITS:
-        one = "train" if "train" in files else min(files)
-        raise ValueError(f"{root} contains the splits {sorted(files)}, not classes; pass one of them, such as {root / one}")
+    for child in sorted(root.iterdir()):
+        if child.is_dir() and not child.name.startswith("."):
+            files[child.name] = []
+            for path, is_loop in _walk(str(child)):
+                kind = "link to a folder above it" if is_loop else _kind(path[len(str(child)) + 1 :], known)
+                skipped.update([kind] if kind else [])
+                files[child.name] += [] if kind else [path]
+        elif child.is_symlink() and not child.exists():
+            skipped["link to nothing"] += 1
+        else:
+            skipped[_kind(child.name, known) or "image outside of the class folders"] += 1
     empty = [name for name, paths in files.items() if not paths]
     if not files or empty:
         seen = f"no images in {', '.join(empty[:10])}" if empty else "no folders in it"
         raise ValueError(f"{root} has to contain a folder of images per class; found {seen}")
-    paths = np.array([path for members in files.values() for path in members])
+    if skipped:
+        kinds = ", ".join(f"{n} × {kind}" for kind, n in skipped.most_common())
+        warn(f"{skipped.total()} entries of {root} are not listed: {kinds}")
+    paths = np.array([path for members in files.values() for path in sorted(members)])
     return paths, np.repeat(list(files), [len(members) for members in files.values()])
+
+
+def _split_folder(root: Path, split: str | None) -> Path:
+    """The folder of a split; the root itself if its folders are classes."""
+    folders = sorted(child for child in root.iterdir() if child.is_dir() and not child.name.startswith("."))
+    kinds = {folder: kind for folder in folders for kind, names in SPLITS.items() if folder.name.casefold() in names}
+    if split is None:
+        # Beside splits, a folder of another name (annotations, for example) is no class either.
+        are_splits = len(kinds) == len(folders) or (len(set(kinds.values())) > 1 and not any(map(_has_files, kinds)))
+        if kinds and are_splits:
+            names = [folder.name for folder in kinds]
+            one = next((folder.name for folder, kind in kinds.items() if kind == "train"), names[0])
+            raise ValueError(f"{root} contains the splits {names}, not classes; pass split= one of them, such as {one!r}")
+        return root
+    named = [folder for folder in folders if folder.name == split] or [
+        folder for folder in folders if split.casefold() in (folder.name.casefold(), kinds.get(folder))
+    ]
+    if len(named) != 1:
+        seen = [folder.name for folder in named or folders][:10]
+        raise ValueError(f"split={split!r} {'is ambiguous' if named else 'is no folder'} in {root}; pass one of {seen}")
+    return named[0]
+
+
+def _has_files(folder: Path) -> bool:
+    return any(child.is_file() for child in folder.iterdir() if not child.name.startswith("."))
+
+
+def _walk(folder: str, above: frozenset = frozenset()) -> Iterator[tuple[str, bool]]:
+    """Files and dangling links below a folder, and (with True) links to a folder above themselves, which are not followed."""
+    status = os.stat(folder)
+    own = status.st_dev, status.st_ino
+    if own in above:
+        yield folder, True
+        return
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir():
+                yield from _walk(entry.path, above | {own})
+            else:
+                yield entry.path, False
+
+
+def _kind(path: str, known: set[str]) -> str | None:
+    """Why a file is not listed; ``None`` for an image."""
+    if any(part.startswith(".") for part in path.split(os.sep)):
+        return "hidden"
+    suffix = os.path.splitext(path)[1].lower()
+    return None if suffix in known else suffix or "no extension"
 
 
 def load_digit_images():

@@ -26,7 +26,7 @@ from sklearn_clpdd.distill._objectives import (
 )
 from sklearn_clpdd.distill._parametrizations import PARAMETRIZATIONS, Points, Pyramid
 from sklearn_clpdd.distill._real_features import BatchSampler, RealFeatures, held_out_counts, split_order
-from sklearn_clpdd.encoder._backbone import Preprocessing
+from sklearn_clpdd.encoder._preprocessing import Preprocessing
 from sklearn_clpdd.utils._ridge import relative_penalty, ridge
 
 SIZE = 11  # odd, and not a power of two

@@ -22,6 +22,7 @@ from sklearn_clpdd.encoder import _loading as loading
 from sklearn_clpdd.encoder._backbone import Backbone
 from sklearn_clpdd.encoder._folding import SameConv2d, fold, fold_batch_norms, fold_paddings
 from sklearn_clpdd.encoder._names import BACKBONES
+from sklearn_clpdd.encoder._verification import choose
 
 
 class Power(nn.Module):
@@ -76,7 +77,7 @@ def test_folded_is_unfold(module):
     x = torch.rand(2, 3, 16, 16)
     wanted = module(x)
     plain = copy.deepcopy(module)
-    result = fold(module, x, wanted, paddings=True)
+    result = fold(module, paddings=True)
     assert not any(isinstance(child, nn.BatchNorm2d) for child in result.modules())
     torch.testing.assert_close(result(x), wanted, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(module.state_dict(), plain.state_dict())  # a copy was folded
@@ -94,7 +95,7 @@ def test_a_network_that_runs_in_another_order_is_not_folded():
 
     module = Backwards().eval()
     x = torch.rand(2, 3, 8, 8)
-    assert fold(module, x, module(x), paddings=True) is module
+    assert choose(module, fold(module, paddings=True), x, module(x))[0] is module
 
 
 @pytest.mark.parametrize("size", [(8, 8), (9, 9), (8, 9), (3, 3), (1, 1)])
@@ -145,7 +146,7 @@ class Shortcut(nn.Module):
 def test_layers_that_cannot_be_folded_stay(module):
     module.eval()
     x = torch.rand(2, 3, 8, 8)
-    assert fold(module, x, module(x), paddings=True) is module
+    assert choose(module, fold(module, paddings=True), x, module(x))[0] is module
 
 
 def test_a_network_that_reads_its_layers_is_not_folded():
@@ -159,7 +160,7 @@ def test_a_network_that_reads_its_layers_is_not_folded():
 
     module = Curious().eval()
     x = torch.rand(2, 3, 8, 8)
-    assert fold(module, x, module(x), paddings=True) is module
+    assert choose(module, fold(module, paddings=True), x, module(x))[0] is module
 
 
 @pytest.mark.parametrize("size", [112, 113, 96, 49])
@@ -295,9 +296,9 @@ def finished(monkeypatch):
     made = {"networks": [], "looks": []}
     finish, digest = loading._freeze, loading.module_digest
 
-    def counted(module, preprocessing, device):
+    def counted(module, preprocessing, device, original):
         made["networks"].append(preprocessing.image_size)
-        return finish(module, preprocessing, device)
+        return finish(module, preprocessing, device, original)
 
     def looked(module):
         made["looks"].append(module)
@@ -403,7 +404,7 @@ def test_names_of_features_follow_a_parameter_of_another_shape():
     encoder = FrozenEncoder(module, image_size=16)
     encoder.transform(images(size=16))
     assert len(encoder.get_feature_names_out()) == 5
-    module[2].weight = nn.Parameter(torch.zeros(7, 3))
+    module[2].weight = nn.Parameter(torch.ones(7, 3))
     module[2].bias = nn.Parameter(torch.zeros(7))
     assert len(encoder.get_feature_names_out()) == encoder.transform(images(size=16)).shape[1] == 7
 
@@ -417,8 +418,8 @@ def test_a_loaded_encoder_makes_no_folder(tmp_path):
 @pytest.mark.parametrize(
     ("broken", "words"),
     [
-        (nn.Conv2d(3, 4, 3), r"returned \(1, 4, 30, 30\) for one image"),
-        (nn.Linear(5, 2), "fails on an image of 32"),
+        (nn.Conv2d(3, 4, 3), r"returned \(2, 4, 30, 30\) for two images"),
+        (nn.Linear(5, 2), "fails on two images of 32"),
     ],
 )
 def test_modules_that_are_not_encoders_are_refused(broken, words):

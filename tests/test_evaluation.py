@@ -52,7 +52,7 @@ def test_image_folder_errors(tmp_path):
         load_image_folder(tmp_path)
     (tmp_path / "splits" / "train").mkdir(parents=True)
     (tmp_path / "splits" / "test").mkdir()
-    with pytest.raises(ValueError, match=r"contains the splits.*such as .*train$"):
+    with pytest.raises(ValueError, match=r"contains the splits.*such as 'train'$"):
         load_image_folder(tmp_path / "splits")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="no images in empty, splits"):

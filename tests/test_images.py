@@ -11,6 +11,7 @@ from PIL import Image
 from sklearn_clpdd import FrozenEncoder
 from sklearn_clpdd.encoder import _extractor as extractor_module
 from sklearn_clpdd.encoder._images import as_images
+from sklearn_clpdd.encoder._preprocessing import Preprocessing
 
 
 @pytest.fixture
@@ -94,7 +95,7 @@ def test_files_of_every_mode(tmp_path):
         image.save(paths[-1])
     images = as_images(paths)
     images.check()
-    batch = images.read(range(len(paths)), lambda image: image)
+    batch = images.read(range(len(paths)), Preprocessing(32))
     assert batch.shape == (7, 3, 32, 32)
     for mode, image in zip(modes, batch, strict=True):
         np.testing.assert_allclose(image[1], ramp / 255, atol=0.02, err_msg=mode)
@@ -121,13 +122,13 @@ def test_pictures_of_different_sizes_are_resized_and_cropped(encoder):
         (np.zeros((8, 8, 3), np.uint8), ValueError, r"one image\? Pass X\[None\]"),
         (torch.zeros(3, 8, 8), ValueError, r"tensor of shape \(3, 8, 8\)"),
         (torch.zeros(0, 48), ValueError, "image_shape="),
-        ([Image.new("F", (4, 4))], ValueError, "X\\[0\\].*convert it to 8 bits"),
+        ([Image.new("F", (4, 4))], ValueError, "X\\[0\\].*convert it to 8 or 16 bits"),
         (torch.zeros(2, 8, 8, 3), ValueError, r"tensor of shape \(2, 8, 8, 3\)"),
         ([], ValueError, "no images"),
         (["a.png", 3], TypeError, "element 1 .* int"),
-        ("one.png", TypeError, "list of files"),
-        (Image.new("RGB", (4, 4)), TypeError, "one image.*list of images"),
-        ([np.zeros((4, 4)), np.zeros((5, 5))], ValueError, "one shape"),
+        ("one.png", TypeError, "one picture, one.png; pass a list"),
+        (Image.new("RGB", (4, 4)), TypeError, "one picture.*pass a list"),
+        ([np.zeros((4, 4)), np.zeros((5, 5, 2))], ValueError, r"X\[1\].*shape \(5, 5, 2\) is none of"),
     ],
 )
 def test_bad_arrays(encoder, X, error, words):
@@ -223,7 +224,7 @@ def test_paths_stay_on_disk(paths):
     images = as_images(np.array(paths * 20_000))
     assert len(images) == 100_000
     assert all(isinstance(picture, str) for picture in images.pictures)
-    assert images.read([99_999], lambda image: image).shape == (1, 3, 20, 24)
+    assert images.read([99_999], Preprocessing(20)).shape == (1, 3, 20, 20)
 
 
 def test_keys_follow_the_content(pixels, paths):
@@ -237,5 +238,5 @@ def test_keys_follow_the_content(pixels, paths):
 
 
 def test_views_of_arrays_with_negative_strides(pixels):
-    whole = as_images(pixels).read(range(5), lambda image: image)
-    np.testing.assert_array_equal(as_images(pixels[::-1, :, ::-1]).read(range(5), lambda image: image), whole.flip(0, 3))
+    whole = as_images(pixels[:, :20, :20]).read(range(5), Preprocessing(20))
+    np.testing.assert_array_equal(as_images(pixels[::-1, :20, 19::-1]).read(range(5), Preprocessing(20)), whole.flip(0, 3))

@@ -173,8 +173,8 @@ def test_a_finished_run_is_not_repeated(encoder, colors, tmp_path, parameters):
     ("change", "words"),
     [
         ({"temperature": 0.2}, "temperature was 'auto' and is 0.2"),
-        ({"max_iter": 46}, "max_iter was 45.0 and is 46.0"),
-        ({"random_state": 1}, "random_state was 0.0 and is 1.0"),
+        ({"max_iter": 46}, "max_iter was 45 and is 46"),
+        ({"random_state": 1}, "random_state was 0 and is 1"),
         ({"augmentation": DSA(flip=0)}, r"augmentation was 'dsa' and is DSA\(.*flip=0"),
         ({"encoder__l2_normalize": False}, "encoder changed"),
         ({"objective": CrossEntropy(1.0, 0.1)}, "objective was 'probe_and_neighbors' and is <"),

@@ -3,7 +3,9 @@
 from numbers import Integral
 
 import numpy as np
-from sklearn.utils import check_scalar, column_or_1d
+from sklearn.utils import check_scalar
+
+from ..utils._labels import as_labels
 
 
 def allocate_images(y, total):
@@ -36,7 +38,7 @@ def allocate_images(y, total):
     >>> allocate_images(["cat", "cat", "cat", "dog", "dog", "owl"], 5)
     {'cat': 2, 'dog': 2, 'owl': 1}
     """
-    classes, counts = np.unique(column_or_1d(y), return_counts=True)
+    classes, counts = np.unique(as_labels(y), return_counts=True)
     check_scalar(total, "total", Integral)
     if total < len(classes):
         raise ValueError(f"total={total} is less than one image for each of {len(classes)} classes; pass at least {len(classes)}")

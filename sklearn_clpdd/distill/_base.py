@@ -11,8 +11,7 @@ import torch
 import torch.nn.functional as F
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.utils import check_scalar
-from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import assert_all_finite, check_consistent_length, check_is_fitted, column_or_1d, validate_data
+from sklearn.utils.validation import check_consistent_length, check_is_fitted, validate_data
 from torch import Tensor, nn
 
 from ..encoder._encoder import FrozenEncoder, as_encoder
@@ -22,11 +21,13 @@ from ..encoder._shared_module import SharedModuleMixin
 from ..probe._selection import best_temperature
 from ..probe._solved import solved_probe
 from ..utils._arrays import evenly_spaced, standardize
-from ..utils._device import resolve_device, standard_torch_modes
+from ..utils._device import resolve_device
 from ..utils._heap import reuse_freed_memory
+from ..utils._labels import as_labels
 from ..utils._pictures import to_html
 from ..utils._ridge import relative_penalty
 from ..utils._sklearn_compat import HtmlAppendixMixin, Interval, check_output_container
+from ..utils._torch_modes import standard_torch_modes
 from ..utils._transformer import OutputCheckedTransformer
 from ..utils._warnings import warn
 from ._adapters import DataAdapter, FeatureAdapter, ImageAdapter
@@ -129,8 +130,7 @@ class BaseDistiller(HtmlAppendixMixin, SharedModuleMixin, OutputCheckedTransform
         # scikit-learn sets attributes, such as n_features_in_, while it validates; on a copy, because `fit` may still fail.
         copy = object.__new__(type(self))
         copy.__dict__.update(before := self._without_fitted_attributes())
-        X, y = validate_data(copy, X, y, dtype=[np.float64, np.float32])
-        check_classification_targets(y)
+        X, y = validate_data(copy, X, None if y is None else as_labels(y), dtype=[np.float64, np.float32])
         set_by_sklearn = {name: value for name, value in vars(copy).items() if name not in before}
         return FeatureAdapter(X, resolve_device("auto")), y, set_by_sklearn
 
@@ -143,10 +143,8 @@ class BaseDistiller(HtmlAppendixMixin, SharedModuleMixin, OutputCheckedTransform
         if len({repr(encoder.image_shape) for encoder in encoders}) > 1:
             raise ValueError(f"encoders have to agree on image_shape; got {[encoder.image_shape for encoder in encoders]}")
         images = as_images(X, encoders[0].image_shape)
-        y = column_or_1d(y, warn=True)
-        assert_all_finite(y, input_name="y")
+        y = as_labels(y)
         check_consistent_length(images, y)
-        check_classification_targets(y)
         return ImageAdapter(images, encoders, self.image_size), y, {}
 
     def _resolve_images_per_class(self, classes: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -343,9 +341,8 @@ def _inner_probe(data: FitData, real: RealFeatures, Z: Tensor, Y: Tensor, alpha:
 
 def _groups_within_classes(codes: np.ndarray, groups) -> np.ndarray:
     """Index of the pair of class and group of each sample."""
-    groups = column_or_1d(groups, warn=True)
+    groups = as_labels(groups, "groups")
     check_consistent_length(codes, groups)
-    assert_all_finite(groups, input_name="groups")
     return np.unique(np.stack([codes, np.unique(groups, return_inverse=True)[1]]), axis=1, return_inverse=True)[1].reshape(-1)
 
 

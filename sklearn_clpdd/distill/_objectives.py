@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ..utils._device import has_full_float32_matmul
 from ..utils._ridge import relative_penalty, ridge, to_float64
+from ..utils._torch_modes import has_full_float32_matmul
 
 OuterLoss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 

@@ -92,7 +92,7 @@ class DistilledSampler(BaseEstimator):
         X_synthetic : ndarray of shape (n_synthetic, height, width, 3), float32
             Images in [0, 1]; for features ``(n_synthetic, n_features)``, as a pandas DataFrame if ``X`` is one.
         y_synthetic : ndarray of shape (n_synthetic,)
-            Their labels, as a pandas Series if ``y`` is one.
+            Their labels; a pandas Series or data frame of the same dtype if ``y`` is one.
 
         Raises
         ------
@@ -100,7 +100,7 @@ class DistilledSampler(BaseEstimator):
             If `distiller` is not a distiller. Other errors are those of its `fit`.
         """
         self.fit(X, y, groups)
-        return _like(X, self.distiller_.X_synthetic_, "columns"), _like(y, self.distiller_.y_synthetic_, "name")
+        return _samples_like(X, self.distiller_.X_synthetic_), _labels_like(y, self.distiller_.y_synthetic_)
 
     def __sklearn_is_fitted__(self):
         return hasattr(self, "distiller_")
@@ -112,8 +112,21 @@ class DistilledSampler(BaseEstimator):
         return self.distiller_.n_features_in_
 
 
-def _like(given, array: np.ndarray, label: str):
-    """The array in the pandas container of ``given``, if that is one."""
-    if type(given).__module__.partition(".")[0] != "pandas" or array.ndim > 2 or not hasattr(given, label):
+def _samples_like(given, array: np.ndarray):
+    """Features as a pandas data frame if that is what was given."""
+    if not _is_pandas(given) or array.ndim > 2 or not hasattr(given, "columns"):
         return array
-    return type(given)(array, **{label: getattr(given, label)})
+    return type(given)(array, columns=given.columns)
+
+
+def _labels_like(given, labels: np.ndarray):
+    """Labels in pandas' container and with its dtype if that is what was given."""
+    if not _is_pandas(given):
+        return labels
+    if hasattr(given, "columns"):
+        return type(given)({given.columns[0]: _labels_like(given.iloc[:, 0], labels)})
+    return type(given)(labels, dtype=given.dtype, name=given.name)
+
+
+def _is_pandas(given) -> bool:
+    return type(given).__module__.partition(".")[0] == "pandas" and (hasattr(given, "columns") or hasattr(given, "name"))

@@ -1,77 +1,48 @@
-"""A frozen network and its preprocessing."""
+"""A frozen network with its preprocessing: images → features."""
 
-import math
-from dataclasses import dataclass, replace
 from functools import cached_property
 
 import joblib
 import torch
-import torch.nn.functional as F
 from joblib.hashing import NumpyHasher
 from torch import Tensor, nn
 
+from ..utils._torch_modes import standard_torch_modes
 from ._folding import SameConv2d
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """How a backbone expects its images.
-
-    Parameters
-    ----------
-    image_size : int
-        Side of the network's input, in pixels.
-    crop_pct : float
-        The shorter side of an image is resized to ``image_size / crop_pct``, and the image is cropped at its centre.
-    mean, std : tuple of 3 floats
-        Normalisation of RGB values in [0, 1].
-    interpolation : {"bilinear", "bicubic"}
-        Method of resizing, always with antialiasing.
-    """
-
-    image_size: int
-    crop_pct: float = 1.0
-    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
-    std: tuple[float, ...] = (1.0, 1.0, 1.0)
-    interpolation: str = "bicubic"
-
-    @property
-    def resize_size(self) -> int:
-        """Length of the shorter side before the crop, in pixels."""
-        return math.floor(self.image_size / self.crop_pct + 1e-6)  # 128 / (128 / 186) is 185.99…
-
-    def uncropped(self, side: int) -> "Preprocessing":
-        """A copy without a crop, for images of this side."""
-        return replace(self, image_size=side, crop_pct=1.0)
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """Resize and centre-crop ``(n, 3, H, W)`` in [0, 1] to ``(n, 3, image_size, image_size)``, still in [0, 1]."""
-        shorter = min(images.shape[-2:])
-        if shorter != self.resize_size:
-            size = [max(self.resize_size, round(side * self.resize_size / shorter)) for side in images.shape[-2:]]
-            images = F.interpolate(images, size, mode=self.interpolation, antialias=True).clamp(0, 1)
-        top, left = ((side - self.image_size) // 2 for side in images.shape[-2:])
-        return images[..., top : top + self.image_size, left : left + self.image_size]
+from ._preprocessing import Preprocessing
 
 
 class Backbone:
     """A frozen network and its preprocessing: images ``(n, 3, s, s)`` in [0, 1] → features ``(n, n_features)``."""
 
     def __init__(
-        self, module: nn.Module, preprocessing: Preprocessing, n_features: int, device: torch.device, weights_sha256: str = ""
+        self,
+        module: nn.Module,
+        preprocessing: Preprocessing,
+        n_features: int,
+        device: torch.device,
+        weights_sha256: str = "",
+        layout: torch.memory_format = torch.channels_last,
     ):
         self.module = module
         self.preprocessing = preprocessing
         self.n_features = n_features
         self.device = device
         self.weights_sha256 = weights_sha256  # of the weights as loaded, before folding
+        self.layout = layout
         self._mean, self._std = (
             torch.tensor(values, device=device)[:, None, None] for values in (preprocessing.mean, preprocessing.std)
         )
 
     def __call__(self, images: Tensor) -> Tensor:
         normalized = (images - self._mean.to(images.dtype)) / self._std.to(images.dtype)
-        return self.module(normalized.contiguous(memory_format=torch.channels_last))
+        features = self.module(normalized.contiguous(memory_format=self.layout))
+        if features.shape != (len(images), self.n_features):
+            raise ValueError(
+                f"{type(self.module).__name__} returned features of shape {tuple(features.shape)} for {len(images)} images; "
+                f"a batch of any size has to give one row of {self.n_features} for each of its images"
+            )
+        return features
 
     @cached_property
     def digest(self) -> str:
@@ -104,7 +75,7 @@ class Backbone:
                 saved[storage.data_ptr()] = storage.nbytes()
             return tensor
 
-        with torch.inference_mode(False), torch.enable_grad():
+        with standard_torch_modes(self.device):
             image = torch.zeros(1, 3, size, size, device=self.device, dtype=torch.float32, requires_grad=True)
             with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
                 features = self(image)  # keeps the saved tensors alive while they are counted
@@ -127,6 +98,9 @@ class _ContentHasher(NumpyHasher):
         """Replace tensors by arrays."""
         if isinstance(obj, SameConv2d):
             obj = obj.convolution
+        if isinstance(obj, torch.jit.ScriptModule):
+            code = [(name, getattr(module, "code", "")) for name, module in obj.named_modules()]
+            obj = ("script", code, dict(obj.state_dict()))
         if isinstance(obj, Tensor):
             obj = (str(obj.dtype), obj.shape, obj.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
         super().save(obj)

@@ -20,9 +20,11 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..utils._heap import reuse_freed_memory
-from ._backbone import Backbone, Preprocessing
+from ..utils._torch_modes import standard_torch_modes
+from ._backbone import Backbone
 from ._feature_cache import FeatureCache, feature_cache
 from ._images import Images
+from ._preprocessing import Preprocessing
 
 # Images whose features are written to the cache together.
 _BLOCK = 1024
@@ -137,13 +139,13 @@ class FeatureExtractor:
         """Features ``(len(indices), d)`` float32 of the images at these positions; incomplete if there are faults."""
         features = np.empty((len(indices), self.n_features), dtype=np.float32)
         done = 0
-        batches = images.batches(indices, self.batch_size, self.preprocessing, self.n_jobs, faults)
+        batches = _in_standard_modes(images.batches(indices, self.batch_size, self.preprocessing, self.n_jobs, faults))
         if self.device.type != "cpu":
             batches = _prefetched(batches)
         # A single batch has no memory to reuse.
         with reuse_freed_memory() if self.device.type == "cpu" and len(indices) > self.batch_size else nullcontext():
             for batch in batches:
-                with torch.inference_mode():
+                with standard_torch_modes(self.device), torch.inference_mode():
                     features[done : done + len(batch)] = self(batch.to(self.device, non_blocking=True)).cpu().numpy()
                 done += len(batch)
                 bar.update(len(batch))
@@ -181,6 +183,7 @@ class FeatureExtractor:
             "mean": [float(value) for value in own.mean],
             "std": [float(value) for value in own.std],
             "interpolation": own.interpolation,
+            "crop_mode": own.crop_mode,
         }
 
 
@@ -192,6 +195,16 @@ def joint_features(extractors: list[FeatureExtractor], images: Images) -> np.nda
 
 def _in_blocks(n: int) -> list[range]:
     return [range(start, min(start + _BLOCK, n)) for start in range(0, n, _BLOCK)]
+
+
+def _in_standard_modes(batches: Iterator[Tensor]) -> Iterator[Tensor]:
+    """The same batches, each prepared in torch's standard modes, which the consumer does not see."""
+    while True:
+        with standard_torch_modes():
+            batch = next(batches, None)
+        if batch is None:
+            return
+        yield batch
 
 
 def _prefetched(batches: Iterator[Tensor]) -> Iterator[Tensor]:

@@ -3,45 +3,38 @@
 import copy
 
 import torch.nn.functional as F
-from torch import Tensor, nn, no_grad
+from torch import Tensor, nn
 
 from ..utils._torch_compat import fuse_conv_bn_weights, is_conv2d_same
 from ._frozen_layers import frozen_conv2d
 
-# Largest relative change of the features that folding may cause (Lite0: 2e-6).
-_TOLERANCE = 1e-3
 
+def fold(module: nn.Module, *, paddings: bool) -> nn.Module:
+    """A folded copy of a module in eval mode; the module itself if there is nothing to fold.
 
-def fold(module: nn.Module, images: Tensor, features: Tensor, *, paddings: bool) -> nn.Module:
-    """A folded copy of a module; the module itself if there is nothing to fold, or if the copy computes something else.
+    The copy may compute something else, because the order of registration need not be that of execution; that has to be
+    verified.
 
     Parameters
     ----------
     module : nn.Module
-        In eval mode.
-    images, features : Tensor
-        An input, and the module's output for it.
     paddings : bool
         Whether to fold paddings too, which avoids copies of the activations; only measured on CPUs.
     """
-    copied = copy.deepcopy(module)
     try:
+        copied = copy.deepcopy(module)
         n_folded = fold_batch_norms(copied)
         if paddings:
             n_folded += fold_paddings(copied)
-        if n_folded == 0:
-            return module
-        with no_grad():
-            error = (copied(images) - features).norm()
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError):
-        return module  # layers that cannot be folded, or that the module accesses directly
-    return copied.requires_grad_(False) if error <= _TOLERANCE * features.norm() else module
+        return module  # layers that cannot be copied or folded
+    return copied.requires_grad_(False) if n_folded else module
 
 
 def fold_batch_norms(module: nn.Module) -> int:
     """Fold, in place, every batch norm that directly follows a convolution among the children of one module; return their number.
 
-    Assumes that the order of registration is that of execution, which `fold` verifies. The activation of a batch norm that has
+    Assumes that the order of registration is that of execution. The activation of a batch norm that has
     one (timm's ``BatchNormAct2d``) is kept.
     """
     count = 0

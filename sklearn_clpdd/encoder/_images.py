@@ -2,9 +2,12 @@
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence, Set
+from functools import cached_property, partial
 from hashlib import blake2b
+from numbers import Real
+from stat import S_ISDIR, S_ISREG
 
 import joblib
 import numpy as np
@@ -12,11 +15,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ._decoding import PICTURES, Picture, UnusablePictureError, decode, describe, picture_content
 from ._feature_cache import KEY_BYTES
+from ._preprocessing import Preprocessing
 
 ACCEPTED = (
     "Accepted are arrays (n, H, W) or (n, H, W, 1 or 3) and torch tensors (n, 1 or 3, H, W), uint8 or float in [0, 1]; "
-    "rows (n, H*W*C) with image_shape=; and one-dimensional arrays, lists, or columns of file paths or of PIL images"
+    "rows (n, H*W*C) with image_shape=; and lists, one-dimensional arrays, columns and other sequences of pictures: file paths, "
+    "contents of files as bytes, PIL images, or arrays (H, W) or (H, W, 1 or 3) of any size"
 )
 # How many unusable images one error names.
 _MAX_LISTED = 10
@@ -44,14 +50,14 @@ class Images(ABC):
         """Digests that are the same on every machine with a copy of the images."""
 
     @abstractmethod
-    def read(self, indices, prepare: Callable[[Tensor], Tensor], n_jobs: int | None = None) -> Tensor:
-        """The images at ``indices``, float32 RGB in [0, 1], passed through ``prepare``: ``(len(indices), 3, s, s)``."""
+    def read(self, indices, preprocessing: Preprocessing, n_jobs: int | None = None) -> Tensor:
+        """The images at ``indices``, float32 RGB in [0, 1], resized and cropped: ``(len(indices), 3, s, s)``."""
 
     def batches(
         self,
         indices: Sequence[int],
         batch_size: int,
-        prepare: Callable[[Tensor], Tensor],
+        preprocessing: Preprocessing,
         n_jobs: int | None,
         faults: dict[int, str],
     ) -> Iterator[Tensor]:
@@ -60,7 +66,7 @@ class Images(ABC):
         ``faults`` maps the positions of undecodable images to the reasons.
         """
         for start in range(0, len(indices), batch_size):
-            yield self.read(indices[start : start + batch_size], prepare, n_jobs)
+            yield self.read(indices[start : start + batch_size], preprocessing, n_jobs)
 
     def report(self, faults: dict[int, str]) -> None:  # noqa: B027 (arrays have no faults)
         """Raise one error for all images that could not be decoded, if there are any."""
@@ -97,33 +103,56 @@ class _PixelArray(Images):
     @cached_property
     def _keys(self) -> np.ndarray:
         pixels = self.pixels if isinstance(self.pixels, np.ndarray) else self.pixels.numpy()
-        form = f"{pixels.dtype} {pixels.shape[1:]}".encode()
+        form = f"{type(self.pixels).__name__} {pixels.dtype} {pixels.shape[1:]}".encode()
         return _stack_keys(_digest(form, np.ascontiguousarray(image).data) for image in pixels)
 
     def _at(self, indices):
         """The pixels of these images; a view if ``indices`` is a range."""
         return self.pixels[slice(indices.start, indices.stop) if isinstance(indices, range) else indices]
 
-    def read(self, indices, prepare, n_jobs=None):
+    def read(self, indices, preprocessing, n_jobs=None):
+        shape = self.pixels.shape
+        if preprocessing.is_alone(*(shape[1:3] if isinstance(self.pixels, np.ndarray) else shape[2:])):
+            images = _parallel(n_jobs)(joblib.delayed(decode)(self.pixels[i], preprocessing) for i in indices)
+            return torch.cat(images)
         batch = self._at(indices)
         if isinstance(batch, np.ndarray):  # torch has no negative strides, and only native dtypes
             dtype = np.uint8 if batch.dtype == np.uint8 else np.float32
             batch = torch.from_numpy(np.array(batch, dtype, order="C")).permute(0, 3, 1, 2)
-        return prepare(_to_unit_rgb(batch))
+        batch = batch.float() / 255 if batch.dtype == torch.uint8 else batch.float()
+        return preprocessing(batch.expand(-1, 3, -1, -1))
+
+
+class _Fault(str):
+    """Why a sequence did not return its element."""
 
 
 class _PictureList(Images):
-    """Paths, whose files are decoded batch by batch, or PIL images; of any size and mode."""
+    """Pictures of any kind, size and mode, which are decoded batch by batch.
 
-    def __init__(self, pictures: list):
+    Parameters
+    ----------
+    pictures : Sequence
+        They are taken one after another, because getting an element of a user's sequence may not be thread-safe.
+    """
+
+    def __init__(self, pictures: Sequence):
         self.pictures = pictures
 
     def __len__(self):
         return len(self.pictures)
 
+    def _element(self, i: int) -> Picture | _Fault:
+        try:
+            return self.pictures[i]
+        except Exception as error:  # a user's sequence can fail in many ways
+            return _Fault(f"getting it raised {type(error).__name__}: {error}")
+
     def check(self, indices=None):
+        if not isinstance(self.pictures, list):  # a column or a data set decodes what it returns
+            return
         indices = range(len(self)) if indices is None else indices
-        faults = {i: _status_of(self.pictures[i]) for i in indices if not isinstance(self.pictures[i], Image.Image)}
+        faults = {i: _status_of(self.pictures[i]) for i in indices if isinstance(self.pictures[i], str | os.PathLike)}
         self.report({i: fault for i, fault in faults.items() if isinstance(fault, str)})
 
     def keys(self):
@@ -134,31 +163,29 @@ class _PictureList(Images):
 
     @cached_property
     def _key_pairs(self) -> tuple[np.ndarray, np.ndarray]:
-        pairs: list = [_digest_pair(picture) for picture in self.pictures]
+        pairs: list = [_digest_pair(self._element(i)) for i in range(len(self))]
         self.report({i: pair for i, pair in enumerate(pairs) if isinstance(pair, str)})
         return _stack_keys(pair[0] for pair in pairs), _stack_keys(pair[1] for pair in pairs)
 
-    def read(self, indices, prepare, n_jobs=None):
+    def read(self, indices, preprocessing, n_jobs=None):
         faults: dict[int, str] = {}
-        batches = list(self.batches(indices, len(indices), prepare, n_jobs, faults))
+        batches = list(self.batches(indices, len(indices), preprocessing, n_jobs, faults))
         self.report(faults)
         return batches[0]
 
-    def batches(self, indices, batch_size, prepare, n_jobs, faults):
-        parallel = joblib.Parallel(_n_threads(n_jobs), prefer="threads")
+    def batches(self, indices, batch_size, preprocessing, n_jobs, faults):
+        parallel, decoded = _parallel(n_jobs), partial(_decode, preprocessing=preprocessing)
         for start in range(0, len(indices), batch_size):
-            part = indices[start : start + batch_size]
-            decoded = parallel(joblib.delayed(_decode)(self.pictures[i]) for i in part)
-            faults.update((int(i), one) for i, one in zip(part, decoded, strict=True) if isinstance(one, str))
+            part = [int(i) for i in indices[start : start + batch_size]]
+            images = parallel(joblib.delayed(decoded)(self._element(i)) for i in part)
+            faults.update((i, image) for i, image in zip(part, images, strict=True) if isinstance(image, str))
             if not faults:
-                # Resized one after another in this thread, because torch uses several threads for each image.
-                pixels = (torch.from_numpy(array).permute(2, 0, 1)[None] for array in decoded)
-                yield torch.cat([prepare(_to_unit_rgb(image)) for image in pixels])
+                yield torch.cat(images)
 
     def report(self, faults):
         if not faults:
             return
-        lines = [f"  X[{i}], {self.pictures[i]}: {faults[i]}" for i in sorted(faults)[:_MAX_LISTED]]
+        lines = [f"  X[{i}], {describe(self._element(i))}: {faults[i]}" for i in sorted(faults)[:_MAX_LISTED]]
         if len(faults) > _MAX_LISTED:
             lines.append(f"  … and {len(faults) - _MAX_LISTED} more")
         lines.append("Fix these images, or remove them from X (and y)")
@@ -171,8 +198,9 @@ def as_images(X, image_shape: tuple[int, ...] | None = None) -> Images:
 
     Parameters
     ----------
-    X : array-like
-        See `ACCEPTED`.
+    X : array-like or sequence of pictures
+        See `ACCEPTED`. A sequence of pictures that is no list, such as a column of a Hugging Face data set or a torch
+        ``Subset``, is never copied: its elements are taken batch by batch.
     image_shape : tuple (H, W) or (H, W, C), optional
         Shape of the image in each row of a two-dimensional ``X``.
 
@@ -181,22 +209,62 @@ def as_images(X, image_shape: tuple[int, ...] | None = None) -> Images:
     ValueError, TypeError
         If ``X`` has any other form; the message says what was passed.
     """
-    if isinstance(X, (str, bytes, os.PathLike)):
-        raise TypeError(f"X is one path, {os.fspath(X)!r}; pass a list of files. {ACCEPTED}")
-    if isinstance(X, Image.Image):
-        raise TypeError(f"X is one image, {X!r}; pass a list of images. {ACCEPTED}")
     if isinstance(X, Images):
         return X
+    if isinstance(X, str | os.PathLike | bytes | Image.Image):
+        raise TypeError(f"X is one picture, {describe(X)}; pass a list of pictures. {ACCEPTED}")
     if isinstance(X, Tensor):
         return _tensor_images(X.detach().cpu(), image_shape)
-    if isinstance(X, list | tuple) and len(X) and isinstance(X[0], Image.Image | os.PathLike | str):
-        return _picture_list(list(X))
+    if hasattr(X, "__array__") or hasattr(X, "__array_interface__"):
+        return _array_images(X, image_shape)
+    pictures = _as_sequence(X)
+    first = pictures[0] if len(pictures) else None
+    if isinstance(first, PICTURES):
+        if not (isinstance(pictures, list) and isinstance(first, np.ndarray | Tensor) and _have_one_form(pictures)):
+            return _picture_list(pictures)
+        if isinstance(first, Tensor):
+            return _tensor_images(torch.stack(pictures).detach().cpu(), image_shape)
+    elif first is not None and not (isinstance(pictures, list) and isinstance(first, list | Real)):
+        raise TypeError(f"element 0 of X is {describe(first)}, not a picture. {ACCEPTED}")
+    return _array_images(pictures, image_shape)
+
+
+def _have_one_form(pictures: list) -> bool:
+    first = pictures[0]
+    return all(type(one) is type(first) and (one.shape, one.dtype) == (first.shape, first.dtype) for one in pictures)
+
+
+def _as_sequence(X) -> Sequence:
+    """A list or tuple as a list; another sequence with random access as it is."""
+    if isinstance(X, str | bytes | Mapping | Set) or not hasattr(X, "__len__"):
+        raise TypeError(f"X is a {type(X).__name__}, which is not a sequence of images; pass a list. {ACCEPTED}")
+    if isinstance(X, list | tuple | deque) or not hasattr(X, "__getitem__"):
+        return list(X)
+    return X
+
+
+def _tensor_images(tensor: Tensor, image_shape) -> Images:
+    if tensor.dtype != torch.uint8 and not tensor.is_floating_point():
+        raise ValueError(f"images have dtype uint8 or float; got a tensor {tuple(tensor.shape)} of {tensor.dtype}. {ACCEPTED}")
+    if tensor.dtype not in (torch.uint8, torch.float32, torch.float64):
+        tensor = tensor.float()  # numpy has no bfloat16
+    if tensor.ndim == 2:
+        return as_images(tensor.numpy(), image_shape)
+    if tensor.ndim != 4 or tensor.shape[1] not in (1, 3):
+        raise ValueError(f"X is a tensor of shape {tuple(tensor.shape)}, which is not a shape of images. {ACCEPTED}")
+    _check_not_empty(tensor.shape)
+    return _PixelArray(tensor)
+
+
+def _array_images(X, image_shape) -> Images:
     try:
         array = np.asarray(X)
     except ValueError as error:
         raise ValueError(f"X is not an array of images of one shape: {error}. {ACCEPTED}") from error
+    if array.dtype.kind == "S":
+        raise ValueError(f"X is a numpy array of bytes, which has lost zeros at their ends; pass a list of bytes. {ACCEPTED}")
     if array.ndim == 1 or (
-        array.ndim == 2 and array.shape[1] == 1 and array.dtype.kind in "OUS"
+        array.ndim == 2 and array.shape[1] == 1 and array.dtype.kind in "OU"
     ):  # a data frame with one column of paths
         return _picture_list(array.ravel().tolist())
     if array.dtype != np.uint8 and array.dtype.kind != "f":
@@ -215,29 +283,15 @@ def as_images(X, image_shape: tuple[int, ...] | None = None) -> Images:
     return _PixelArray(array)
 
 
-def _tensor_images(tensor: Tensor, image_shape) -> Images:
-    if tensor.dtype != torch.uint8 and not tensor.is_floating_point():
-        raise ValueError(f"images have dtype uint8 or float; got a tensor {tuple(tensor.shape)} of {tensor.dtype}. {ACCEPTED}")
-    if tensor.dtype not in (torch.uint8, torch.float32, torch.float64):
-        tensor = tensor.float()  # numpy has no bfloat16
-    if tensor.ndim == 2:
-        return as_images(tensor.numpy(), image_shape)
-    if tensor.ndim != 4 or tensor.shape[1] not in (1, 3):
-        raise ValueError(f"X is a tensor of shape {tuple(tensor.shape)}, which is not a shape of images. {ACCEPTED}")
-    _check_not_empty(tensor.shape)
-    return _PixelArray(tensor)
-
-
-def _picture_list(pictures: list) -> Images:
-    if not pictures:
+def _picture_list(pictures: Sequence) -> Images:
+    if len(pictures) == 0:
         raise ValueError(f"X contains no images. {ACCEPTED}")
-    for i, picture in enumerate(pictures):
-        if not isinstance(picture, str | os.PathLike | Image.Image):
-            raise TypeError(
-                f"element {i} of a one-dimensional X is a {type(picture).__name__}, neither a path nor a PIL image. {ACCEPTED}"
-            )
-        if isinstance(picture, Image.Image) and 0 in picture.size:
-            raise ValueError(f"element {i} of X is a PIL image of size zero, {picture.size}")
+    if isinstance(pictures, list):
+        for i, picture in enumerate(pictures):
+            if not isinstance(picture, PICTURES):
+                raise TypeError(f"element {i} of X is {describe(picture)}, not a picture. {ACCEPTED}")
+            if isinstance(picture, Image.Image) and 0 in picture.size:
+                raise ValueError(f"element {i} of X is a PIL image of size zero, {picture.size}")
     return _PictureList(pictures)
 
 
@@ -262,36 +316,20 @@ def _check_not_empty(shape) -> None:
         raise ValueError(f"X has shape {tuple(shape)}: no images, or images of size zero. {ACCEPTED}")
 
 
-def _to_unit_rgb(batch: Tensor) -> Tensor:
-    """uint8 or float, 1 or 3 channels → float32 RGB in [0, 1]."""
-    batch = batch.float() / 255 if batch.dtype == torch.uint8 else batch.float()
-    return batch.expand(-1, 3, -1, -1)
-
-
-def _decode(picture) -> np.ndarray | str:
-    """Pixels of a path or a PIL image, or what is wrong with it."""
+def _decode(picture: Picture | _Fault, preprocessing: Preprocessing) -> Tensor | str:
+    """A picture as the network sees it, or what is wrong with it."""
+    if isinstance(picture, _Fault):
+        return str(picture)
     try:
-        if isinstance(picture, Image.Image):
-            return _to_array(picture)
-        with Image.open(picture) as opened:
-            return _to_array(opened)
+        return decode(picture, preprocessing)
     except FileNotFoundError:
         return _MISSING
-    except Exception as error:  # Pillow's decoders raise errors of many types
-        return f"{type(error).__name__}: {error}".replace(f" {str(picture)!r}", "")
+    except UnusablePictureError as error:
+        return str(error)
 
 
-def _to_array(picture: Image.Image) -> np.ndarray:
-    """uint8 RGB pixels ``(H, W, 3)``."""
-    if picture.mode == "F":
-        raise ValueError("the range of a floating-point image is unknown; convert it to 8 bits first")
-    if picture.mode.startswith("I"):  # 16 bits ("I" in older versions of Pillow), which convert() would clip to 255
-        grey = np.asarray(picture).astype(np.int64)
-        if grey.min() < 0 or grey.max() > 65535:
-            raise ValueError("the range of a 32-bit image is unknown; convert it to 8 bits first")
-        grey = grey // 257 if picture.mode != "I" or grey.max() > 255 else grey
-        return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=2)
-    return np.array(picture.convert("RGB"))
+def _parallel(n_jobs: int | None) -> joblib.Parallel:
+    return joblib.Parallel(_n_threads(n_jobs), prefer="threads")
 
 
 def _n_threads(n_jobs: int | None) -> int | None:
@@ -303,25 +341,30 @@ def _n_threads(n_jobs: int | None) -> int | None:
 
 
 def _status_of(path) -> os.stat_result | str:
-    """Status of a file, or why it cannot be accessed."""
+    """Status of a file, or why it cannot be read."""
     try:
-        return os.stat(path)
+        status = os.stat(path)
     except FileNotFoundError:
         return _MISSING
-    except OSError as error:  # a loop of links, a folder without permission
-        return error.strerror or str(error)
+    except (OSError, ValueError) as error:  # a loop of links, a folder without permission; a name that contains a zero
+        return getattr(error, "strerror", None) or str(error)
+    if not S_ISREG(status.st_mode):  # reading a pipe or a device might never end
+        return "a folder, not a file" if S_ISDIR(status.st_mode) else "a device or a pipe, not a file"
+    return status
 
 
-def _digest_pair(picture) -> tuple[bytes, bytes] | str:
+def _digest_pair(picture: Picture | _Fault) -> tuple[bytes, bytes] | str:
     """Two digests of a picture, for this machine and for every machine with a copy of it; or why it cannot be read.
 
     The second one is of a file's name and size, because reading all files would take as long as encoding them.
     """
-    if isinstance(picture, Image.Image):
-        pixels = _decode(picture)
-        if isinstance(pixels, str):
-            return pixels
-        digest = _digest(str(pixels.shape).encode(), pixels.data)
+    if isinstance(picture, _Fault):
+        return str(picture)
+    if not isinstance(picture, str | os.PathLike):
+        try:
+            digest = _digest(b"", b"".join(picture_content(picture)))
+        except UnusablePictureError as error:
+            return str(error)
         return digest, digest
     status = _status_of(picture)
     if isinstance(status, str):

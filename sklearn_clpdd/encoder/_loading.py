@@ -1,6 +1,5 @@
 """From a name or a module to a frozen network, loaded once per process."""
 
-import copy
 import difflib
 import importlib
 import importlib.util
@@ -18,11 +17,15 @@ from torch import Tensor, nn
 
 from ..utils._fingerprint import module_digest
 from ..utils._torch_compat import has_fixed_input_size, pretrained_config
-from ._backbone import Backbone, Preprocessing
+from ..utils._torch_modes import standard_torch_modes
+from ._backbone import Backbone
+from ._copying import copy_module
 from ._folding import fold
 from ._frozen_layers import save_less_for_backward
 from ._names import BACKBONES, BackboneSpec
-from ._weights import load_strictly, read_state_dict
+from ._preprocessing import CROP_MODES, INTERPOLATIONS, Preprocessing
+from ._verification import choose, example_features, example_images, warn_of_head
+from ._weights import StateDict, load_strictly, read_state_dicts
 
 # Loaded networks by source and image size; each maps the rest of the preprocessing to a backbone that shares the network.
 _Cache = OrderedDict[tuple, dict[tuple, Backbone]]
@@ -79,7 +82,7 @@ def load_backbone(model: str | nn.Module, weights: str | os.PathLike | None, dev
     content = model if isinstance(model, str) else (_layout(model), module_digest(model))
     source = (content, weights, modified, device)
     # Tensors that are created in inference mode never have gradients.
-    with _lock, torch.inference_mode(False):
+    with _lock, standard_torch_modes():
         if isinstance(model, str):
             cache, max_networks = _cache_by_name, _MAX_CACHED_BY_NAME
         else:
@@ -117,7 +120,7 @@ def _cached(cache: _Cache, max_networks: int, source: tuple, given: dict[str, An
     if variant not in variants:
         own = variants[()]
         preprocessing = replace(own.preprocessing, **rest)
-        variants[variant] = Backbone(own.module, preprocessing, own.n_features, own.device, own.weights_sha256)
+        variants[variant] = Backbone(own.module, preprocessing, own.n_features, own.device, own.weights_sha256, own.layout)
     return variants[variant]
 
 
@@ -126,20 +129,12 @@ def _load(model: str | nn.Module, weights: str | None, device: torch.device, ima
     size = {} if image_size is None else {"image_size": image_size}
     if isinstance(model, str):
         return _load_named(model, weights, device, size)
-    module = _copied(model)
+    module = copy_module(model)
     if weights is not None and weights != "auto":
-        load_strictly(module, read_state_dict(weights), weights)
-    return _freeze(module, _preprocessing(module, size), device)
-
-
-def _copied(module: nn.Module) -> nn.Module:
-    try:
-        return copy.deepcopy(module)
-    except Exception as error:  # copying a user's module can fail in many ways
-        raise ValueError(
-            f"a {type(module).__name__} cannot be copied, and the encoder freezes a copy ({type(error).__name__}: {error}). "
-            "Remove from the module what cannot be copied"
-        ) from error
+        load_strictly(module, read_state_dicts(weights), weights)
+    backbone = _freeze(module, _preprocessing(module, size), device, model)
+    warn_of_head(model, backbone.n_features)
+    return backbone
 
 
 def _load_named(name: str, weights: str | None, device: torch.device, size: dict[str, int]) -> Backbone:
@@ -185,55 +180,52 @@ def _create(spec: BackboneSpec, weights: str | None, image_size: int | None) -> 
         return module
     module = timm.create_model(spec.architecture, num_classes=0, **sized)
     if packaged is not None:
-        load_strictly(module, _packaged_state(spec.architecture, packaged), packaged)
+        load_strictly(module, [StateDict("", _packaged_state(spec.architecture, packaged))], packaged)
     elif weights == "auto" and spec.hub_id is not None:
         hub_id = spec.hub_id
         state = _from_hub(spec, lambda: timm.models.load_state_dict_from_hf(hub_id, weights_only=True))
-        load_strictly(module, state, hub_id)
+        load_strictly(module, [StateDict("", state)], hub_id)
     elif weights is not None:
-        load_strictly(module, read_state_dict(weights), weights)
+        load_strictly(module, read_state_dicts(weights), weights)
     return module
 
 
 def _preprocessing(module: nn.Module, wanted: dict) -> Preprocessing:
     """timm's configuration if the module has one; other modules get values in [0, 1] without a crop."""
     own = pretrained_config(module)
-    config: dict[str, Any] = {key: own[key] for key in ("mean", "std", "crop_pct", "interpolation") if own.get(key)}
+    names = ("mean", "std", "crop_pct", "interpolation", "crop_mode")
+    config: dict[str, Any] = {key: own[key] for key in names if own.get(key)}
     if own:
-        config["image_size"] = own["input_size"][-1]
+        channels, *sides = own["input_size"]
+        if channels != 3 or (len(set(sides)) > 1 and "image_size" not in wanted):
+            raise ValueError(
+                f"the input of {type(module).__name__} has size {tuple(own['input_size'])}, but images here are RGB and square"
+                + ("; pass image_size= if it accepts another size" if channels == 3 else "")
+            )
+        config["image_size"] = sides[0]
     config.update(wanted)
     if "image_size" not in config:
         raise ValueError(f"the image size of a {type(module).__name__} is unknown: pass image_size=")
-    if config.get("interpolation") not in ("bilinear", "bicubic"):  # torch has no antialiased lanczos; bicubic is the closest
-        config["interpolation"] = "bicubic"
+    for name, accepted in (("interpolation", INTERPOLATIONS), ("crop_mode", CROP_MODES)):
+        if config.get(name, accepted[0]) not in accepted:
+            raise ValueError(
+                f"the configuration of {type(module).__name__} asks for {name}={config[name]!r}; available are {accepted}. "
+                f"Choose one of them by module.pretrained_cfg[{name!r}]"
+            )
     return Preprocessing(**config)
 
 
-def _freeze(module: nn.Module, preprocessing: Preprocessing, device: torch.device) -> Backbone:
-    """Freeze, fold and move a module; a forward pass determines the number of features and verifies the folding."""
-    module = module.eval().requires_grad_(False).float()
-    parameter = next(module.parameters(), torch.zeros(()))
-    size = preprocessing.image_size
-    noise = torch.rand((1, 3, size, size), generator=torch.Generator().manual_seed(0), device="cpu").to(parameter)
-    with torch.no_grad():
-        try:
-            features = module(noise)
-        except (RuntimeError, ValueError, AssertionError, TypeError) as error:
-            raise ValueError(
-                f"{type(module).__name__} fails on an image of {size} × {size} px ({type(error).__name__}: {error}). "
-                "Pass an image_size= that it accepts"
-            ) from error
-    if not isinstance(features, Tensor) or features.ndim != 2:
-        seen = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
-        raise ValueError(
-            f"an encoder maps images (n, 3, H, W) to a tensor of features (n, d); {type(module).__name__} returned {seen} "
-            "for one image. Wrap it in a module that pools or selects its output"
-        )
+def _freeze(module: nn.Module, preprocessing: Preprocessing, device: torch.device, original: nn.Module | None = None) -> Backbone:
+    """Freeze, fold, verify and move a module, which may be a copy of an ``original``."""
+    for parameter in module.eval().parameters():  # scripted modules have no requires_grad_
+        parameter.requires_grad_(False)
+    module = module.float()
+    images = example_images(preprocessing.image_size, module)
+    features = example_features(module, images, original)
     weights_sha256 = module_digest(module)
-    module = fold(module, noise, features, paddings=device.type == "cpu")
+    module, layout = choose(module, fold(module, paddings=device.type == "cpu"), images, features)
     save_less_for_backward(module)
-    module = module.to(device).to(memory_format=torch.channels_last)
-    return Backbone(module, preprocessing, features.shape[1], device, weights_sha256)
+    return Backbone(module.to(device), preprocessing, features.shape[1], device, weights_sha256, layout)
 
 
 def _packaged_weights(spec: BackboneSpec) -> str | None:
@@ -250,7 +242,7 @@ def _packaged_state(architecture: str, path: str) -> dict[str, Tensor]:
     """State dict of a package, which keeps its authors' parameter names in timm's order, with timm's names."""
     import timm
 
-    full, state = timm.create_model(architecture).state_dict(), read_state_dict(path)
+    full, state = timm.create_model(architecture).state_dict(), read_state_dicts(path)[0].tensors
     kinds = [[(key.rpartition(".")[2], value.shape) for key, value in each.items()] for each in (full, state)]
     if kinds[0] != kinds[1]:
         raise ValueError(

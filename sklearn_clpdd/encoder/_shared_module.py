@@ -10,9 +10,10 @@ from weakref import WeakKeyDictionary
 import cloudpickle
 import joblib
 import numpy as np
-from torch import Tensor, nn
+from torch import nn
 
 from ..utils._fingerprint import module_digest, tensor_digest
+from ._copying import ApartFromTensors, pickled
 
 # Unpickled networks that a process keeps.
 _MAX_UNPICKLED = 4
@@ -98,7 +99,7 @@ def pickle_once(module: nn.Module) -> tuple[str, np.ndarray]:
         digest = _digest(module)
         if module not in _pickle_cache or _pickle_cache[module][0] != digest:
             on_cpu = all(tensor.device.type == "cpu" for tensor in (*module.parameters(), *module.buffers()))
-            content = cloudpickle.dumps(module if on_cpu else copy.deepcopy(module).cpu())
+            content = pickled(module if on_cpu else copy.deepcopy(module).cpu())
             _pickle_cache[module] = digest, np.frombuffer(content, dtype=np.uint8)
     except Exception as error:  # pickling a user's module can fail in many ways
         raise PicklingError(
@@ -109,25 +110,10 @@ def pickle_once(module: nn.Module) -> tuple[str, np.ndarray]:
     return _pickle_cache[module]
 
 
-class _WithoutTensors(cloudpickle.Pickler):
-    """Pickles layers and code, and collects the tensors."""
-
-    def __init__(self, file):
-        super().__init__(file)
-        self.tensors: list[Tensor] = []
-
-    def persistent_id(self, obj):
-        """Number of a tensor."""
-        if not isinstance(obj, Tensor):
-            return None
-        self.tensors.append(obj)
-        return len(self.tensors)
-
-
 def _digest(module: nn.Module) -> str:
     """Digest of layers, code and tensor values; torch's own pickles contain addresses."""
     file = io.BytesIO()
-    pickler = _WithoutTensors(file)
+    pickler = ApartFromTensors(file)
     pickler.dump(module)
     return joblib.hash((file.getvalue(), tensor_digest(enumerate(pickler.tensors))))
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from sklearn.utils import check_random_state, check_scalar
 
 from ..distill._augmentations import LGM_PROBE_VIEWS
-from ..utils._device import standard_torch_modes
+from ..utils._torch_modes import standard_torch_modes
 from ._probes import BATCH_SIZE, ProbeTask, make_task, pixel_reader, stack_metrics
 
 # Adam's rate for a batch of 256 images, and standard deviation of the initial weights (commit 1d84ffd:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from sklearn.utils import check_random_state
-from sklearn.utils.validation import assert_all_finite, check_consistent_length, column_or_1d
+from sklearn.utils.validation import check_consistent_length
 from torch import Tensor
 
 from ..distill._augmentations import DSA, Augmentation
@@ -19,6 +19,7 @@ from ..encoder._extractor import FeatureExtractor
 from ..encoder._images import Images, as_images
 from ..probe import ClosedFormProbe
 from ..probe._solved import relative_probe
+from ..utils._labels import as_labels
 
 # Images in a batch, as in LGM's evaluator.
 BATCH_SIZE = 100
@@ -89,13 +90,10 @@ def check_alpha(alpha):
 
 def check_inputs(images, labels, X_test, y_test, groups):
     """Check numbers of samples and labels; return labels and groups as one-dimensional arrays."""
-    labels, y_test = (column_or_1d(values, warn=True) for values in (labels, y_test))
-    groups = None if groups is None else column_or_1d(groups)
+    labels, y_test = as_labels(labels, "labels"), as_labels(y_test, "y_test")
+    groups = None if groups is None else as_labels(groups, "groups")
     check_consistent_length(images, labels)
     check_consistent_length(X_test, y_test, groups)
-    for name, values in (("labels", labels), ("y_test", y_test), ("groups", groups)):
-        if values is not None:
-            assert_all_finite(values, input_name=name)
     classes = np.unique(labels).tolist()
     if len(classes) < 2:
         raise ValueError(f"a probe needs images of at least two classes; labels contains {classes}")

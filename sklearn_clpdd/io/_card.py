@@ -6,6 +6,7 @@ from urllib.parse import quote
 
 from ..distill._summary import one_line_summary
 from ..utils._arrays import evenly_spaced
+from ..utils._labels import label_text
 from ._manifest import MANIFEST
 
 # Images on the card, at most.
@@ -76,4 +77,4 @@ def _image_table(manifest: dict[str, Any]) -> str:
 
 def _cell(text: Any) -> str:
     """Text in a cell of a Markdown table."""
-    return re.sub(r"([\\|`*_\[\]<>])", r"\\\1", " ".join(str(text).split()))
+    return re.sub(r"([\\|`*_\[\]<>])", r"\\\1", " ".join(label_text(text).split()))

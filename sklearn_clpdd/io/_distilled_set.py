@@ -12,9 +12,10 @@ import numpy as np
 from PIL import Image
 
 from ..distill._summary import synthetic_images_of
+from ..utils._labels import labels_from_json
 from ..utils._pictures import to_8_bit, to_png
 from ._card import card_of
-from ._manifest import CARD, FORMAT, MANIFEST, VERSION, is_image_name, manifest_digest, manifest_of, recorded_accuracies
+from ._manifest import CARD, MANIFEST, is_image_name, manifest_digest, manifest_of, read_manifest, recorded_accuracies
 from ._replace import check_target, remove_set
 
 
@@ -89,7 +90,7 @@ def save_distilled(distiller, directory, X_test=None, y_test=None, *, accuracies
         (partial / CARD).write_bytes(card)
         manifest["card"] = {"file": CARD, "sha256": sha256(card).hexdigest()}
         manifest["sha256"] = manifest_digest(manifest)
-        (partial / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        (partial / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
         if directory.exists():
             os.rename(directory, old)
             listed = check_target(old, overwrite, directory)  # something may have been added in the meantime
@@ -144,29 +145,28 @@ def load_distilled(directory):
     save_distilled : Writes the folder; with an example.
     """
     directory = Path(directory)
-    path = directory / MANIFEST
-    if not path.is_file():
+    if not (directory / MANIFEST).is_file():
         raise FileNotFoundError(f"{directory} contains no {MANIFEST}; pass a folder that save_distilled has written")
+    manifest = read_manifest(directory / MANIFEST)
+    entries = [(entry["file"], entry["sha256"], entry["class"]) for entry in manifest["images"]]
+    classes = labels_from_json([entry["label"] for entry in manifest["classes"]], manifest["label_dtype"])
+    contents = _checked_contents(directory, entries)
+    images = [_decoded(content, manifest["image_shape"], entry[0]) for content, entry in zip(contents, entries, strict=True)]
+    return np.stack(images), classes[[index for _, _, index in entries]], manifest
+
+
+def _decoded(content: bytes, shape: tuple[int, ...], name: str) -> np.ndarray:
+    """An image, if it has the shape that the manifest says; otherwise it is not decoded."""
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        if manifest["format"] != FORMAT:
-            raise TypeError(f"its format is {manifest['format']!r}, not {FORMAT!r}")
-        if manifest["format_version"] > VERSION:
-            raise ValueError(
-                f"{path} has format {manifest['format_version']}, and this version of the library supports up to {VERSION}; "
-                "upgrade the library"
-            )
-        entries = [(entry["file"], entry["sha256"], entry["class"]) for entry in manifest["images"]]
-        if not entries:
-            raise TypeError("it lists no images")
-        classes = np.array([entry["label"] for entry in manifest["classes"]], dtype=manifest["label_dtype"])
-        labels = classes[[index for _, _, index in entries]]
-    except (KeyError, TypeError, IndexError, AttributeError, OverflowError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        picture = Image.open(io.BytesIO(content), formats=["PNG"])
+        if picture.size != (shape[1], shape[0]):
+            raise ValueError(f"its size is {picture.size[0]} × {picture.size[1]} px")
+        return np.asarray(picture.convert("RGB"))
+    except Exception as error:  # Pillow's decoders raise errors of many types
         raise ValueError(
-            f"{path} is not a manifest of save_distilled ({type(error).__name__}: {error}); pass a folder that it has written"
+            f"{name} is not a PNG file of {shape[1]} × {shape[0]} px, as the {MANIFEST} says ({type(error).__name__}: {error}); "
+            "get a fresh copy of the folder"
         ) from error
-    pictures = [Image.open(io.BytesIO(content), formats=["PNG"]) for content in _checked_contents(directory, entries)]
-    return np.stack([np.asarray(picture.convert("RGB")) for picture in pictures]), labels, manifest
 
 
 def _checked_contents(directory: Path, entries: list[tuple[str, str, int]]) -> list[bytes]:

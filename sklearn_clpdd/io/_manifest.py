@@ -6,14 +6,16 @@ import unicodedata
 from collections.abc import Mapping
 from hashlib import sha256
 from numbers import Real
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from sklearn.utils import check_scalar
 
-from ..datasets import SPLITS
+from ..datasets import SPLIT_NAMES
 from ..distill._summary import provenance_of
 from ..utils._arrays import check_samples_and_labels
+from ..utils._labels import label_text, labels_from_json, labels_to_json
 
 FORMAT = "sklearn-clpdd distilled set"
 VERSION = 1
@@ -40,13 +42,55 @@ def manifest_of(distiller, images: np.ndarray, accuracies: list[dict[str, Any]])
         "image_shape": list(images.shape[1:]),
         "label_dtype": "object" if distiller.classes_.dtype == object else distiller.classes_.dtype.str,
         "classes": [
-            {"label": label, "folder": folder} for label, folder in zip(distiller.classes_.tolist(), folders, strict=True)
+            {"label": label, "folder": folder} for label, folder in zip(labels_to_json(distiller.classes_), folders, strict=True)
         ],
         "images": [{"file": f"{folders[c]}/{i:0{width}}.png", "class": int(c)} for i, c in enumerate(codes)],
     }
     if not np.array_equal(distiller.targets_, np.eye(len(folders))[codes]):
         manifest["targets"] = distiller.targets_.tolist()
     return manifest
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """A manifest whose images, classes, label types and image shape are valid.
+
+    Raises
+    ------
+    ValueError
+        If they are not, or a later version of the library has written them.
+    """
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        if manifest["format"] != FORMAT:
+            raise TypeError(f"its format is {manifest['format']!r}, not {FORMAT!r}")
+        if not isinstance(manifest["format_version"], int):
+            raise TypeError(f"its version is {manifest['format_version']!r}")
+        if manifest["format_version"] <= VERSION:
+            _check_content(manifest)
+    except (KeyError, TypeError, IndexError, AttributeError, OverflowError, RecursionError, ValueError) as error:
+        raise ValueError(
+            f"{path} is not a manifest of save_distilled ({type(error).__name__}: {error}); pass a folder that it has written"
+        ) from error
+    if manifest["format_version"] > VERSION:
+        raise ValueError(
+            f"{path} has format {manifest['format_version']}, and this version of the library supports up to {VERSION}; "
+            "upgrade the library"
+        )
+    return manifest
+
+
+def _check_content(manifest: dict[str, Any]) -> None:
+    shape, n_classes = manifest["image_shape"], len(manifest["classes"])
+    if not (isinstance(shape, list) and len(shape) == 3 and all(type(side) is int and side > 0 for side in shape)):
+        raise TypeError(f"image_shape is {shape!r}")
+    if not manifest["images"]:
+        raise TypeError("it lists no images")
+    for entry in manifest["images"]:
+        if not (isinstance(entry["file"], str) and isinstance(entry["sha256"], str)):
+            raise TypeError(f"{entry} is not an image and its digest")
+        if not (type(entry["class"]) is int and 0 <= entry["class"] < n_classes):
+            raise IndexError(f"class {entry['class']!r} of {entry['file']!r} is not one of the {n_classes} classes")
+    labels_from_json([entry["label"] for entry in manifest["classes"]], manifest["label_dtype"])
 
 
 def recorded_accuracies(distiller, X_test, y_test, others) -> list[dict[str, Any]]:
@@ -69,13 +113,11 @@ def recorded_accuracies(distiller, X_test, y_test, others) -> list[dict[str, Any
 
 def class_folders(classes: np.ndarray) -> list[str]:
     """Names of the class folders, which sort like the classes, because readers of image folders number them in that order."""
-    labels = classes.tolist()
-    if all(isinstance(label, int) and not isinstance(label, bool) and label >= 0 for label in labels):
-        width = len(str(max(labels)))
-        return [f"{label:0{width}}" for label in labels]
-    texts = (str(label).encode("utf-8", "backslashreplace").decode() for label in labels)
-    names = [_UNSAFE.sub(lambda found: f"%{ord(found[0]):02X}", label) for label in texts]
-    unsafe = {name.casefold() for name in names} <= SPLITS or any(
+    if classes.dtype.kind in "iu" and classes.min() >= 0:
+        width = len(str(classes.max()))
+        return [f"{label:0{width}}" for label in classes.tolist()]
+    names = [_UNSAFE.sub(lambda found: f"%{ord(found[0]):02X}", label_text(label)) for label in classes]
+    unsafe = {name.casefold() for name in names} <= SPLIT_NAMES or any(
         name[:1] in (".", "_", "") or name[-1:] in (".", " ") or _DEVICES.fullmatch(name) for name in names
     )
     alike = {unicodedata.normalize("NFC", name).casefold() for name in names}

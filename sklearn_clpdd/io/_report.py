@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 from jinja2 import Environment, StrictUndefined
 from sklearn.utils import check_random_state, check_scalar
-from sklearn.utils.validation import check_consistent_length, column_or_1d
+from sklearn.utils.validation import check_consistent_length
 
 from ..distill._summary import one_line_summary, provenance_of, synthetic_images_of
 from ..plot._history import HistoryDisplay
 from ..utils._arrays import check_samples_and_labels, evenly_spaced
+from ..utils._labels import as_labels, label_text
 from ..utils._pictures import to_data_urls
 from ..utils._sklearn_compat import check_matplotlib_support
 
@@ -106,7 +107,7 @@ def distillation_report(
     _check_path(path, overwrite)
     check_scalar(n_draws, "n_draws", Integral, min_val=1)
     rng = check_random_state(random_state)
-    y_test = column_or_1d(y_test)
+    y_test = as_labels(y_test, "y_test")
     check_consistent_length(X_test, y_test)
     check_samples_and_labels("X and y", X, y)
     others = load_encoders({} if encoders is None else encoders)
@@ -196,7 +197,7 @@ def _confusion(y_test: np.ndarray, predicted: np.ndarray) -> dict:
 
     classes = np.unique(np.concatenate([y_test, predicted]))
     matrix = confusion_matrix(y_test, predicted, labels=classes)
-    names = [str(label) for label in classes]
+    names = [label_text(label) for label in classes]
     if len(names) <= _MAX_CLASSES:
         shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
         return {

@@ -5,8 +5,9 @@ from numbers import Integral
 import numpy as np
 from sklearn.base import clone
 from sklearn.utils import check_random_state, check_scalar
-from sklearn.utils.validation import check_consistent_length, check_is_fitted, column_or_1d
+from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
+from ..utils._labels import as_labels, label_text
 from ..utils._sklearn_compat import check_matplotlib_support, safe_indexing
 
 
@@ -90,7 +91,7 @@ class FeatureMapDisplay:
 
         check_is_fitted(distiller)
         check_scalar(max_samples, "max_samples", Integral, min_val=1)
-        y = column_or_1d(y)
+        y = as_labels(y)
         check_consistent_length(X, y)
         rng = check_random_state(random_state)
         rows = np.sort(rng.permutation(len(y))[:max_samples])
@@ -130,21 +131,27 @@ class FeatureMapDisplay:
         y_real, y_synthetic = np.asarray(self.y_real), np.asarray(self.y_synthetic)
         classes = np.unique(np.concatenate([y_real, y_synthetic]))
         colors = plt.get_cmap("tab10" if min(len(classes), self.max_classes) <= 10 else "tab20")
+        stars = {}
         for i, label in enumerate(classes):
             named = i < self.max_classes
             color = colors(i % colors.N) if named else "lightgrey"
             ax.scatter(*self.real[y_real == label].T, s=8, alpha=0.4, color=color, linewidths=0)
-            ax.scatter(
+            star = ax.scatter(
                 *self.synthetic[y_synthetic == label].T,
                 s=110,
                 marker="*",
                 color=color,
                 edgecolors="black",
                 linewidths=0.8,
-                label=str(label) if named else None,
                 zorder=3,
             )
+            if named:  # matplotlib leaves out what begins with an underscore
+                text = label_text(label)
+                stars["\u200b" + text if text.startswith("_") else text] = star
         more = f"; {len(classes) - self.max_classes} more are grey" if len(classes) > self.max_classes else ""
-        ax.legend(title=f"stars: synthetic{more}", fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
+        title = f"stars: synthetic{more}"
+        legend = ax.legend(stars.values(), stars, title=title, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
+        for text in legend.get_texts():
+            text.set_parse_math(False)
         ax.set(xlabel="first reduced dimension", ylabel="second reduced dimension")
         return self

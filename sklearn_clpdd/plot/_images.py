@@ -4,10 +4,11 @@ from numbers import Integral
 
 import numpy as np
 from sklearn.utils import check_scalar
-from sklearn.utils.validation import check_consistent_length, column_or_1d
+from sklearn.utils.validation import check_consistent_length
 
 from ..distill._summary import one_line_summary, synthetic_images_of
 from ..utils._arrays import check_samples_and_labels, evenly_spaced
+from ..utils._labels import as_labels, label_text
 from ..utils._pictures import columns_for
 from ..utils._sklearn_compat import check_matplotlib_support
 
@@ -109,7 +110,7 @@ class SyntheticImagesDisplay:
             raise ValueError(
                 "ax has to be part of a grid of subplots, which the images subdivide; pass one that plt.subplots() has created"
             )
-        labels = column_or_1d(self.labels)
+        labels = as_labels(self.labels, "labels")
         check_consistent_length(self.images, labels)
         rows = evenly_spaced(len(labels), max_images)
         counts = np.unique(labels[rows], return_counts=True)[1]
@@ -127,7 +128,7 @@ class SyntheticImagesDisplay:
         self.axes_ = np.array([self.figure_.add_subplot(grid[i // n_columns, i % n_columns]) for i in range(len(rows))])
         for cell, row in zip(self.axes_, rows, strict=True):
             cell.imshow(self.images[row])
-            cell.set_title(str(labels[row]), fontsize="small", pad=2)
+            cell.set_title(label_text(labels[row]), fontsize="small", pad=2, parse_math=False)
             cell.set(xticks=[], yticks=[])
         return self
 

@@ -122,15 +122,15 @@ class SampleSpace:
         self._Y = K.new_full((len(K), n_classes), -1).scatter_(1, codes[:, None], 1)
         self._root = self.weight.sqrt()
         K.mul_(self._root).mul_(self._root[:, None])
-        targets = self._root[:, None] * self._Y
         self._direction = None
-        self._prior, self._center = K.new_zeros(n_classes), torch.zeros_like(self._root)
+        # Means of the targets, exact for balanced classes, in the precision of the weights: small features have smaller scores.
+        self._prior = weight.new_zeros(n_classes)
+        self._center = torch.zeros_like(self._root)
         if fit_intercept:
             # The direction of the intercept is projected out of the kernel and the targets.
             norm = torch.linalg.vector_norm(self._root)
             u = self._direction = self._root / norm
-            self._prior = u @ targets / norm
-            targets -= torch.outer(self._root, self._prior)
+            self._prior = 2 * weight.new_zeros(n_classes).index_add_(0, codes, weight) / weight.sum() - 1
             Ku = K @ u
             self._center = Ku / (self._root * norm)  # mean kernel with every sample
             before = K.diagonal().mean()
@@ -143,7 +143,7 @@ class SampleSpace:
         if fit_intercept:  # give that direction an eigenvalue, so that the matrix is regular without a penalty
             K.addr_(scale * u, u)
         self._inverse = RidgedInverse(K, self.penalties)
-        self._targets = targets
+        self._targets = self._root[:, None] * (self._Y.to(weight) - self._prior).to(K.dtype)
 
     def coefficients(self, candidate: int) -> Tensor:
         """Coefficients of the samples, ``(n, C)``."""
@@ -151,7 +151,7 @@ class SampleSpace:
 
     def intercept(self, coefficients: Tensor) -> Tensor:
         """Intercepts for these coefficients, ``(C,)``."""
-        return self._prior - self._center @ coefficients
+        return self._prior - (self._center @ coefficients).to(self._prior)
 
     @cached_property
     def _diagonal(self) -> Tensor:
@@ -215,7 +215,7 @@ class LinearSampleSpace(SampleSpace):
 
     def intercept(self, coefficients: Tensor) -> Tensor:
         """Intercepts for these coefficients, ``(C,)``."""
-        return self._prior - self._mean.to(coefficients) @ coefficients
+        return self._prior - self._mean.to(self._prior) @ coefficients.to(self._prior)
 
 
 def _weighted_mean(Z: Tensor, weight: Tensor) -> Tensor:

@@ -10,7 +10,9 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
 from ..utils._device import resolve_device
+from ..utils._labels import as_labels
 from ..utils._sklearn_compat import check_partial_fit_first_call
+from ..utils._torch_modes import standard_torch_modes
 from ..utils._warnings import warn
 from ._solver import LINEAR_KERNELS
 from ._stream import Stream
@@ -53,6 +55,7 @@ class PartialFitMixin:
     _solver: Any  # a property
 
     @available_if(_has_linear_kernel)
+    @standard_torch_modes()
     def partial_fit(self, X, y, classes=None, sample_weight=None):
         """Fit incrementally on a batch of samples.
 
@@ -100,6 +103,7 @@ class PartialFitMixin:
             classes = self.classes_ if classes is None else classes
         elif hasattr(self, "classes_"):
             self._check_stream()
+        classes = None if classes is None else as_labels(classes, "classes")
         with self._restored_on_error():
             if after_fit:
                 self._forget()
@@ -144,6 +148,7 @@ class PartialFitMixin:
             )
 
     @available_if(_has_linear_kernel)
+    @standard_torch_modes()
     def merge(self, other):
         """Add the samples that another probe has seen.
 
@@ -203,6 +208,7 @@ class PartialFitMixin:
     def _is_unsolved(self) -> bool:
         return "_stream" in vars(self) and "intercept_" not in vars(self)
 
+    @standard_torch_modes()
     def _solve_stream(self):
         """Solve for the samples of `partial_fit`, with the parameters that were set at the last batch."""
         self.__dict__.update(self._stream_solver.solve_stream(self._stream, resolve_device(self.device)))

@@ -7,13 +7,14 @@ import torch
 from scipy.special import expit, softmax
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import compute_class_weight
-from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import assert_all_finite, check_is_fitted, validate_data
 from torch import Tensor
 
 from ..utils._arrays import row_chunks, tensor_from_numpy
 from ..utils._device import resolve_device
+from ..utils._labels import as_labels
 from ..utils._sklearn_compat import Interval, StrOptions, check_sample_weight
+from ..utils._torch_modes import standard_torch_modes
 from ._kernels import KERNELS, kernel_matrix
 from ._partial_fit import PartialFitMixin
 from ._rows import Rows
@@ -170,6 +171,7 @@ class ClosedFormProbe(PartialFitMixin, ClassifierMixin, BaseEstimator):
         self.dtype = dtype
         self.device = device
 
+    @standard_torch_modes()
     def fit(self, X, y, sample_weight=None):
         """Fit the probe.
 
@@ -203,6 +205,7 @@ class ClosedFormProbe(PartialFitMixin, ClassifierMixin, BaseEstimator):
             self.__dict__.update(solution, classes_=classes)
         return self
 
+    @standard_torch_modes()
     def decision_function(self, X):
         """Scores of the classes.
 
@@ -289,14 +292,11 @@ class ClosedFormProbe(PartialFitMixin, ClassifierMixin, BaseEstimator):
 
     def _validate_X_y(self, X, *labels, reset=False):
         """Validate features, avoiding copies, and labels if given."""
-        arrays = [_from_tensor(array) for array in (X, *labels)]
+        arrays = [_from_tensor(X), *(y if y is None else as_labels(_from_tensor(y)) for y in labels)]
         half = getattr(arrays[0], "dtype", None) == np.float16
         checks = {"dtype": [np.float64, np.float32, np.float16], "reset": reset, "ensure_all_finite": not half}
         checked = validate_data(self, *arrays, **checks)
         X = checked[0] if labels else checked
-        for y in checked[1:] if labels else ():
-            if y.dtype.kind not in "biuU":  # other dtypes need every label checked
-                check_classification_targets(y)
         if half:
             for rows in row_chunks(X):
                 part = X[rows]

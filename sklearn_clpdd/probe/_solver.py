@@ -31,6 +31,10 @@ _N_MATRICES = 5
 _NO_MEMORY_CHECK = 2**28
 
 
+class SingularError(ValueError):
+    """A linear system is singular to working precision."""
+
+
 @dataclass(frozen=True)
 class RidgeSolver:
     """Solver of a probe, with the parameters of :class:`ClosedFormProbe` on which the solution depends."""
@@ -75,13 +79,15 @@ class RidgeSolver:
 
     def solve(self, rows: Rows, n_classes: int, dtype: torch.dtype) -> dict[str, Any]:
         """Fitted attributes of the probe for training rows; without `solver`, in the smaller space."""
-        prefers_primal = self.solver == "primal" or (self.solver == "auto" and len(rows) >= rows.X.shape[1])
-        if self.is_linear and prefers_primal:
-            moments = Moments(n_classes, rows.X.shape[1], rows.device).add(rows)
-            return self._solve(FeatureSpace(moments, rows, self._penalties, self.fit_intercept, dtype), dtype)
-        self._check_memory(len(rows), rows.device)
         if self.is_linear:
-            return self._solve(LinearSampleSpace(rows, n_classes, self._penalties, self.fit_intercept, dtype), dtype)
+            smaller = "primal" if len(rows) >= rows.X.shape[1] else "dual"
+            try:
+                return self._solve_linear(rows, n_classes, dtype, smaller if self.solver == "auto" else self.solver)
+            except SingularError:
+                if self.solver in ("auto", smaller):
+                    raise
+                return self._solve_linear(rows, n_classes, dtype, smaller)  # which is regular with smaller penalties
+        self._check_memory(len(rows), rows.device)
         Z, attributes = rows.load(rows.weight.dtype), {}
         if isinstance(self.kernel, str):
             attributes["gamma_"] = variance_gamma(Z, rows.weight) if self.gamma is None else self.gamma
@@ -89,6 +95,13 @@ class RidgeSolver:
         kept = rows.X.copy() if rows.index is None else rows.X[rows.index]
         space = SampleSpace(K, rows.codes, rows.weight, n_classes, self._penalties, self.fit_intercept)
         return self._solve(space, dtype) | {"X_fit_": kept} | attributes
+
+    def _solve_linear(self, rows: Rows, n_classes: int, dtype: torch.dtype, space: str) -> dict[str, Any]:
+        if space == "primal":
+            moments = Moments(n_classes, rows.X.shape[1], rows.device).add(rows)
+            return self._solve(FeatureSpace(moments, rows, self._penalties, self.fit_intercept, dtype), dtype)
+        self._check_memory(len(rows), rows.device)
+        return self._solve(LinearSampleSpace(rows, n_classes, self._penalties, self.fit_intercept, dtype), dtype)
 
     def solve_stream(self, stream: Stream, device: torch.device) -> dict[str, Any]:
         """Fitted attributes of the probe for a stream, whose leave-one-out predictions are those of a sample of its rows."""
@@ -161,7 +174,7 @@ class RidgeSolver:
             )
 
     def _raise_singular(self) -> NoReturn:
-        raise ValueError(
+        raise SingularError(
             f"the system is singular to working precision with alpha={self.alpha}: features are collinear, or their scales are "
             "too different; use a larger alpha, or scale the features"
         )

@@ -5,7 +5,8 @@ file                    what it holds
 ======================= ===========================================================
 ``_ridge.py``           ridge regression in closed form, differentiable
 ``_arrays.py``          large, read-only and memory-mapped arrays
-``_device.py``          devices, free memory, modes of torch
+``_device.py``          devices and free memory
+``_torch_modes.py``     torch's modes while the library computes, forked processes
 ``_heap.py``            glibc's allocator during long computations
 ``_fingerprint.py``     digests of parameters, networks and tensors
 ``_pictures.py``        synthetic images as PNG files, in a grid, in HTML

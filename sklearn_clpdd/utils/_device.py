@@ -1,7 +1,6 @@
-"""Device names, available memory, and torch's modes."""
+"""Device names and available memory."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -81,18 +80,3 @@ def _available_in_cgroups() -> Iterator[int]:
                 continue
             if most != "max":
                 yield max(0, int(most) - int(used) + int(statistics.get(cache, 0)))
-
-
-def has_full_float32_matmul() -> bool:
-    """Whether float32 matrices are multiplied in float32, and not in TF32 or bfloat16, which torch can be told to use."""
-    try:
-        return torch.get_float32_matmul_precision() == "highest"
-    except RuntimeError:  # two settings contradict each other
-        return False
-
-
-@contextmanager
-def standard_torch_modes(device: torch.device) -> Iterator[None]:
-    """Enable gradients and disable autocast and inference mode, whatever the caller has set."""
-    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
-        yield

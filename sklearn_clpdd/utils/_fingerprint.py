@@ -27,7 +27,7 @@ def fingerprint(value: Any) -> str:
     An object may have a string attribute ``fingerprint``, which is then used together with its type. Estimators are described
     by their parameters. Other functions and objects are described by what cloudpickle would store of them: their content if
     they are defined in a script, a notebook or another function, or the name under which they are imported from a module.
-    Different objects may share a description: code in importable modules is not inspected, and large arrays are abbreviated.
+    Different objects may share a description, because code in importable modules is not inspected.
 
     Raises
     ------
@@ -35,7 +35,14 @@ def fingerprint(value: Any) -> str:
         If an object can be neither described nor pickled.
     """
     if isinstance(value, Real):
-        return repr(float(value))
+        number = float(value)
+        return repr(int(value) if number.is_integer() else number)  # type: ignore[call-overload]  # every Real has __int__ here
+    if isinstance(value, np.ndarray) and value.dtype != object:
+        return f"array {value.dtype} {value.shape} {hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()}"
+    if isinstance(value, Tensor):
+        return f"tensor {tensor_digest([('', value)])}"
+    if type(value) in (list, tuple):
+        return f"{type(value).__name__} [{', '.join(map(fingerprint, value))}]"
     if isinstance(value, dict):
         return repr(sorted((fingerprint(key), fingerprint(item)) for key, item in value.items()))
     if isinstance(value, type):

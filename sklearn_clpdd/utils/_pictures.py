@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from ._arrays import evenly_spaced
+from ._labels import label_text
 
 # Side in pixels of an image in a notebook, and how many are shown at most.
 _HTML_SIDE, _MAX_IN_HTML = 96, 20
@@ -46,7 +47,7 @@ def to_data_urls(images: np.ndarray, labels: np.ndarray, max_n: int) -> list[tup
     """Labels of at most ``max_n`` images in [0, 1], and their PNG files as data URLs."""
     rows = evenly_spaced(len(images), max_n)
     files = (base64.b64encode(to_png(image)).decode() for image in to_8_bit(images[rows]))
-    return [(str(labels[row]), f"data:image/png;base64,{file}") for row, file in zip(rows, files, strict=True)]
+    return [(label_text(labels[row]), f"data:image/png;base64,{file}") for row, file in zip(rows, files, strict=True)]
 
 
 def to_html(images: np.ndarray, labels: np.ndarray) -> str:

@@ -70,7 +70,8 @@ def relative_penalty(Z: Tensor, alpha: float) -> Tensor:
     The result is positive even if all features are zero. They can be at the start of the pyramid, where images are constant and
     may activate no unit of the network.
     """
-    return (alpha * Z.square().sum() / len(Z)).clamp_min(torch.finfo(torch.float64).eps)
+    penalty = alpha * Z.square().sum() / len(Z)
+    return torch.where(penalty > 0, penalty, torch.finfo(torch.float64).eps)
 
 
 def to_float64(Z: Tensor) -> Tensor:

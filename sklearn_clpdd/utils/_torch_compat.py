@@ -48,7 +48,8 @@ def checkpoint_filter(module: nn.Module) -> Callable | None:
 
 def pretrained_config(module: nn.Module) -> dict[str, Any]:
     """timm's preprocessing configuration of a module; empty for modules of other origin."""
-    return getattr(module, "pretrained_cfg", None) or {}
+    config = getattr(module, "pretrained_cfg", None) or {}
+    return config if isinstance(config, dict) else config.to_dict()  # a user may have set timm's own object
 
 
 def has_fixed_input_size(architecture: str) -> bool:

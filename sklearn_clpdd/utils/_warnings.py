@@ -1,5 +1,6 @@
 """Warnings that point to the user's own line."""
 
+import contextlib
 import os
 import sys
 import warnings
@@ -9,7 +10,7 @@ import joblib
 import sklearn
 
 _ROOTS = [Path(sklearn.__file__).parent, Path(joblib.__file__).parent, Path(__file__).parents[1]]
-_LIBRARIES = tuple(os.path.join(root, "") for root in _ROOTS)
+_LIBRARIES = (contextlib.__file__, *(os.path.join(root, "") for root in _ROOTS))
 
 
 def warn(message: str, category: type[Warning] = UserWarning) -> None:

@@ -1,0 +1,80 @@
+"""torch's modes while this library computes: the same ones whatever the caller has set, and the caller's again afterwards.
+
+Importing this module also makes torch use one thread in processes that are forked from then on, as in the workers of torch's
+``DataLoader``. torch's pool of threads does not survive a fork, and waiting for it would never end (pytorch/pytorch#17199).
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from threading import Lock
+from typing import Any
+
+import torch
+
+os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
+
+
+class _Setting:
+    """A setting of the whole process, overridden from the first entry to the last exit of any thread."""
+
+    def __init__(self, read: Callable[[], Any], write: Callable[[Any], object], value: Any):
+        self._read, self._write, self._value = read, write, value
+        self._lock, self._n_inside, self.callers = Lock(), 0, value
+
+    def enter(self) -> None:
+        """Override it."""
+        with self._lock:
+            self._n_inside += 1
+            if self._n_inside == 1:
+                self.callers = self._read()
+                if self.callers != self._value:
+                    self._write(self._value)
+
+    def exit(self) -> None:
+        """Restore the caller's value."""
+        with self._lock:
+            self._n_inside -= 1
+            if self._n_inside == 0 and self.callers != self._value:
+                self._write(self.callers)
+
+
+def _matmul_precision() -> str | None:
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:  # two of torch's settings contradict each other
+        return None
+
+
+def _set_matmul_precision(value: str | None) -> None:
+    if value is not None:
+        torch.set_float32_matmul_precision(value)
+
+
+_dtype = _Setting(torch.get_default_dtype, torch.set_default_dtype, torch.float32)
+_precision = _Setting(_matmul_precision, _set_matmul_precision, "highest")
+
+
+def has_full_float32_matmul() -> bool:
+    """Whether float32 matrices are multiplied in float32, and not in TF32 or bfloat16, which torch can be told to use."""
+    return _matmul_precision() == "highest"
+
+
+@contextmanager
+def standard_torch_modes(device: torch.device | None = None) -> Iterator[None]:
+    """Gradients on, inference mode and autocast off, float32 by default and in products, tensors on the CPU by default.
+
+    The same results follow from the same call, whatever the caller has set. With a GPU as ``device``, the precision of float32
+    products stays the caller's, because there TF32 is a wish for speed in the network; on CPUs it would be bfloat16. Also a
+    decorator.
+    """
+    with ExitStack() as stack:
+        for context in (torch.inference_mode(False), torch.enable_grad(), torch.device("cpu")):
+            stack.enter_context(context)
+        for name in ("cpu", "cuda", "mps"):
+            if torch.is_autocast_enabled(name):
+                stack.enter_context(torch.autocast(name, enabled=False))
+        for setting in (_dtype, _precision) if device is None or device.type == "cpu" else (_dtype,):
+            setting.enter()
+            stack.callback(setting.exit)
+        yield
