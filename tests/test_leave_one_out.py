@@ -181,3 +181,46 @@ def test_single_precision_features_far_from_zero(solver):
     probe = ClosedFormProbe(1.0, solver=solver, temperature=1.0).fit(X, y)
     exact = RidgeClassifier(1.0, solver="cholesky").fit(X.astype(np.float64) - 4096, y)
     np.testing.assert_allclose(probe.coef_, exact.coef_, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("shape", [(60, 200), (200, 60)])
+@pytest.mark.parametrize("exponent", range(-12, 13, 3))
+def test_primal_and_dual_agree_at_every_scale(exponent, shape, dtype):
+    """Signals in volts or in picofarads: the scores, their intercepts and the labels, against numpy's solution."""
+    (n, d), rng = shape, np.random.default_rng(0)
+    codes = np.arange(n) % 2
+    X = ((rng.normal(size=(n, d)) + 3 * np.eye(2, d)[codes] + rng.normal(size=d)) * 10.0**exponent).astype(dtype)
+    alphas = [10.0 ** (2 * exponent) * 30] + [1.0] * (n < d or exponent < 6)  # with d < n and a tiny alpha the dual is singular
+    for alpha in alphas:
+        Z = X.astype(np.float64)
+        centered, Y = Z - Z.mean(0), 2.0 * codes - 1
+        U, s, Vt = np.linalg.svd(centered, full_matrices=False)
+        coefficients = Vt.T @ (s / (s**2 + alpha) * (U.T @ Y))
+        scores = Z @ coefficients - Z.mean(0) @ coefficients
+        for solver in ("primal", "dual", "auto"):
+            probe = ClosedFormProbe(alpha, temperature=0.2, solver=solver).fit(X, codes)
+            error = np.abs(probe.decision_function(X) - scores).max() / np.abs(scores).max()
+            assert error < (1e-3 if dtype == np.float32 else 1e-6), (alpha, solver)
+            np.testing.assert_array_equal(probe.predict(X), (scores > 0).astype(int))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("exponent", [-12, -6, 0, 6, 12])
+def test_leave_one_out_chooses_the_same_at_every_scale(exponent, dtype):
+    rng = np.random.default_rng(0)
+    codes = np.arange(40) % 2
+    base = rng.normal(size=(40, 90)) + 1.5 * np.eye(2, 90)[codes] + rng.normal(size=90)
+    one = ClosedFormProbe().fit(base.astype(dtype), codes)
+    for solver in ("primal", "dual"):
+        other = ClosedFormProbe(solver=solver).fit((base * 10.0**exponent).astype(dtype), codes)
+        assert other.alpha_ == pytest.approx(one.alpha_ * 10.0 ** (2 * exponent), rel=1e-6)
+        assert other.temperature_ == pytest.approx(one.temperature_, rel=1e-3)
+        np.testing.assert_array_equal(other.predict((base * 10.0**exponent).astype(dtype)), one.predict(base.astype(dtype)))
+
+
+def test_the_other_space_is_used_where_the_chosen_one_is_singular():
+    """With more samples than features the dual is singular for a penalty that the primal can still use."""
+    X, codes = np.random.default_rng(0).normal(size=(200, 5)) * 1e12, np.arange(200) % 2
+    one, other = (ClosedFormProbe(1.0, temperature=0.2, solver=solver).fit(X, codes) for solver in ("primal", "dual"))
+    np.testing.assert_array_equal(one.coef_, other.coef_)

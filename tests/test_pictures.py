@@ -229,8 +229,9 @@ def test_16_bits_are_not_quantised(seen, tmp_path):
         for _ in range(2):  # Pillow's image is not loaded, in 8 bits, by the first call
             np.testing.assert_allclose(seen([picture])[0], color.transpose(2, 0, 1) / 65535, atol=1e-6, err_msg=name)
     for order in "<>":
-        for planes in (1, 2):
-            np.testing.assert_allclose(seen([_tiff(color, order, planes)])[0], color.transpose(2, 0, 1) / 65535, atol=1e-6)
+        np.testing.assert_allclose(seen([_tiff(color, order)])[0], color.transpose(2, 0, 1) / 65535, atol=1e-6)
+        with pytest.raises(ValueError, match="TIFF with 16 bits in RGB"):  # Pillow reads it as 8 bits
+            seen([_tiff(color, order, planes=2)])
     alpha = rng.integers(0, 65536, (SIDE, SIDE, 1)).astype(np.uint16)
     for kind, pixels in ((6, color), (4, color[..., :1])):
         over_white = pixels / 65535 * (alpha / 65535) + 1 - alpha / 65535
@@ -303,7 +304,7 @@ def test_what_has_no_range_is_refused(seen, picture, words):
 
 def test_a_decompression_bomb_is_refused_with_what_to_do(seen, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(ValueError, match="decompression bomb.*raise PIL.Image.MAX_IMAGE_PIXELS"):
+    with pytest.raises(ValueError, match=r"decompression bomb.*raise PIL\.Image\.MAX_IMAGE_PIXELS"):
         seen([_file(Image.new("RGB", (SIDE, SIDE)), "PNG")])
 
 

@@ -3,6 +3,11 @@
 import copy
 import io
 import pickle
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from types import FunctionType
 
 import cloudpickle
 from torch import Tensor, jit, nn
@@ -12,38 +17,54 @@ from torch.jit import ScriptModule
 def copy_module(module: nn.Module) -> nn.Module:
     """A copy whose hooks, closures and replaced methods refer to the copy.
 
-    ``copy.deepcopy`` does not copy functions, so that those which refer to the module would go on to use the original.
-    cloudpickle copies those that cannot be imported, with what they refer to. Modules that cannot be pickled, such as
-    parametrized ones, are copied by ``copy.deepcopy``.
+    ``copy.deepcopy`` does not copy functions, so that those which refer to the module would go on to use the original. Where a
+    module holds functions, cloudpickle copies those that cannot be imported, with what they refer to.
 
     Raises
     ------
     ValueError
         If the module cannot be copied.
     """
-    try:
-        return _by_pickle(module)
-    except Exception:  # pickling a user's module can fail in many ways
-        pass
-    try:
-        return copy.deepcopy(module)
-    except Exception as error:  # and so can copying it
-        raise ValueError(
-            f"a {type(module).__name__} cannot be copied, and the encoder freezes a copy ({type(error).__name__}: {error}). "
-            "Remove from the module what cannot be copied"
-        ) from error
+    ways = (_by_pickle, copy.deepcopy) if any(map(_holds_functions, module.modules())) else (copy.deepcopy, _by_pickle)
+    errors = []
+    for way in ways:
+        try:
+            return way(module)
+        except Exception as error:  # noqa: PERF203 (copying a user's module can fail in many ways)
+            errors.append(error)
+    raise ValueError(
+        f"a {type(module).__name__} cannot be copied, and the encoder freezes a copy ({type(errors[0]).__name__}: {errors[0]}). "
+        "Remove from the module what cannot be copied"
+    ) from errors[0]
+
+
+def _holds_functions(module: nn.Module) -> bool:
+    """Whether functions are among its attributes, or in containers such as those of its hooks; or whether it is scripted."""
+    if isinstance(module, ScriptModule):
+        return True  # deepcopy returns parameters that cannot be frozen
+    for value in vars(module).values():
+        members = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple | set) else [value]
+        if any(isinstance(member, FunctionType | partial) for member in members):
+            return True
+    return False
 
 
 def _by_pickle(module: nn.Module) -> nn.Module:
     file = io.BytesIO()
-    pickler = ApartFromTensors(file)
+    pickler = _CopyPickler(file)
     pickler.dump(module)
     memo: dict = {}
-    tensors = [copy.deepcopy(tensor, memo) if tensor.is_leaf else tensor.detach().clone() for tensor in pickler.tensors]
+    shared = [_copied(one, memo) for one in pickler.apart]
     file.seek(0)
     unpickler = pickle.Unpickler(file)
-    unpickler.persistent_load = lambda position: tensors[position]  # type: ignore[method-assign]
+    unpickler.persistent_load = lambda position: shared[position]  # type: ignore[method-assign]
     return unpickler.load()
+
+
+def _copied(one: Tensor | type, memo: dict):
+    if isinstance(one, type):
+        return one
+    return copy.deepcopy(one, memo) if one.is_leaf else one.detach().clone()
 
 
 def pickled(module: nn.Module) -> bytes:
@@ -60,13 +81,23 @@ class _ModulePickler(cloudpickle.Pickler):
         """How to rebuild an object."""
         if isinstance(obj, ScriptModule):
             file = io.BytesIO()
-            jit.save(obj, file)
+            with _without_deprecations():
+                jit.save(obj, file)
             return _load_script, (file.getvalue(),)
         return super().reducer_override(obj)
 
 
 def _load_script(content: bytes) -> ScriptModule:
-    return jit.load(io.BytesIO(content))
+    with _without_deprecations():
+        return jit.load(io.BytesIO(content))
+
+
+@contextmanager
+def _without_deprecations() -> Iterator[None]:
+    """TorchScript is deprecated, which its user has been told when scripting the module."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"`torch\.jit", FutureWarning)
+        yield
 
 
 class ApartFromTensors(_ModulePickler):
@@ -74,14 +105,24 @@ class ApartFromTensors(_ModulePickler):
 
     def __init__(self, file):
         super().__init__(file)
-        self.tensors: list[Tensor] = []
+        self.apart: list = []
         self._positions: dict[int, int] = {}
 
     def persistent_id(self, obj):
-        """Position of a tensor."""
-        if not isinstance(obj, Tensor):
+        """Position of an object that is kept apart."""
+        if not self._is_apart(obj):
             return None
         if id(obj) not in self._positions:
-            self._positions[id(obj)] = len(self.tensors)
-            self.tensors.append(obj)
+            self._positions[id(obj)] = len(self.apart)
+            self.apart.append(obj)
         return self._positions[id(obj)]
+
+    def _is_apart(self, obj) -> bool:
+        return isinstance(obj, Tensor)
+
+
+class _CopyPickler(ApartFromTensors):
+    """Keeps classes apart, too: unpickling a class of a script or a function would change the user's own one."""
+
+    def _is_apart(self, obj) -> bool:
+        return isinstance(obj, Tensor | type)

@@ -85,7 +85,7 @@ class FeatureExtractor:
         ``dtype`` replaces that of the extractor.
         """
         with torch.autocast(self.device.type, torch.bfloat16, enabled=(dtype or self.dtype) == "bfloat16"):
-            Z = self.backbone(views).float()
+            Z = self.backbone(views.float()).float()
         return F.normalize(Z, dim=1) if self.l2_normalize else Z
 
     def encode(self, images: Images) -> np.ndarray:

@@ -1,11 +1,10 @@
 """Fold the batch norms and asymmetric paddings of a frozen network into its convolutions."""
 
-import copy
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..utils._torch_compat import fuse_conv_bn_weights, is_conv2d_same
+from ._copying import copy_module
 from ._frozen_layers import frozen_conv2d
 
 
@@ -22,7 +21,7 @@ def fold(module: nn.Module, *, paddings: bool) -> nn.Module:
         Whether to fold paddings too, which avoids copies of the activations; only measured on CPUs.
     """
     try:
-        copied = copy.deepcopy(module)
+        copied = copy_module(module)
         n_folded = fold_batch_norms(copied)
         if paddings:
             n_folded += fold_paddings(copied)

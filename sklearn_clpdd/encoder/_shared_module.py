@@ -115,7 +115,7 @@ def _digest(module: nn.Module) -> str:
     file = io.BytesIO()
     pickler = ApartFromTensors(file)
     pickler.dump(module)
-    return joblib.hash((file.getvalue(), tensor_digest(enumerate(pickler.tensors))))
+    return joblib.hash((file.getvalue(), tensor_digest(enumerate(pickler.apart))))
 
 
 def _state(module: nn.Module) -> tuple:

@@ -10,8 +10,10 @@ from ..distill._base import BaseDistiller
 from ..probe import ClosedFormProbe
 from ..probe._solved import relative_probe
 from ..utils._arrays import standardize
+from ..utils._torch_modes import standard_torch_modes
 
 
+@standard_torch_modes()
 def compare_with_real(distiller: BaseDistiller, X, y, X_test, y_test, *, n_draws=10, random_state=None):
     """Test accuracies of the closed-form probe trained on all real samples, on a few of them, and on the distilled ones.
 

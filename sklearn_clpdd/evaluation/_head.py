@@ -20,6 +20,7 @@ _LEARNING_RATE = 1e-3
 _INITIAL_STD = 0.01
 
 
+@standard_torch_modes()
 def sgd_probe_scores(images, labels, X_test, y_test, *, encoder=None, n_epochs=1000, n_repeats=1, groups=None, random_state=None):
     """Test scores of a linear head trained by SGD on random views of a small image set, by LGM's protocol.
 

@@ -6,6 +6,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.utils import check_random_state, check_scalar
 
+from ..utils._torch_modes import standard_torch_modes
 from ._head import check_heads, head_metrics
 from ._probes import (
     check_alpha,
@@ -21,6 +22,7 @@ from ._probes import (
 _N_VIEWS = 20
 
 
+@standard_torch_modes()
 def closed_form_probe_scores(
     images, labels, X_test, y_test, *, encoder=None, alpha=1.0, n_views=0, groups=None, random_state=None
 ):
@@ -88,6 +90,7 @@ def closed_form_probe_scores(
     return closed_form_metrics(Z, task, alpha)
 
 
+@standard_torch_modes()
 def probe_scores(
     images, labels, X_test, y_test, *, encoder=None, alpha=1.0, n_epochs=1000, n_repeats=1, groups=None, random_state=None
 ):
@@ -154,6 +157,7 @@ def probe_scores(
     return scores
 
 
+@standard_torch_modes()
 def transfer_scores(
     images, labels, X_test, y_test, encoders, *, n_epochs=1000, n_repeats=1, alpha=1.0, groups=None, random_state=None
 ):
