@@ -164,7 +164,8 @@ def test_orientation_is_applied_in_all_formats(seen, tmp_path, form, lossy, orie
     shown = ImageOps.exif_transpose(Image.open(io.BytesIO(content))).convert("RGB")
     for crop in (1.0, 0.7):
         wanted = seen([np.asarray(shown)], crop_pct=crop)
-        for name, picture in _three_ways(content, tmp_path).items():
+        ways = _three_ways(content, tmp_path)
+        for name, picture in {**ways, "PIL by name": Image.open(ways["file"])}.items():
             np.testing.assert_allclose(seen([picture]), wanted, atol=1e-5, err_msg=name)
 
 

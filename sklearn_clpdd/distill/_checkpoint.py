@@ -6,6 +6,7 @@ or the one before.
 
 import json
 import os
+from hashlib import sha256
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,13 @@ from safetensors.torch import save_file
 from sklearn.base import BaseEstimator
 from torch import Tensor
 
+from ..utils._fingerprint import tensor_digest
 from ..utils._sklearn_compat import Interval
 from ..utils._warnings import warn
 
-_KEY = "sklearn_clpdd"
+_KEY, _DIGEST = "sklearn_clpdd", "sha256"
 # Version of the content of a checkpoint; files with another one are refused.
-_FORMAT = 3
+_FORMAT = 4
 
 
 class Checkpoint(BaseEstimator):
@@ -131,8 +133,10 @@ def write_checkpoint(path: Path, tensors: dict[str, Tensor], info: dict) -> None
         If it cannot be written; the previous checkpoint is then unchanged.
     """
     part = path.with_name(path.name + ".part")
+    content = json.dumps(info)
+    metadata = {_KEY: content, _DIGEST: _digest(content, tensors)}
     try:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part, metadata={_KEY: json.dumps(info)})
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part, metadata=metadata)
     except SafetensorError as error:
         raise OSError(f"{part}: {error}") from error
     _sync(part, os.O_RDWR)
@@ -147,17 +151,27 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict]:
     Raises
     ------
     ValueError
-        If the file is not a checkpoint of this library.
+        If the file is not a checkpoint of this library, or was changed.
     """
     try:
         with safe_open(path, framework="pt") as file:
-            info = json.loads((file.metadata() or {})[_KEY])
-            return {name: file.get_tensor(name).clone() for name in file.keys()}, info  # noqa: SIM118 (not a mapping)
-    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+            metadata = file.metadata() or {}
+            info = json.loads(metadata[_KEY])
+            if not isinstance(info, dict) or not all(isinstance(info[name], dict) for name in ("data", "parameters", "versions")):
+                raise TypeError("its description is not that of a run")
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a mapping)
+            if info.get("format") == _FORMAT and metadata.get(_DIGEST) != _digest(metadata[_KEY], tensors):
+                raise ValueError("its content does not have its digest, so that it was changed or damaged")
+            return tensors, info
+    except (SafetensorError, KeyError, TypeError, RecursionError, ValueError) as error:
         raise ValueError(
             f"checkpoint={os.fspath(path)!r} exists, but is not a checkpoint of a distillation: {error!r}. "
             "Pass another path, or delete the file"
         ) from error
+
+
+def _digest(content: str, tensors: dict[str, Tensor]) -> str:
+    return sha256((content + tensor_digest(sorted(tensors.items()))).encode()).hexdigest()
 
 
 def _sync(path: Path, flags: int) -> None:

@@ -138,7 +138,10 @@ class State:
         self.begin_step(progress)
         for i, theta in enumerate(self.parameters):
             with torch.no_grad():
-                theta.copy_(tensors[f"theta.{i}"])
+                saved = tensors[f"theta.{i}"]
+                if saved.shape != theta.shape:  # which copy_ would broadcast
+                    raise ValueError(f"theta.{i} has shape {tuple(saved.shape)} in the checkpoint, and {tuple(theta.shape)} here")
+                theta.copy_(saved)
             prefix = f"adam.{i}."
             moments = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
             if moments:

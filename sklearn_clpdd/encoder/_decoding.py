@@ -132,7 +132,7 @@ def _content(picture) -> Iterator[bytes]:
             if content is not None:
                 yield content
                 return
-            image.load()
+            _load(image)
             palette = image.getpalette("RGBA") if image.mode in ("P", "PA") else None
             facts = (
                 image.mode,
@@ -163,11 +163,24 @@ def _image_pixels(image: Image.Image, preprocessing: Preprocessing | None) -> Pi
         place = preprocessing.place(height, width)
         reduced = image.draft(None, (_REDUCING_GAP * place.width, _REDUCING_GAP * place.height))
         scale = 1.0 if reduced is None else reduced[1][2] / width
-    image.load()
+    _load(image)
     if scale == 1:
         width, height = image.size  # TIFF's orientation is applied while it is loaded
     white = _white(image)
     return Pixels(lambda *box: _strip(image.crop(box)), width, height, white, scale, _orientation(image))
+
+
+def _load(image: Image.Image) -> None:
+    """Read the pixels, but not by a memory map, with which Pillow (13.0) mixes up the rows of a TIFF that is turned."""
+    name = getattr(image, "filename", "")
+    if image.format != "TIFF" or not name:
+        image.load()
+        return
+    image.filename = ""  # type: ignore[attr-defined]
+    try:
+        image.load()
+    finally:
+        image.filename = name  # type: ignore[attr-defined]
 
 
 def _white(image: Image.Image) -> float:

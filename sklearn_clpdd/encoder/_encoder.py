@@ -62,7 +62,8 @@ class FrozenEncoder(SharedModuleMixin, OutputCheckedTransformer, BaseEstimator):
     memory : str, path or joblib.Memory, default=None
         Folder in which the features of each image are cached, by image, model, weights, settings, and versions of torch, timm and
         this library. The splits and the processes of a search share them, and an interrupted encoding is resumed to within 1,024
-        images. The cache only grows; ``joblib.Memory.clear`` empties it.
+        images. Features that were changed are computed anew. The cache only grows; ``joblib.Memory(memory).clear()`` empties it,
+        and ``reduce_size(bytes_limit)`` removes the features of the encoders that were used least recently.
     device : str or torch.device, default="auto"
         ``"auto"`` is CUDA if it is available, else the CPU.
     verbose : int, default=0

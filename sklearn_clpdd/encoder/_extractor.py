@@ -152,7 +152,13 @@ class FeatureExtractor:
         return features
 
     def _cache(self) -> FeatureCache | None:
-        memory = check_memory(os.fspath(self.memory) if isinstance(self.memory, os.PathLike) else self.memory)
+        try:
+            memory = check_memory(os.fspath(self.memory) if isinstance(self.memory, os.PathLike) else self.memory)
+        except OSError as error:
+            raise type(error)(
+                f"memory={os.fspath(self.memory)!r} cannot be used as a folder for features ({error.strerror or error}); "
+                "pass a folder that can be created or written"
+            ) from error
         if memory.location is None:
             return None
         if memory.backend != "local":

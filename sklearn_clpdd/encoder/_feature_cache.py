@@ -4,6 +4,7 @@ import os
 import uuid
 from contextlib import suppress
 from functools import lru_cache
+from hashlib import blake2b
 from pathlib import Path
 from threading import Lock
 
@@ -11,16 +12,17 @@ import numpy as np
 
 from ..utils._warnings import warn
 
-# Bytes of the digest of an image.
+# Bytes of the digest of an image, and of that of its features.
 KEY_BYTES = 16
 
 
 class FeatureCache:
     """Features of single images under one encoder, in files that are written once and never changed.
 
-    Each file contains the features of some images; a second file contains their keys. Any number of processes may read and write
-    at once: a file counts once its keys are written, and features that two processes have computed are stored twice. Files that
-    cannot be read are ignored.
+    Each file contains the features of some images; a second file contains their keys, and digests of their features and of the
+    folder's name. Any number of processes may read and write at once: a file counts once its keys are written, and features that
+    two processes have computed are stored twice. Files that cannot be read are ignored, and so are features without their digest,
+    such as those of a file that was cut, or moved here from another encoder.
 
     Parameters
     ----------
@@ -31,7 +33,7 @@ class FeatureCache:
     def __init__(self, folder: Path):
         self._folder = folder
         self._seen: set[str] = set()
-        self._places: dict[bytes, tuple[str, int]] = {}  # file and row of each key
+        self._places: dict[bytes, tuple[str, int, bytes]] = {}  # file, row and digest of the features of each key
         self._lock = Lock()
 
     def contains(self, keys: np.ndarray) -> np.ndarray:
@@ -45,17 +47,20 @@ class FeatureCache:
         with self._lock:
             self._refresh()
             places = [self._places.get(key.tobytes()) for key in keys]
-        rows: dict[str, list[tuple[int, int]]] = {}
+        files: dict[str, list[tuple[int, int, bytes]]] = {}
         for i, place in enumerate(places):
             if place is not None:
-                rows.setdefault(place[0], []).append((i, place[1]))
+                files.setdefault(place[0], []).append((i, *place[1:]))
         known, lost = np.zeros(len(keys), dtype=bool), set()
-        for name, pairs in rows.items():
-            positions, stored_rows = np.array(pairs).T
+        for name, entries in files.items():
+            positions, rows, digests = zip(*entries, strict=True)
             try:
-                features[positions] = np.load(self._folder / f"{name}.npy", mmap_mode="r")[stored_rows]
-                known[positions] = True
-            except (OSError, ValueError, IndexError, EOFError):
+                found = np.load(self._folder / f"{name}.npy", mmap_mode="r")[list(rows)]
+                if any(self._digest(row) != digest for row, digest in zip(found, digests, strict=True)):
+                    raise ValueError("the features do not have their digests")
+                features[list(positions)] = found
+                known[list(positions)] = True
+            except Exception:  # numpy's reader raises errors of many types
                 lost.add(name)
         if lost:
             with self._lock:
@@ -68,7 +73,8 @@ class FeatureCache:
         partial = self._folder / f"{name}.partial"
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            for suffix, array in ((".npy", features), (".keys.npy", keys)):  # in this order
+            digests = np.frombuffer(b"".join(map(self._digest, features)), dtype=np.uint8).reshape(len(keys), KEY_BYTES)
+            for suffix, array in ((".npy", features), (".keys.npy", np.hstack([keys, digests]))):  # in this order
                 with partial.open("wb") as file:
                     np.save(file, array)
                 os.replace(partial, self._folder / f"{name}{suffix}")
@@ -84,9 +90,15 @@ class FeatureCache:
             self._seen.add(name)
             try:
                 keys = np.load(self._folder / f"{name}.keys.npy")
-            except (OSError, ValueError, EOFError):  # truncated by a crash of the machine
+            except Exception:
                 continue
-            self._places |= {key.tobytes(): (name, row) for row, key in enumerate(keys)}
+            if keys.dtype == np.uint8 and keys.ndim == 2 and keys.shape[1] == 2 * KEY_BYTES:
+                self._places |= {
+                    key[:KEY_BYTES].tobytes(): (name, row, key[KEY_BYTES:].tobytes()) for row, key in enumerate(keys)
+                }
+
+    def _digest(self, row: np.ndarray) -> bytes:
+        return blake2b(self._folder.name.encode() + row.tobytes(), digest_size=KEY_BYTES).digest()
 
 
 @lru_cache(maxsize=16)
