@@ -1,5 +1,6 @@
 """A distilled set as a folder that other programs can read: PNG files in class folders, a manifest, and a card."""
 
+import glob
 import io
 import json
 import os
@@ -146,7 +147,9 @@ def load_distilled(directory):
     """
     directory = Path(directory)
     if not (directory / MANIFEST).is_file():
-        raise FileNotFoundError(f"{directory} contains no {MANIFEST}; pass a folder that save_distilled has written")
+        old = [str(path) for path in directory.parent.glob(f".{glob.escape(directory.name)}-*-old")]
+        hint = f". A save that was killed has left the previous set in {', '.join(old)}; rename it" if old else ""
+        raise FileNotFoundError(f"{directory} contains no {MANIFEST}; pass a folder that save_distilled has written{hint}")
     manifest = read_manifest(directory / MANIFEST)
     entries = [(entry["file"], entry["sha256"], entry["class"]) for entry in manifest["images"]]
     classes = labels_from_json([entry["label"] for entry in manifest["classes"]], manifest["label_dtype"])
