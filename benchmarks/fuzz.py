@@ -635,14 +635,12 @@ def folders(rng, folder):
     for name in sorted(os.listdir(root)):
         if name.startswith(".") or not (root / name).is_dir():
             continue
-        wanted += [(path, name) for path in sorted(_walked(str(root / name)))]
+        if not _is_above(str(root / name), str(root)):
+            wanted += [(path, name) for path in sorted(_walked(str(root / name)))]
     visible = [name for name in os.listdir(root) if not name.startswith(".") and (root / name).is_dir()]
     splits = [name for name in visible if name.casefold() in ("train", "test", "val")]
-    hold_no_files = not any(
-        os.path.isfile(root / name / one) for name in splits for one in os.listdir(root / name) if one[0] != "."
-    )
-    are_splits = len(splits) == len(visible) or (len(splits) > 1 and hold_no_files)
-    with accepted(not are_splits and {name for _, name in wanted} == set(visible), f"a folder with {visible}"):
+    are_splits = bool(splits) and (len(splits) == len(visible) or all(_holds_classes(root / name) for name in splits))
+    with accepted(bool(visible) and not are_splits and {name for _, name in wanted} == set(visible), f"a folder with {visible}"):
         paths, found = load_image_folder(root)
     expect(sorted(zip(paths.tolist(), found.tolist(), strict=True)) == sorted(wanted), f"{len(paths)} files, not {len(wanted)}")
 
@@ -663,12 +661,23 @@ def _walked(folder):
 
 
 def _is_above(path, folder):
-    """Whether a folder is one of those that were entered on the way to ``folder``, below the class."""
+    """Whether a folder is one of those that were entered on the way to ``folder``, or contains the root."""
     real, steps = os.path.realpath(path), []
-    while not folder.endswith(f"{os.sep}root"):
+    while folder != os.path.dirname(folder):
         steps.append(os.path.realpath(folder))
         folder = os.path.dirname(folder)
     return real in steps
+
+
+def _holds_classes(folder):
+    """Whether a folder has no images, but folders with images."""
+
+    def has_images(place):
+        names = [name for name in os.listdir(place) if os.path.splitext(name)[1].lower() in (".png", ".jpg", ".webp")]
+        return any(name[0] != "." and not os.path.isdir(place / name) for name in names)
+
+    inner = [folder / name for name in os.listdir(folder) if name[0] != "." and os.path.isdir(folder / name)]
+    return not has_images(folder) and any(map(has_images, inner))
 
 
 _saved: dict = {}

@@ -1,6 +1,7 @@
 """Image sets: a folder of class folders, and scikit-learn's digits as images."""
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,8 @@ SPLITS = {
     "val": {"val", "valid", "validation", "dev", "eval"},
     "test": {"test", "testing"},
 }
-SPLIT_NAMES = set().union(*SPLITS.values())
+# What may follow them, as in train2017 and test_set.
+_SUFFIX = re.compile(r"[-_ ]?(set|data|images|split|\d{4})$")
 # Formats that Pillow knows by name, but that are not images, or that need another program to be read.
 _NOT_IMAGES = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "PDF", "WMF"}
 
@@ -76,15 +78,17 @@ def load_image_folder(root, split=None):
     if not root.is_dir():
         raise NotADirectoryError(f"{root} is not a folder; pass one that contains a folder of images per class")
     root = _split_folder(root, split)
-    extensions = Image.registered_extensions()
-    known = {suffix for suffix, kind in extensions.items() if kind in Image.OPEN and kind not in _NOT_IMAGES}
+    known = _image_extensions()
     skipped: Counter[str] = Counter()
     files: dict[str, list[str]] = {}
+    above = frozenset(_identity(folder) for folder in (root.resolve(), *root.resolve().parents))
     for child in sorted(root.iterdir()):
         if child.is_dir() and not child.name.startswith("."):
             files[child.name] = []
-            for path, is_loop in _walk(str(child)):
+            for path, is_loop in _walk(str(child), above):
                 kind = "link to a folder above it" if is_loop else _kind(path[len(str(child)) + 1 :], known)
+                if kind and os.path.islink(path) and not os.path.exists(path):
+                    kind = "link to nothing"
                 skipped.update([kind] if kind else [])
                 files[child.name] += [] if kind else [path]
         elif child.is_symlink() and not child.exists():
@@ -105,15 +109,15 @@ def load_image_folder(root, split=None):
 def _split_folder(root: Path, split: str | None) -> Path:
     """The folder of a split; the root itself if its folders are classes."""
     folders = sorted(child for child in root.iterdir() if child.is_dir() and not child.name.startswith("."))
-    kinds = {folder: kind for folder in folders for kind, names in SPLITS.items() if folder.name.casefold() in names}
+    kinds = {folder: kind for folder in folders if (kind := split_kind(folder.name))}
     if split is None:
         # Beside splits, a folder of another name (annotations, for example) is no class either.
-        are_splits = len(kinds) == len(folders) or (len(set(kinds.values())) > 1 and not any(map(_has_files, kinds)))
-        if kinds and are_splits:
+        if kinds and (len(kinds) == len(folders) or all(map(_holds_classes, kinds))):
             names = [folder.name for folder in kinds]
             one = next((folder.name for folder, kind in kinds.items() if kind == "train"), names[0])
             raise ValueError(f"{root} contains the splits {names}, not classes; pass split= one of them, such as {one!r}")
         return root
+    split = str(split)
     named = [folder for folder in folders if folder.name == split] or [
         folder for folder in folders if split.casefold() in (folder.name.casefold(), kinds.get(folder))
     ]
@@ -123,20 +127,41 @@ def _split_folder(root: Path, split: str | None) -> Path:
     return named[0]
 
 
-def _has_files(folder: Path) -> bool:
-    return any(child.is_file() for child in folder.iterdir() if not child.name.startswith("."))
+def split_kind(name: str) -> str | None:
+    """The split that a folder's name stands for; ``None`` for others."""
+    word = _SUFFIX.sub("", name.casefold())
+    return next((kind for kind, names in SPLITS.items() if word in names), None)
 
 
-def _walk(folder: str, above: frozenset = frozenset()) -> Iterator[tuple[str, bool]]:
-    """Files and dangling links below a folder, and (with True) links to a folder above themselves, which are not followed."""
+def _holds_classes(folder: Path) -> bool:
+    """Whether a folder contains no image, but a folder that does."""
+    known = _image_extensions()
+    children = [child for child in folder.iterdir() if not child.name.startswith(".")]
+    if any(_kind(child.name, known) is None and not child.is_dir() for child in children):
+        return False
+    inner = (one for child in children if child.is_dir() for one in child.iterdir())
+    return any(_kind(one.name, known) is None for one in inner)
+
+
+def _image_extensions() -> set[str]:
+    extensions = Image.registered_extensions()
+    return {suffix for suffix, kind in extensions.items() if kind in Image.OPEN and kind not in _NOT_IMAGES}
+
+
+def _identity(folder: str | Path) -> tuple[int, int]:
     status = os.stat(folder)
-    own = status.st_dev, status.st_ino
+    return status.st_dev, status.st_ino
+
+
+def _walk(folder: str, above: frozenset) -> Iterator[tuple[str, bool]]:
+    """Files and dangling links below a folder, and (with True) links to a folder above themselves, which are not followed."""
+    own = _identity(folder)
     if own in above:
         yield folder, True
         return
     with os.scandir(folder) as entries:
         for entry in entries:
-            if entry.is_dir():
+            if os.path.isdir(entry.path):  # False, and no error, for a link to itself
                 yield from _walk(entry.path, above | {own})
             else:
                 yield entry.path, False

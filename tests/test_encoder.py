@@ -3,6 +3,7 @@
 import copy
 import pickle
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from threading import Barrier
 
 import joblib
@@ -22,7 +23,7 @@ from sklearn_clpdd.encoder import _loading as loading
 from sklearn_clpdd.encoder._backbone import Backbone
 from sklearn_clpdd.encoder._folding import SameConv2d, fold, fold_batch_norms, fold_paddings
 from sklearn_clpdd.encoder._names import BACKBONES
-from sklearn_clpdd.encoder._verification import choose
+from sklearn_clpdd.encoder._verification import verified
 
 
 class Power(nn.Module):
@@ -88,14 +89,13 @@ def test_a_network_that_runs_in_another_order_is_not_folded():
         def __init__(self):
             super().__init__()
             self.conv, self.norm = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
-            self.norm.running_mean.fill_(3.0)
+            self.norm.running_mean.fill_(-3.0)
 
         def forward(self, x):
             return self.conv(self.norm(x).relu()).mean((2, 3))
 
     module = Backwards().eval()
-    x = torch.rand(2, 3, 8, 8)
-    assert choose(module, fold(module, paddings=True), x, module(x))[0] is module
+    assert verified(module, 8, None, partial(fold, paddings=True))[0] is module
 
 
 @pytest.mark.parametrize("size", [(8, 8), (9, 9), (8, 9), (3, 3), (1, 1)])
@@ -145,8 +145,7 @@ class Shortcut(nn.Module):
 )
 def test_layers_that_cannot_be_folded_stay(module):
     module.eval()
-    x = torch.rand(2, 3, 8, 8)
-    assert choose(module, fold(module, paddings=True), x, module(x))[0] is module
+    assert verified(module, 8, None, partial(fold, paddings=True))[0] is module
 
 
 def test_a_network_that_reads_its_layers_is_not_folded():
@@ -159,8 +158,7 @@ def test_a_network_that_reads_its_layers_is_not_folded():
             return (self.norm(self.conv(x)) * self.norm.weight.mean()).mean((2, 3))
 
     module = Curious().eval()
-    x = torch.rand(2, 3, 8, 8)
-    assert choose(module, fold(module, paddings=True), x, module(x))[0] is module
+    assert verified(module, 8, None, partial(fold, paddings=True))[0] is module
 
 
 @pytest.mark.parametrize("size", [112, 113, 96, 49])
@@ -418,8 +416,8 @@ def test_a_loaded_encoder_makes_no_folder(tmp_path):
 @pytest.mark.parametrize(
     ("broken", "words"),
     [
-        (nn.Conv2d(3, 4, 3), r"returned \(2, 4, 30, 30\) for two images"),
-        (nn.Linear(5, 2), "fails on two images of 32"),
+        (nn.Conv2d(3, 4, 3), r"returned \(1, 4, 30, 30\) for 1 image"),
+        (nn.Linear(5, 2), "fails on 1 image of 32"),
     ],
 )
 def test_modules_that_are_not_encoders_are_refused(broken, words):

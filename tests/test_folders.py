@@ -171,3 +171,22 @@ def test_what_is_no_file_is_named_before_the_work(root):
         ValueError, match=r"(?s)3 of 4 images.*pipe.png: a device or a pipe.*dog: a folder, not a file.*null byte"
     ):
         FrozenEncoder(weights=None, image_size=32).transform(paths)
+
+
+def test_links_to_the_root_are_not_followed(root):
+    (root / "cat" / "all").symlink_to(root)
+    (root / "cat" / "self").symlink_to("self")
+    with pytest.warns(UserWarning, match="link to a folder above it"):
+        assert load_image_folder(root)[1].tolist() == ["cat", "dog"]
+    (root / "everything").symlink_to(root)
+    with pytest.raises(ValueError, match="no images in everything"):
+        load_image_folder(root)
+
+
+def test_splits_beside_other_files_and_folders(tmp_path):
+    for name in ("train2017", "val2017", "misc"):
+        image(tmp_path / name / "cat" / "0.png")
+    (tmp_path / "train2017" / "README.txt").write_text("about")
+    with pytest.raises(ValueError, match="contains the splits"):
+        load_image_folder(tmp_path)
+    assert len(load_image_folder(tmp_path, split="val")[0]) == 1

@@ -1,12 +1,14 @@
 """Labels that fit takes go through predictions, samplers, manifests, reports and displays, and back with their type."""
 
 import datetime
+import enum
 import warnings
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from networks import tiny_encoder
 from sklearn.datasets import load_iris
 
@@ -179,3 +181,39 @@ def test_iris_with_the_names_of_its_species():
     X, y = load_iris(return_X_y=True, as_frame=True)
     species = y.map({0: "setosa", 1: "versicolor", 2: "virginica"}).astype("category")
     assert ClosedFormProbe().fit(X, species).score(X, species) > 0.8
+
+
+class Animal(str, enum.Enum):
+    cat, cow = "cat", "cows-cow"
+
+
+@pytest.mark.parametrize(
+    "y",
+    [
+        [Animal.cat, Animal.cow] * 15,
+        ["a", float("nan")] * 15,
+        ["a", 1, "1"] * 10,
+        [True, 2] * 15,
+        np.ma.array(CODES, mask=CODES == 1),
+        {1, 2},
+    ],
+    ids=["members of an enumeration", "text and NaN", "text and numbers", "bool and int", "masked", "set"],
+)
+def test_labels_of_several_types_are_not_merged(y):
+    with pytest.raises(ValueError, match=r"missing|of type|type set|one-dimensional|1d"):
+        ClosedFormProbe(1.0).fit(FEATURES, y)
+
+
+def test_labels_of_other_layouts_are_native():
+    y = LABELS["days"].astype(">M8[D]")
+    assert ClosedFormProbe(1.0).fit(FEATURES, y).classes_.tolist() == sorted(set(LABELS["days"].tolist()))
+    assert ClosedFormProbe(1.0).fit(FEATURES, torch.from_numpy(CODES)).classes_.tolist() == [0, 1, 2]
+    assert ClosedFormProbe(1.0).fit(FEATURES, CODES.astype(object)).classes_.tolist() == [0, 1, 2]
+    assert ClosedFormProbe(1.0).fit(FEATURES, CODES.astype(np.longdouble)).classes_.dtype == np.float64
+    arrow = pytest.importorskip("pyarrow").array([["a", "b", "c"][code] for code in CODES])
+    assert ClosedFormProbe(1.0).fit(FEATURES, arrow).classes_.tolist() == ["a", "b", "c"]
+
+
+def test_text_may_end_with_a_zero():
+    y = [["a", "a\0", "b"][code] for code in CODES]
+    assert ClosedFormProbe(1.0).fit(FEATURES, y).classes_.tolist() == ["a", "a\0", "b"]

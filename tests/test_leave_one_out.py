@@ -224,3 +224,35 @@ def test_the_other_space_is_used_where_the_chosen_one_is_singular():
     X, codes = np.random.default_rng(0).normal(size=(200, 5)) * 1e12, np.arange(200) % 2
     one, other = (ClosedFormProbe(1.0, temperature=0.2, solver=solver).fit(X, codes) for solver in ("primal", "dual"))
     np.testing.assert_array_equal(one.coef_, other.coef_)
+
+
+@pytest.mark.parametrize("offset", [1e5, 1e6, 3e6])
+def test_an_offset_does_not_make_features_constant(offset):
+    """In float32 a step is 0.25 at 3e6, and the dual form reads differences of 3."""
+    rng, codes = np.random.default_rng(0), np.arange(8) % 2
+    X = (np.round(rng.normal(size=(8, 20)) + 3 * codes[:, None]) + offset).astype(np.float32)
+    for solver in ("primal", "dual", "auto"):
+        probe = ClosedFormProbe(1.0, temperature=0.2, solver=solver).fit(X, codes)
+        assert probe.score(X, codes) == 1
+        np.testing.assert_allclose(probe.coef_, ClosedFormProbe(1.0).fit(X.astype(float), codes).coef_, atol=1e-3)
+
+
+def test_constant_features_have_no_weight():
+    X, codes = np.full((8, 20), 0.1, np.float32), np.arange(8) % 2
+    weight = np.random.default_rng(0).random(8) + 0.1
+    for solver in ("primal", "dual"):
+        assert not ClosedFormProbe(1.0, temperature=0.2, solver=solver).fit(X, codes, sample_weight=weight).coef_.any()
+
+
+@pytest.mark.parametrize("alpha", ["loo", 1.0])
+def test_a_negative_kernel_is_refused(alpha):
+    X, codes = np.random.default_rng(0).normal(size=(20, 3)), np.arange(20) % 2
+    with pytest.raises(ValueError, match=r"not positive semi-definite|singular to working precision"):
+        ClosedFormProbe(alpha, kernel=lambda a, b: -(a @ b.T)).fit(X, codes)
+
+
+@pytest.mark.parametrize(("scale", "dtype"), [(1e160, np.float64), (1e25, np.float32)])
+def test_features_whose_squares_overflow_are_refused(scale, dtype):
+    X, codes = (np.random.default_rng(0).normal(size=(6, 9)) * scale).astype(dtype), np.arange(6) % 2
+    with pytest.raises(ValueError, match="overflow"):
+        ClosedFormProbe(1.0, solver="dual").fit(X, codes)

@@ -122,7 +122,7 @@ def test_lists_of_arrays_may_have_different_sizes(seen):
 @pytest.mark.parametrize(
     ("X", "error", "words"),
     [
-        ([(Image.new("RGB", (4, 4)), 0)], TypeError, "a tuple of 2 .pass images and labels separately"),
+        ([(Image.new("RGB", (4, 4)), 0)], TypeError, "element 0 of X is a tuple of 2 .pass images and labels separately"),
         ([{"image": Image.new("RGB", (4, 4)), "label": 0}], TypeError, "a dict with the keys .'image', 'label'"),
         ({"a": 1}, TypeError, "X is a dict"),
         ((i for i in range(3)), TypeError, "X is a generator, .*pass a list"),

@@ -780,3 +780,43 @@ def test_progress_bar(encoder, colors, capfd):
     assert all(word in shown for word in ("loss=", "held-out acc=", "img/s="))
     distiller(encoder, verbose=1, max_iter=10**6, time_budget=0.3).fit(*colors)
     assert "1000000" not in capfd.readouterr().err.split("\r")[-1]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda tensors, info: tensors.update({"adam.0.exp_avg": torch.zeros(1)}), r"adam.0.exp_avg of torch.float32"),
+        (lambda tensors, info: tensors.update({"theta.0": tensors["theta.0"][:1].clone()}), "theta.0 of"),
+        (lambda tensors, info: tensors.update({"theta.0": tensors["theta.0"].long()}), "theta.0 of torch.int64"),
+        (lambda tensors, info: tensors.update({"theta.0": tensors["theta.0"] * float("nan")}), "theta.0 of"),
+        (lambda tensors, info: tensors.pop("theta.0"), "lacks theta.0"),
+        (lambda tensors, info: tensors.update({"extra": torch.zeros(3)}), "extra of"),
+        (lambda tensors, info: info.update(step=-1), "step cannot be used"),
+        (lambda tensors, info: info.update(step="x"), "step cannot be used"),
+        (lambda tensors, info: info.update(seconds=None), "seconds cannot be used"),
+        (lambda tensors, info: info.pop("history"), "history cannot be used"),
+        (lambda tensors, info: info.update(parameters=[]), "does not say"),
+    ],
+)
+def test_checkpoints_with_other_content_are_refused(digits, tmp_path, change, words):
+    """Also those whose digest fits: torch's fused Adam would read beyond moments of another shape, and crash."""
+    run = distiller(None, max_iter=6, checkpoint=Checkpoint(tmp_path / "run", every=2))
+    run.fit(*digits)
+    tensors, info = read_checkpoint(tmp_path / "run")
+    info["finished"] = False
+    change(tensors, info)
+    checkpoint_module.write_checkpoint(tmp_path / "run", tensors, info)
+    before = (tmp_path / "run").read_bytes()
+    with pytest.raises(ValueError, match=words):
+        run.fit(*digits)
+    assert (tmp_path / "run").read_bytes() == before
+
+
+def test_a_damaged_checkpoint_is_refused(digits, tmp_path):
+    run = distiller(None, max_iter=6, checkpoint=tmp_path / "run")
+    run.fit(*digits)
+    content = bytearray((tmp_path / "run").read_bytes())
+    content[-3] ^= 1  # one bit of a weight
+    (tmp_path / "run").write_bytes(content)
+    with pytest.raises(ValueError, match="was changed or damaged"):
+        run.fit(*digits)

@@ -131,6 +131,24 @@ def tied():
     return net.eval()
 
 
+class Folded(nn.Module):
+    """Its batch norm does not follow its convolution alone, so that folding would be wrong; a constant would hide it."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6)
+        self.norm.running_mean.normal_()
+
+    def forward(self, x):
+        x = self.conv(x)
+        return self.norm(x).relu().mean((2, 3)) + x.mean((2, 3)) + 100
+
+
+def wrongly_folded():
+    torch.manual_seed(0)
+    return Folded().eval()
+
+
 MODULES = [
     hooked,
     hook_with_a_dict,
@@ -143,6 +161,7 @@ MODULES = [
     spectral_norm,
     views,
     tied,
+    wrongly_folded,
 ]
 
 
@@ -181,6 +200,31 @@ class Batchwise(nn.Module):
     def forward(self, x):
         pixels = x.flatten(1)[:, :9]
         return pixels - pixels.mean(0)
+
+
+class BatchwiseWithOffset(nn.Module):
+    """A constant hides neither that features depend on the batch, nor that they were folded wrongly."""
+
+    def forward(self, x):
+        pixels = x.flatten(1)[:, :9]
+        return 0.3 * pixels.mean(0) + pixels + 1000
+
+
+class OfTheLast(nn.Module):
+    def forward(self, x):
+        pixels = x.flatten(1)[:, :9]
+        return pixels + 0.2 * pixels[-1:]
+
+
+class OfTheFirst(nn.Module):
+    def forward(self, x):
+        pixels = x.flatten(1)[:, :9]
+        return pixels + 0.2 * pixels[:1]
+
+
+class Integers(nn.Module):
+    def forward(self, x):
+        return (255 * x).flatten(1)[:, :9].long()
 
 
 class Random(nn.Module):
@@ -239,13 +283,17 @@ class CallsAnother(nn.Module):
     ("make", "words"),
     [
         (Batchwise, "depend on the other images of the batch"),
+        (BatchwiseWithOffset, "depend on the other images of the batch"),
+        (OfTheFirst, "depend on the other images of the batch"),
+        (OfTheLast, "depend on the other images of the batch"),
+        (Integers, "features of torch.int64"),
         (Random, "or on chance"),
         (batch_norm_without_statistics, r"other images of the batch.*: 1 normalise by the statistics of the batch"),
-        (FirstOnly, r"returned \(1, 9\) for two images"),
-        (Squeezed, "depend on the other images of the batch"),
+        (FirstOnly, r"returned \(1, 9\) for 2 images"),
+        (Squeezed, r"returned \(3,\) for 1 image"),
         (Constant, "same features for two images"),
         (Infinite, "not finite"),
-        (one_image_only, "fails on two images"),
+        (one_image_only, "fails on 2 images"),
         (CallsAnother, "still computes with the module that it was copied from"),
     ],
 )

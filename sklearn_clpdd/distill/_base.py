@@ -297,6 +297,25 @@ class BaseDistiller(HtmlAppendixMixin, SharedModuleMixin, OutputCheckedTransform
         features = self.features(X)
         return self.probe_.predict_proba(features)
 
+    def score(self, X, y, sample_weight=None):
+        """Accuracy of the probe of the synthetic set.
+
+        Parameters
+        ----------
+        X : images or features, as in `fit`
+            Samples.
+        y : array-like of shape (n_samples,)
+            Class labels.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Weights of the samples.
+
+        Returns
+        -------
+        float
+            Fraction of samples with the right label.
+        """
+        return super().score(X, as_labels(y), sample_weight)
+
     def _html_appendix(self) -> str:
         """The synthetic images, which a notebook shows below the parameters of a fitted distiller."""
         if not self.__sklearn_is_fitted__() or self.X_synthetic_.ndim != 4:

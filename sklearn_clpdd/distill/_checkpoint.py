@@ -99,6 +99,8 @@ class CheckpointFile:
         """How the run of a file differs from this one."""
         if info.get("format") != _FORMAT:
             return [f"its format is {info.get('format', 1)}, and this version of the library writes {_FORMAT}"]
+        if not all(isinstance(info.get(kind), dict) for kind in ("data", "parameters", "versions")):
+            return ["it does not say to which one"]
         differ = [f"{name} changed" for name in _differing(info["data"], self._run["data"])]
         for kind in ("versions", "parameters"):
             was, now = info[kind], self._run[kind]
@@ -157,7 +159,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict]:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             info = json.loads(metadata[_KEY])
-            if not isinstance(info, dict) or not all(isinstance(info[name], dict) for name in ("data", "parameters", "versions")):
+            if not isinstance(info, dict):
                 raise TypeError("its description is not that of a run")
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a mapping)
             if info.get("format") == _FORMAT and metadata.get(_DIGEST) != _digest(metadata[_KEY], tensors):

@@ -130,18 +130,39 @@ class State:
             tensors |= {f"adam.{i}.{name}": value for name, value in self.optimizer.state.get(theta, {}).items()}
         return tensors
 
+    def _check(self, tensors: dict[str, Tensor]) -> None:
+        wanted = {f"random.{name}": generator.get_state() for name, generator in self.random.items()}
+        for i, theta in enumerate(self.parameters):
+            wanted |= {f"{kind}.{i}": theta for kind in ("theta", "best")}
+            moments = dict.fromkeys(("exp_avg", "exp_avg_sq", "max_exp_avg_sq"), theta)
+            wanted |= {f"adam.{i}.{name}": moment for name, moment in moments.items()}
+            wanted[f"adam.{i}.step"] = torch.zeros((), dtype=torch.float32, device="cpu")
+        needed = {name for name in wanted if name.startswith(("random", "theta"))}
+        for name in sorted(needed - set(tensors)):
+            raise ValueError(f"the checkpoint lacks {name}")
+        for name, tensor in tensors.items():
+            same = wanted.get(name)
+            if same is None or (tensor.shape, tensor.dtype) != (same.shape, same.dtype) or not bool(tensor.isfinite().all()):
+                raise ValueError(
+                    f"the checkpoint has {name} of {tensor.dtype} and shape {tuple(tensor.shape)}, not that of this run"
+                )
+
     def load(self, tensors: dict[str, Tensor], step: int, progress: float) -> None:
-        """Return to the beginning of a step."""
+        """Return to the beginning of a step.
+
+        Raises
+        ------
+        ValueError
+            If the tensors are not those of this run: torch's fused optimizers do not check shapes.
+        """
+        self._check(tensors)
         self.step = step
         for name, generator in self.random.items():
             generator.set_state(tensors[f"random.{name}"])
         self.begin_step(progress)
         for i, theta in enumerate(self.parameters):
             with torch.no_grad():
-                saved = tensors[f"theta.{i}"]
-                if saved.shape != theta.shape:  # which copy_ would broadcast
-                    raise ValueError(f"theta.{i} has shape {tuple(saved.shape)} in the checkpoint, and {tuple(theta.shape)} here")
-                theta.copy_(saved)
+                theta.copy_(tensors[f"theta.{i}"])
             prefix = f"adam.{i}."
             moments = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
             if moments:

@@ -3,6 +3,7 @@
 import io
 import os
 import re
+import stat
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -24,6 +25,10 @@ PICTURES = (str, os.PathLike, bytes, Image.Image, np.ndarray, Tensor)
 _REDUCING_GAP = 2
 # Storage of colours with 16 bits, of which Pillow reads one byte.
 _DEEP = re.compile("(RGB|RGBA|RGBX|[RGBA]);16[BLN]|LA;16B")
+# Factors between a grey value of 2 or 4 bits in a PNG and Pillow's; the transparent value stays as it is in the file.
+_GREY_STEPS = {"L;2": 85, "L;4": 17}
+# Tags of TIFF: bits, whether zero is black, whether colours are stored plane by plane.
+_BITS, _PHOTOMETRIC, _PLANAR = 258, 262, 284
 # Threads that decode one picture of the user's at the same time would read its file at each other's positions.
 _locks = [Lock() for _ in range(64)]
 
@@ -35,7 +40,8 @@ class UnusablePictureError(ValueError):
 def decode(picture: Picture, preprocessing: Preprocessing) -> Tensor:
     """A picture as the network sees it, before normalisation: float32 RGB in [0, 1], ``(1, 3, image_size, image_size)``.
 
-    This function alone decides what becomes of a picture; a file, the bytes of the file and Pillow's image of it are equal.
+    This function alone decides what becomes of a picture; a file, the bytes of the file and Pillow's image of it are equal, as
+    long as the image has not been loaded: of colours with 16 bits it then has 8, and no reduced scale.
 
     =================================== =====================================================================================
     what the picture has                what the network sees
@@ -46,7 +52,8 @@ def decode(picture: Picture, preprocessing: Preprocessing) -> Tensor:
     8 bits: RGB, grey, palette, CMYK,   value / 255, after Pillow's conversion to RGB
     1 bit, YCbCr, HSV, LAB
     16 bits: grey; PNG, TIFF in colour  value / 65535; 12-bit grey in TIFF: value / 4095
-    16 bits: other formats in colour    an error, because Pillow reads only 8 of them
+    16 bits: PPM, SGI, TIFF by planes   an error, because Pillow reads only 8 of them
+    more than 8 bits: JPEG 2000, AVIF   the 8 bits that Pillow reads, and says nothing about
     integers of 32 bits, floats         an error, because their range is unknown (but 16-bit PGM: value / 65535)
     an array or a tensor                value / 255 if uint8, else the value, which has to be in [0, 1]
     several frames                      the first one, or the one to which Pillow's image has been moved
@@ -74,7 +81,11 @@ def decode(picture: Picture, preprocessing: Preprocessing) -> Tensor:
     except UnidentifiedImageError as error:
         raise UnusablePictureError("not an image in a format that Pillow can read") from error
     except Exception as error:  # Pillow's decoders raise errors of many types
-        raise UnusablePictureError(f"{type(error).__name__}: {error}") from error
+        raise UnusablePictureError(_reason(error)) from error
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else f"{type(error).__name__}; is the picture's file closed?"
 
 
 def describe(picture) -> str:
@@ -104,6 +115,8 @@ def _opened(picture: str | os.PathLike | bytes | Image.Image) -> Iterator[tuple[
         with _locks[id(picture) // 16 % len(_locks)]:
             yield picture, False
         return
+    if not isinstance(picture, bytes) and not stat.S_ISREG(os.stat(picture).st_mode):
+        raise UnusablePictureError("a folder, a device or a pipe, not a file")  # reading might never end
     with Image.open(io.BytesIO(picture) if isinstance(picture, bytes) else picture) as image:
         yield image, True
 
@@ -119,7 +132,7 @@ def picture_content(picture: bytes | Image.Image | np.ndarray | Tensor) -> Itera
     try:
         yield from _content(picture)
     except Exception as error:  # Pillow's decoders raise errors of many types
-        raise UnusablePictureError(f"{type(error).__name__}: {error}") from error
+        raise UnusablePictureError(_reason(error)) from error
 
 
 def _content(picture) -> Iterator[bytes]:
@@ -130,7 +143,7 @@ def _content(picture) -> Iterator[bytes]:
         with _opened(picture) as (image, _):
             content = _deep_file(image)
             if content is not None:
-                yield content
+                yield content + str(image.tell()).encode()
                 return
             _load(image)
             palette = image.getpalette("RGBA") if image.mode in ("P", "PA") else None
@@ -146,8 +159,10 @@ def _content(picture) -> Iterator[bytes]:
             yield repr(facts).encode()
             yield image.tobytes()
     else:
-        array = picture.detach().cpu().numpy() if isinstance(picture, Tensor) else picture
-        yield f"{type(picture).__name__} {array.dtype} {array.shape}".encode()
+        array = picture.detach().cpu() if isinstance(picture, Tensor) else picture
+        yield f"{type(picture).__name__} {array.dtype} {tuple(array.shape)}".encode()
+        if isinstance(array, Tensor):
+            array = array.contiguous().view(torch.uint8).numpy()
         yield np.ascontiguousarray(array).tobytes()
 
 
@@ -155,8 +170,12 @@ def _image_pixels(image: Image.Image, preprocessing: Preprocessing | None) -> Pi
     """Pixels of Pillow's image; decoded at a reduced scale where that suffices for ``preprocessing``."""
     content = _deep_file(image)
     if content is not None:
-        return _deep_pixels(content)
+        return _deep_pixels(content, image.tell())
     _check_depth(image)
+    if 0 in image.size:
+        raise UnusablePictureError(f"a picture of {image.size[0]} × {image.size[1]} px has no pixels")
+    tiles = getattr(image, "tile", []) if image.format == "PNG" else []
+    shift = _GREY_STEPS.get(_raw_mode(tiles[0]), 1) if tiles else 1
     width, height = image.size
     scale = 1.0
     if preprocessing is not None:
@@ -164,10 +183,19 @@ def _image_pixels(image: Image.Image, preprocessing: Preprocessing | None) -> Pi
         reduced = image.draft(None, (_REDUCING_GAP * place.width, _REDUCING_GAP * place.height))
         scale = 1.0 if reduced is None else reduced[1][2] / width
     _load(image)
+    if shift > 1 and isinstance(image.info.get("transparency"), int):
+        image = image.copy()
+        image.info["transparency"] *= shift
     if scale == 1:
         width, height = image.size  # TIFF's orientation is applied while it is loaded
     white = _white(image)
-    return Pixels(lambda *box: _strip(image.crop(box)), width, height, white, scale, _orientation(image))
+    is_negative = image.mode.startswith("I;16") and getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == 0
+
+    def read(left: int, top: int, right: int, bottom: int) -> np.ndarray:
+        part = _strip(image.crop((left, top, right, bottom)), white)
+        return white - part if is_negative else part
+
+    return Pixels(read, width, height, white, scale, _orientation(image))
 
 
 def _load(image: Image.Image) -> None:
@@ -195,20 +223,20 @@ def _white(image: Image.Image) -> float:
     return 255.0
 
 
-def _strip(image: Image.Image) -> np.ndarray:
+def _strip(image: Image.Image, white: float) -> np.ndarray:
     """Part of a picture ``(h, w, 1 or 3)``, over white."""
     transparent = image.info.get("transparency")
     if image.mode[0] in "IF":
         grey = np.asarray(image).astype(np.float32)[..., None]
         if isinstance(transparent, int):
-            grey[grey == transparent] = 65535
+            grey[grey == transparent] = white
         return grey
     if image.has_transparency_data:
         if image.mode == "La":
             image = image.convert("LA")
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        white.alpha_composite(image.convert("RGBA"))
-        return np.asarray(white)[..., :3]
+        canvas = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        canvas.alpha_composite(image.convert("RGBA"))
+        return np.asarray(canvas)[..., :3]
     if image.mode == "L":
         return np.asarray(image)[..., None]
     return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
@@ -226,7 +254,10 @@ def _over_white(deep: np.ndarray) -> np.ndarray:
 def _deep_file(image: Image.Image) -> bytes | None:
     """The file of a PNG or TIFF in colour with 16 bits that has not been loaded yet, because Pillow would read 8 of them."""
     tiles = getattr(image, "tile", [])
-    if image.format not in ("PNG", "TIFF") or not tiles or not all(_DEEP.fullmatch(_raw_mode(tile)) for tile in tiles):
+    is_planar = image.format == "TIFF" and getattr(image, "tag_v2", {}).get(_PLANAR) == 2
+    if image.format not in ("PNG", "TIFF") or is_planar or not tiles:
+        return None
+    if not all(_DEEP.fullmatch(_raw_mode(tile)) for tile in tiles):
         return None
     file: Any = image.fp  # type: ignore[attr-defined]
     position = file.tell()
@@ -237,12 +268,13 @@ def _deep_file(image: Image.Image) -> bytes | None:
         file.seek(position)
 
 
-def _deep_pixels(content: bytes) -> Pixels:
-    """Pixels of a PNG or TIFF in colour with 16 bits.
+def _deep_pixels(content: bytes, frame: int) -> Pixels:
+    """Pixels of a frame of a PNG or TIFF in colour with 16 bits.
 
     Pillow decodes either the high or the low byte of each value, depending on the byte order that it is told.
     """
     with Image.open(io.BytesIO(content)) as first:
+        first.seek(frame)
         if _raw_mode(first.tile[0]) == "LA;16B":  # as many bytes as RGBA
             first.tile = [_with_raw_mode(tile, "RGBA") for tile in first.tile]
             pairs = np.asarray(first).astype(np.uint16)
@@ -250,9 +282,13 @@ def _deep_pixels(content: bytes) -> Pixels:
         else:
             deep = 256 * np.asarray(first).astype(np.uint16)
             with Image.open(io.BytesIO(content)) as second:
+                second.seek(frame)
                 second.tile = [_with_raw_mode(tile, _other_byte(_raw_mode(tile))) for tile in second.tile]
                 deep += np.asarray(second)
         orientation = _orientation(first)
+        transparent = first.info.get("transparency")
+    if isinstance(transparent, tuple) and deep.shape[2] == 3:
+        deep[(deep == np.array(transparent)).all(axis=2)] = 65535
 
     def read(left: int, top: int, right: int, bottom: int) -> np.ndarray:
         return _over_white(deep[top:bottom, left:right])
@@ -291,7 +327,7 @@ def _check_depth(image: Image.Image) -> None:
 
 def _bits(image: Image.Image) -> int | None:
     """Bits per sample of a TIFF."""
-    bits = getattr(image, "tag_v2", {}).get(258)
+    bits = getattr(image, "tag_v2", {}).get(_BITS)
     return bits[0] if isinstance(bits, tuple) else bits
 
 
@@ -307,6 +343,8 @@ def _array_pixels(array: np.ndarray | Tensor) -> Pixels:
     """Pixels of an array ``(H, W)`` or ``(H, W, 1 or 3)``, or of a tensor ``(1 or 3, H, W)``."""
     shape = tuple(array.shape)
     if isinstance(array, Tensor):
+        if array.dtype != torch.uint8 and not array.is_floating_point():
+            raise UnusablePictureError(f"dtype {array.dtype} is neither uint8 nor float")
         array = array.detach().cpu()
         array = array.numpy() if array.dtype in (torch.uint8, torch.float32, torch.float64) else array.float().numpy()
         array = array.transpose(1, 2, 0) if array.ndim == 3 else array[None, None]

@@ -42,8 +42,8 @@ class FrozenEncoder(SharedModuleMixin, OutputCheckedTransformer, BaseEstimator):
         Side of the network's input in pixels. ``None``: that of the model's training; required for a module without timm's
         configuration.
     crop_pct : float in (0, 1], default=None
-        The shorter side of an image is resized to ``image_size / crop_pct``, and the centre is cropped. ``None``: the model's
-        own.
+        The shorter side of an image is resized to ``image_size / crop_pct``, and the centre is cropped; models that squash
+        images, or pad them, resize both sides, or the longer one. ``None``: the model's own.
     l2_normalize : bool, default=True
         Whether to scale each feature vector to unit ℓ2 norm.
     image_shape : tuple (H, W) or (H, W, C), default=None
@@ -170,7 +170,9 @@ class FrozenEncoder(SharedModuleMixin, OutputCheckedTransformer, BaseEstimator):
         ----------
         X : images
             ``(n, H, W)`` or ``(n, H, W, 1 or 3)`` arrays or ``(n, 1 or 3, H, W)`` tensors, uint8 or float in [0, 1]; rows, with
-            `image_shape`; or a one-dimensional array, a list, or a data frame's column, of paths or PIL images.
+            `image_shape`; or a list, a column, or another sequence of pictures: paths, contents of files as bytes, PIL images,
+            or arrays and tensors of one image each. Pictures are seen as viewers show them: turned as their metadata say, and
+            with white behind transparency.
 
         Returns
         -------
@@ -206,6 +208,8 @@ class FrozenEncoder(SharedModuleMixin, OutputCheckedTransformer, BaseEstimator):
             attributes ``n_features``, ``device`` and ``preprocessing``.
         """
         self._validate_params()
+        if self.n_jobs == 0:
+            raise ValueError("n_jobs=0 is no number of threads; pass None, a number above 0, or -1 for one per core")
         backbone = load_backbone(
             self.model,
             self.weights,

@@ -1,5 +1,6 @@
 """Features on disk, image by image, shared by processes and by the fits of a search."""
 
+import io
 import os
 import uuid
 from contextlib import suppress
@@ -22,7 +23,7 @@ class FeatureCache:
     Each file contains the features of some images; a second file contains their keys, and digests of their features and of the
     folder's name. Any number of processes may read and write at once: a file counts once its keys are written, and features that
     two processes have computed are stored twice. Files that cannot be read are ignored, and so are features without their digest,
-    such as those of a file that was cut, or moved here from another encoder.
+    such as those of a file that was cut, or moved here from another encoder; such files are removed.
 
     Parameters
     ----------
@@ -63,6 +64,10 @@ class FeatureCache:
             except Exception:  # numpy's reader raises errors of many types
                 lost.add(name)
         if lost:
+            for name in lost:  # so that the next process does not find it again
+                for suffix in (".keys.npy", ".npy"):
+                    with suppress(OSError):
+                        (self._folder / f"{name}{suffix}").unlink()
             with self._lock:
                 self._places = {key: place for key, place in self._places.items() if place[0] not in lost}
         return known
@@ -75,8 +80,9 @@ class FeatureCache:
             self._folder.mkdir(parents=True, exist_ok=True)
             digests = np.frombuffer(b"".join(map(self._digest, features)), dtype=np.uint8).reshape(len(keys), KEY_BYTES)
             for suffix, array in ((".npy", features), (".keys.npy", np.hstack([keys, digests]))):  # in this order
-                with partial.open("wb") as file:
-                    np.save(file, array)
+                content = io.BytesIO()
+                np.save(content, array)  # into memory, because numpy does not notice that a disk is full
+                partial.write_bytes(content.getbuffer())
                 os.replace(partial, self._folder / f"{name}{suffix}")
         except OSError as error:
             warn(f"features could not be cached in {self._folder}, and will be computed again: {error}")
@@ -89,7 +95,7 @@ class FeatureCache:
         for name in sorted(found):
             self._seen.add(name)
             try:
-                keys = np.load(self._folder / f"{name}.keys.npy")
+                keys = np.asarray(np.load(self._folder / f"{name}.keys.npy"))
             except Exception:
                 continue
             if keys.dtype == np.uint8 and keys.ndim == 2 and keys.shape[1] == 2 * KEY_BYTES:

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence, Set
 from functools import cached_property, partial
 from hashlib import blake2b
-from numbers import Real
+from numbers import Integral, Real
 from stat import S_ISDIR, S_ISREG
 
 import joblib
@@ -218,14 +218,14 @@ def as_images(X, image_shape: tuple[int, ...] | None = None) -> Images:
     if hasattr(X, "__array__") or hasattr(X, "__array_interface__"):
         return _array_images(X, image_shape)
     pictures = _as_sequence(X)
-    first = pictures[0] if len(pictures) else None
-    if isinstance(first, PICTURES):
-        if not (isinstance(pictures, list) and isinstance(first, np.ndarray | Tensor) and _have_one_form(pictures)):
-            return _picture_list(pictures)
-        if isinstance(first, Tensor):
-            return _tensor_images(torch.stack(pictures).detach().cpu(), image_shape)
-    elif first is not None and not (isinstance(pictures, list) and isinstance(first, list | Real)):
-        raise TypeError(f"element 0 of X is {describe(first)}, not a picture. {ACCEPTED}")
+    if not isinstance(pictures, list):
+        return _picture_list(pictures)
+    if not pictures or isinstance(pictures[0], list) or all(isinstance(one, Real) for one in pictures):
+        return _array_images(pictures, image_shape)
+    if not (isinstance(pictures[0], np.ndarray | Tensor) and _have_one_form(pictures)):
+        return _picture_list(pictures)
+    if isinstance(pictures[0], Tensor):
+        return _tensor_images(torch.stack(pictures).detach().cpu(), image_shape)
     return _array_images(pictures, image_shape)
 
 
@@ -236,7 +236,12 @@ def _have_one_form(pictures: list) -> bool:
 
 def _as_sequence(X) -> Sequence:
     """A list or tuple as a list; another sequence with random access as it is."""
-    if isinstance(X, str | bytes | Mapping | Set) or not hasattr(X, "__len__"):
+    try:
+        len(X)
+        is_sequence = not isinstance(X, Mapping | Set)
+    except TypeError:  # also that of scipy's sparse matrices
+        is_sequence = False
+    if not is_sequence:
         raise TypeError(f"X is a {type(X).__name__}, which is not a sequence of images; pass a list. {ACCEPTED}")
     if isinstance(X, list | tuple | deque) or not hasattr(X, "__getitem__"):
         return list(X)
@@ -286,12 +291,9 @@ def _array_images(X, image_shape) -> Images:
 def _picture_list(pictures: Sequence) -> Images:
     if len(pictures) == 0:
         raise ValueError(f"X contains no images. {ACCEPTED}")
-    if isinstance(pictures, list):
-        for i, picture in enumerate(pictures):
-            if not isinstance(picture, PICTURES):
-                raise TypeError(f"element {i} of X is {describe(picture)}, not a picture. {ACCEPTED}")
-            if isinstance(picture, Image.Image) and 0 in picture.size:
-                raise ValueError(f"element {i} of X is a PIL image of size zero, {picture.size}")
+    for i, picture in enumerate(pictures if isinstance(pictures, list) else ()):
+        if not isinstance(picture, PICTURES):
+            raise TypeError(f"element {i} of X is {describe(picture)}, not a picture. {ACCEPTED}")
     return _PictureList(pictures)
 
 
@@ -303,6 +305,8 @@ def _unfolded(shape, image_shape) -> tuple[int, ...]:
             f"X has two dimensions, {tuple(shape)}. If its rows are images, pass FrozenEncoder(image_shape=) their shape, "
             f"(H, W) or (H, W, C); if they are features, a distiller needs encoder=None. {ACCEPTED}"
         )
+    if not all(isinstance(side, Integral) and int(side) > 0 for side in image_shape):
+        raise ValueError(f"image_shape has to be (H, W) or (H, W, C) in whole numbers above 0; got {tuple(image_shape)}")
     if len(image_shape) not in (2, 3) or int(np.prod(image_shape)) != width:
         raise ValueError(
             f"rows of {width} values do not fit image_shape={tuple(image_shape)} ({int(np.prod(image_shape))} values): "

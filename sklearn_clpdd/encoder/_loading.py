@@ -7,6 +7,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from threading import RLock
 from typing import Any
@@ -24,7 +25,7 @@ from ._folding import fold
 from ._frozen_layers import save_less_for_backward
 from ._names import BACKBONES, BackboneSpec
 from ._preprocessing import CROP_MODES, INTERPOLATIONS, Preprocessing
-from ._verification import choose, example_features, example_images, warn_of_head
+from ._verification import verified, warn_of_head
 from ._weights import StateDict, load_strictly, read_state_dicts
 
 # Loaded networks by source and image size; each maps the rest of the preprocessing to a backbone that shares the network.
@@ -69,9 +70,11 @@ def load_backbone(model: str | nn.Module, weights: str | os.PathLike | None, dev
     given = {name: value for name, value in preprocessing.items() if value is not None}
     for name in {"mean", "std"} & set(given):
         given[name] = tuple(map(float, given[name]))
-        if len(given[name]) != 3 or (name == "std" and min(given[name]) <= 0):
+        low, high = (1e-6, 1e6) if name == "std" else (-1, 1)
+        if len(given[name]) != 3 or not all(low <= value <= high for value in given[name]):
             raise ValueError(
-                f"{name} has to be three numbers{' > 0' if name == 'std' else ''}, one per channel; got {given[name]}"
+                f"{name} has to be three numbers {'> 0' if name == 'std' else 'from -1 to 1'}, one for each channel of RGB in "
+                f"[0, 1]; got {given[name]}. Divide by 255 what is meant for values up to 255"
             )
     modified = None
     if weights is not None and weights != "auto":
@@ -220,12 +223,11 @@ def _freeze(module: nn.Module, preprocessing: Preprocessing, device: torch.devic
     for parameter in module.eval().parameters():  # scripted modules have no requires_grad_
         parameter.requires_grad_(False)
     module = module.float()
-    images = example_images(preprocessing.image_size, module)
-    features = example_features(module, images, original)
     weights_sha256 = module_digest(module)
-    module, layout = choose(module, fold(module, paddings=device.type == "cpu"), images, features)
+    fold_all = partial(fold, paddings=device.type == "cpu")
+    module, layout, n_features = verified(module, preprocessing.image_size, original, fold_all)
     save_less_for_backward(module)
-    return Backbone(module.to(device), preprocessing, features.shape[1], device, weights_sha256, layout)
+    return Backbone(module.to(device), preprocessing, n_features, device, weights_sha256, layout)
 
 
 def _packaged_weights(spec: BackboneSpec) -> str | None:

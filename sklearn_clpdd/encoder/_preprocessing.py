@@ -89,7 +89,8 @@ class Preprocessing:
     def is_alone(self, height: int, width: int) -> bool:
         """Whether an image of this size is so large or elongated that it is resized by itself, and only where that is needed."""
         place = self.place(height, width)
-        return max(height * width, place.height * place.width) > _MAX_PIXELS
+        is_large = max(height * width, place.height * place.width) > _MAX_PIXELS
+        return is_large or min(place.height, place.width) == 1  # which torch resizes wrongly, depending on the memory layout
 
     @property
     def fill(self) -> Tensor:

@@ -23,8 +23,8 @@ _ORIENTATIONS = {
 }
 # Pixels that are converted to floats at once.
 _STRIP = 2**19
-# The widest of the filters, lanczos, reaches this many pixels of the smaller of the two grids; bicubic reaches 2.
-_REACH = 3
+# The bicubic filter reaches this many pixels of the coarser of the two grids.
+_REACH = 2
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 

@@ -21,7 +21,16 @@ from ..utils._warnings import warn
 # MoCo, MoCo-v3                ``encoder_q``, ``base`` main_lincls.py of facebookresearch/moco and moco-v3 (at 2877a78)
 # BYOL                         ``online``              the paper, section 3
 # ============================ ======================= ==========================================================================
-_PREFERENCE = ({"online"}, {"ema", "teacher", "target", "averaged", "swa"}, None, {"student", "momentum", "k"})
+_PREFERENCE = (
+    {"ema", "teacher", "averaged", "average", "avg", "swa", "polyak", "shadow"},
+    {"online"},
+    {"target"},
+    {""},  # all others
+    {"student", "momentum", "k"},
+)
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+# What trainers keep beside networks.
+_NO_NETWORKS = ("optimizer", "optim", "exp_avg", "grad")
 
 
 class StateDict(NamedTuple):
@@ -61,6 +70,10 @@ def load_strictly(module: nn.Module, candidates: list[StateDict], source: str) -
             f"{len(misfits)} have another shape{_abbreviated(misfits)}. The first keys of the file "
             f"are{_abbreviated(list(state))}; pass weights of this architecture"
         )
+    quantised = [key for key in own if key in state and own[key].is_floating_point() and state[key].dtype not in _FLOATS]
+    if quantised:
+        kinds = sorted({str(state[key].dtype) for key in quantised})
+        raise ValueError(f"the weights in {source} are {', '.join(kinds)}{_abbreviated(quantised)}; pass them as floats")
     broken = [key for key in own if key in state and state[key].is_floating_point() and not bool(state[key].isfinite().all())]
     if broken:
         raise ValueError(f"the weights in {source} contain NaN or infinity{_abbreviated(broken)}; pass another checkpoint")
@@ -81,8 +94,12 @@ def _chosen(candidates: list[StateDict], own: Mapping[str, Tensor], source: str)
     """The set of weights that fits a module best, without the prefix of its names."""
     found = [part for candidate in candidates for part in _fitting_parts(candidate, own)]
     if found:
-        scores = [sum(key in part.tensors for key in own) for part in found]
+        scores = [_score(part.tensors, own) for part in found]
         best = [part for part, score in zip(found, scores, strict=True) if score == max(scores)]
+        preferred = [part for part, score in zip(found, scores, strict=True) if 2 * score[0] > max(scores)[0] > score[0]]
+        for part in preferred:
+            if _rank(part.place) < min(_rank(one.place) for one in best):
+                warn(f"{source} contains weights in {part.place!r} that lack parameters; {best[0].place!r} is loaded instead")
     else:  # the names are those of another layout
         largest = max(len(candidate.tensors) for candidate in candidates)
         best = [candidate for candidate in candidates if 2 * len(candidate.tensors) > largest]
@@ -112,8 +129,14 @@ def _fitting_parts(candidate: StateDict, own: Mapping[str, Tensor]) -> Iterator[
 
 
 def _rank(place: str) -> int:
-    words = set(re.split(r"[._]", place.casefold()))
-    return next((i for i, preferred in enumerate(_PREFERENCE) if preferred and words & preferred), _PREFERENCE.index(None))
+    words = {word.casefold() for word in re.split(r"[._]|(?<=[a-z])(?=[A-Z])", place)}
+    return next((i for i, preferred in enumerate(_PREFERENCE) if words & preferred), _PREFERENCE.index({""}))
+
+
+def _score(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> tuple[int, int]:
+    """How many parameters are in a state dict, and how many of them have the same shape."""
+    there = [key for key in own if key in tensors and not key.endswith("num_batches_tracked")]
+    return len(there), sum(tensors[key].shape == own[key].shape for key in there)
 
 
 def _are_equal(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
@@ -129,13 +152,15 @@ def read_state_dicts(path: str) -> list[StateDict]:
         If the file cannot be read, or contains no tensors.
     """
     try:
-        if str(path).endswith(".safetensors"):
+        with open(path, "rb") as file:
+            is_safetensors = file.read(9)[8:] == b"{"
+        if is_safetensors or str(path).endswith(".safetensors"):
             from safetensors.torch import load_file
 
             return [StateDict("", load_file(path))]
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the readers raise errors of many types
-        reason = str(error).partition("\n")[0]
+        reason = re.sub(r"\x1b\[\d*m", "", str(error)).partition("\n")[0] or type(error).__name__
         raise ValueError(
             f"{path} cannot be read as safetensors or as a torch checkpoint of tensors alone: {reason}. "
             "Save its state dict with safetensors, or with torch.save(module.state_dict(), path)"
@@ -146,14 +171,15 @@ def read_state_dicts(path: str) -> list[StateDict]:
     return found
 
 
-def _state_dicts(content: Any, place: str) -> Iterator[StateDict]:
-    if not isinstance(content, Mapping):
+def _state_dicts(content: Any, place: str, depth: int = 0) -> Iterator[StateDict]:
+    if not isinstance(content, Mapping) or depth > 8:
         return
     tensors = {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)}
     if tensors:
         yield StateDict(place, tensors)
     for key, value in content.items():
-        yield from _state_dicts(value, f"{place}.{key}" if place else str(key))
+        if not str(key).casefold().startswith(_NO_NETWORKS):
+            yield from _state_dicts(value, f"{place}.{key}" if place else str(key), depth + 1)
 
 
 def _abbreviated(items: list, n: int = 8) -> str:

@@ -4,12 +4,13 @@ from numbers import Integral
 
 import numpy as np
 from sklearn.utils import check_random_state, check_scalar
-from sklearn.utils.validation import check_consistent_length
+from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
 from ..distill._base import BaseDistiller
 from ..probe import ClosedFormProbe
 from ..probe._solved import relative_probe
 from ..utils._arrays import standardize
+from ..utils._labels import as_labels
 from ..utils._torch_modes import standard_torch_modes
 
 
@@ -57,10 +58,21 @@ def compare_with_real(distiller: BaseDistiller, X, y, X_test, y_test, *, n_draws
     {'all real': 100, 'random real': 10, 'distilled': 10}
     """
     check_scalar(n_draws, "n_draws", Integral, min_val=1)
+    check_is_fitted(distiller)
+    y, y_test = known_labels(distiller, y, "y"), as_labels(y_test, "y_test")
     check_consistent_length(X, y)
     check_consistent_length(X_test, y_test)
     rng = check_random_state(random_state)
-    return compare_features(distiller, distiller.features(X), np.asarray(y), distiller.features(X_test), y_test, n_draws, rng)
+    return compare_features(distiller, distiller.features(X), y, distiller.features(X_test), y_test, n_draws, rng)
+
+
+def known_labels(distiller: BaseDistiller, y, name: str) -> np.ndarray:
+    """Labels of the data that a distiller was fitted to; raise for others."""
+    labels = as_labels(y, name)
+    found, known = np.unique(labels).tolist(), distiller.classes_.tolist()
+    if found != known:
+        raise ValueError(f"{name} has the classes {found[:10]}, and the distiller was fitted to {known[:10]}; pass the same data")
+    return labels
 
 
 def compare_features(distiller: BaseDistiller, Z, y, Z_test, y_test, n_draws: int, rng) -> dict[str, tuple[int, float]]:

@@ -15,7 +15,7 @@ _MAX_ON_CARD = 50
 
 def card_of(distiller, name: str, manifest: dict[str, Any]) -> str:
     """README.md: what the set is, with its images, and how to read it."""
-    entries = manifest["images"]
+    entries, name = manifest["images"], label_text(name)
     accuracies = "\n".join(f"| {_cell(a['protocol'])} | {a['accuracy']:.3f} |" for a in manifest["accuracies"])
     scores = f"\n\n| protocol | accuracy |\n| --- | --- |\n{accuracies}" if accuracies else ""
     encoders = ", ".join(f"`{e['model']}` at {e['image_size']} px" for e in manifest["encoders"])

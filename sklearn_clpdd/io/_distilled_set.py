@@ -138,8 +138,8 @@ def load_distilled(directory):
 
     Notes
     -----
-    Only JSON and PNG files are read, by the names in the manifest, none of which leads out of the folder (links inside it are
-    followed). Nothing is unpickled.
+    Only JSON and PNG files are read, by the names in the manifest, none of which leads out of the folder; but links inside it
+    are followed, as those of the Hugging Face hub's cache. Nothing is unpickled.
 
     See Also
     --------
@@ -179,7 +179,7 @@ def _checked_contents(directory: Path, entries: list[tuple[str, str, int]]) -> l
         file = directory / name
         if not is_image_name(name):
             faults.append(f"{name}: not a valid image name")
-        elif not file.is_file():
+        elif len(os.fsencode(file.name)) > 255 or not file.is_file():
             faults.append(f"{name}: missing")
         else:
             contents.append(file.read_bytes())

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from sklearn.utils import check_scalar
 
-from ..datasets import SPLIT_NAMES
+from ..datasets import split_kind
 from ..distill._summary import provenance_of
 from ..utils._arrays import check_samples_and_labels
 from ..utils._labels import label_text, labels_from_json, labels_to_json
@@ -63,7 +63,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         if manifest["format"] != FORMAT:
             raise TypeError(f"its format is {manifest['format']!r}, not {FORMAT!r}")
-        if not isinstance(manifest["format_version"], int):
+        if type(manifest["format_version"]) is not int or manifest["format_version"] < 1:
             raise TypeError(f"its version is {manifest['format_version']!r}")
         if manifest["format_version"] <= VERSION:
             _check_content(manifest)
@@ -81,8 +81,12 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 def _check_content(manifest: dict[str, Any]) -> None:
     shape, n_classes = manifest["image_shape"], len(manifest["classes"])
-    if not (isinstance(shape, list) and len(shape) == 3 and all(type(side) is int and side > 0 for side in shape)):
+    if not (isinstance(shape, list) and len(shape) == 3 and shape[2] == 3 and all(type(one) is int and one > 0 for one in shape)):
         raise TypeError(f"image_shape is {shape!r}")
+    if len({entry["file"] for entry in manifest["images"]}) < len(manifest["images"]):
+        raise TypeError("it lists a file twice")
+    if manifest.get("sha256", digest := manifest_digest(manifest)) != digest:
+        raise ValueError("it was changed, and no longer has its digest")
     if not manifest["images"]:
         raise TypeError("it lists no images")
     for entry in manifest["images"]:
@@ -100,6 +104,8 @@ def recorded_accuracies(distiller, X_test, y_test, others) -> list[dict[str, Any
     others = {} if others is None else others
     for protocol, accuracy in others.items():
         check_scalar(accuracy, f"accuracies[{protocol!r}]", Real, min_val=0, max_val=1)
+        if accuracy != accuracy:
+            raise ValueError(f"accuracies[{protocol!r}] is NaN; pass a number in [0, 1]")
     recorded = []
     check_samples_and_labels("X_test and y_test", X_test, y_test)
     if X_test is not None:
@@ -117,8 +123,12 @@ def class_folders(classes: np.ndarray) -> list[str]:
         width = len(str(classes.max()))
         return [f"{label:0{width}}" for label in classes.tolist()]
     names = [_UNSAFE.sub(lambda found: f"%{ord(found[0]):02X}", label_text(label)) for label in classes]
-    unsafe = {name.casefold() for name in names} <= SPLIT_NAMES or any(
-        name[:1] in (".", "_", "") or name[-1:] in (".", " ") or _DEVICES.fullmatch(name) for name in names
+    unsafe = all(map(split_kind, names)) or any(
+        name.casefold() in (CARD.casefold(), MANIFEST)
+        or name[:1] in (".", "_", "")
+        or name[-1:] in (".", " ")
+        or _DEVICES.fullmatch(name)
+        for name in names
     )
     alike = {unicodedata.normalize("NFC", name).casefold() for name in names}
     long = max(len(name.encode()) for name in names) > _MAX_NAME_BYTES
@@ -132,7 +142,7 @@ def class_folders(classes: np.ndarray) -> list[str]:
 
 def is_image_name(name: str) -> bool:
     """Whether a name in a manifest is that of an image of a class, inside the folder of the set."""
-    return bool(re.fullmatch(r"[^/\\]+/\d+\.png", name)) and not name.startswith("..") and ":" not in name
+    return bool(re.fullmatch(r"[^/\\]+/[0-9]+\.png", name)) and not name.startswith("..") and ":" not in name
 
 
 def manifest_digest(manifest: dict[str, Any]) -> str:

@@ -55,7 +55,7 @@ def _faults(directory: Path, listed: dict[str, str]) -> list[str]:
             faults.append(f"{name} (a link)")
         elif path.is_dir():
             faults += [] if name in folders else [f"{name} (a folder)"]
-        elif name not in listed:
+        elif name not in listed or not path.is_file():  # or a device or a pipe
             faults.append(name)
         elif _digest_of_file(path) != listed[name]:
             faults.append(f"{name} (changed)")
@@ -73,7 +73,7 @@ def _listed_files(directory: Path) -> dict[str, str] | None:
         if not all(map(is_image_name, files)):
             return None
         return files | {CARD: card, MANIFEST: digest}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 
 

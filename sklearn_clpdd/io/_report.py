@@ -100,7 +100,7 @@ def distillation_report(
     '<!DOCTYPE html>'
     """
     check_matplotlib_support("distillation_report")
-    from ..evaluation._comparison import compare_features
+    from ..evaluation._comparison import compare_features, known_labels
     from ..evaluation._probes import load_encoders  # slow to import
 
     images, path = synthetic_images_of(distiller), Path(path)
@@ -110,15 +110,16 @@ def distillation_report(
     y_test = as_labels(y_test, "y_test")
     check_consistent_length(X_test, y_test)
     check_samples_and_labels("X and y", X, y)
+    y = None if y is None else known_labels(distiller, y, "y")
     others = load_encoders({} if encoders is None else encoders)
 
     Z_test = distiller.features(X_test)
     predicted = distiller.probe_.predict(Z_test)
     rows = {"distilled": (len(images), float(np.mean(predicted == y_test)))}
     if X is not None:
-        rows = compare_features(distiller, distiller.features(X), np.asarray(y), Z_test, y_test, n_draws, rng)
+        rows = compare_features(distiller, distiller.features(X), y, Z_test, y_test, n_draws, rng)
     page = _render(
-        title=title or f"{distiller.class_count_.sum():,} images distilled to {len(images)}",
+        title=label_text(title) if title else f"{distiller.class_count_.sum():,} images distilled to {len(images)}",
         summary=one_line_summary(distiller),
         images=to_data_urls(images, distiller.y_synthetic_, _MAX_IMAGES),
         n_images=len(images),
@@ -143,7 +144,7 @@ def _transfer(distiller, X_test, y_test, encoders) -> dict[str, float]:
     if not encoders:
         return {}
     scores = transfer_scores(distiller.X_synthetic_, distiller.y_synthetic_, X_test, y_test, encoders, n_repeats=0)
-    return {name: float(of_encoder["closed_form"]["top1"][0]) for name, of_encoder in scores.items()}
+    return {label_text(name): float(of_encoder["closed_form"]["top1"][0]) for name, of_encoder in scores.items()}
 
 
 def _check_path(path: Path, overwrite: bool) -> None:

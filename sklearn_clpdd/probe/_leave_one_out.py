@@ -137,7 +137,7 @@ class SampleSpace:
             K.addr_(u, Ku, alpha=-1).addr_(Ku, u, alpha=-1)
             K.addr_(u * (u @ Ku), u)
             # Otherwise the kernel is constant, and what is left is rounding.
-            K *= K.diagonal().mean() > _ROUNDING * torch.finfo(K.dtype).eps * before
+            K *= K.diagonal().mean().abs() > _ROUNDING * torch.finfo(K.dtype).eps * before.abs()
         scale = K.diagonal().mean().item()
         self.penalties = penalties(scale)
         if fit_intercept:  # give that direction an eigenvalue, so that the matrix is regular without a penalty
@@ -198,7 +198,8 @@ class LinearSampleSpace(SampleSpace):
         if fit_intercept:
             self._mean = _weighted_mean(Z, weight).to(Z)
             Z -= self._mean
-            rounding = _ROUNDING * torch.finfo(Z.dtype).eps * torch.linalg.vector_norm(self._mean, torch.inf)
+            # The mean of a constant is exact in the precision of the weights, and so is what centring leaves of it.
+            rounding = _ROUNDING * torch.finfo(weight.dtype).eps * torch.linalg.vector_norm(self._mean, torch.inf)
             Z *= torch.linalg.vector_norm(Z, torch.inf) > rounding  # otherwise the features are constant
         trace = (weight @ Z.square().sum(1).to(weight)).item()
         given = penalties(trace / len(Z))

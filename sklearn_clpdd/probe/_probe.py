@@ -275,6 +275,25 @@ class ClosedFormProbe(PartialFitMixin, ClassifierMixin, BaseEstimator):
         positive = expit(2 * scores / self.temperature_)
         return np.stack([1 - positive, positive], axis=1)
 
+    def score(self, X, y, sample_weight=None):
+        """Accuracy.
+
+        Parameters
+        ----------
+        X : array-like or Tensor of shape (n_samples, n_features)
+            Features.
+        y : array-like of shape (n_samples,)
+            Class labels.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Weights of the samples.
+
+        Returns
+        -------
+        float
+            Fraction of samples with the right label.
+        """
+        return super().score(X, as_labels(y), sample_weight)
+
     @property
     def _solver(self) -> RidgeSolver:
         names = ("alpha", "kernel", "gamma", "degree", "coef0", "fit_intercept", "temperature", "scoring", "solver")
@@ -311,6 +330,10 @@ class ClosedFormProbe(PartialFitMixin, ClassifierMixin, BaseEstimator):
             if (by_class < 0).any():
                 raise ValueError(f"class weights have to be ≥ 0; got {self.class_weight}")
             weight = weight * by_class[codes]
+        if not np.isfinite(weight.sum()):
+            raise ValueError(
+                "the weights of the samples are NaN or infinite, or their sum is; check class_weight and sample_weight"
+            )
         if not weight.any():  # scikit-learn checks the sample weights without the class weights
             raise ValueError("all weights are zero; at least one sample needs a positive weight")
         return weight

@@ -111,6 +111,8 @@ class RidgeSolver:
 
     def _penalties(self, mean_square: float) -> Sequence[float]:
         """Ridge strengths to try, for rows of this mean squared norm."""
+        if not np.isfinite(mean_square):
+            raise ValueError("the squares of the features overflow; scale the features, for example by StandardScaler")
         if isinstance(self.alpha, Real):
             return [float(self.alpha)]
         if isinstance(self.alpha, str):
@@ -127,6 +129,8 @@ class RidgeSolver:
             self._raise_singular()
         wanted = slice(1 if space.n_classes == 2 else 0, None)
         weights, solution["intercept_"] = (values[..., wanted].to(dtype).cpu().numpy() for values in (coefficients, intercept))
+        if not (np.isfinite(weights).all() and np.isfinite(solution["intercept_"]).all()):
+            raise ValueError(f"the coefficients overflow in {dtype}; scale the features, for example by StandardScaler")
         if self.is_linear:
             solution["coef_"] = np.ascontiguousarray(weights.T)
         else:

@@ -4,18 +4,21 @@ import hashlib
 import io
 import re
 from collections.abc import Iterable
-from numbers import Real
+from numbers import Integral, Real
+from pathlib import PurePath
 from threading import Lock, RLock
 from types import CodeType, ModuleType
 from typing import Any
 
 import cloudpickle
 import numpy as np
-from torch import Generator, Tensor, nn, uint8
+from torch import Generator, Tensor, device, dtype, nn, uint8
 
 # Attributes that Python adds to a class, and that do not affect its behaviour.
 _CLASS_INTERNALS = {"__dict__", "__weakref__", "__module__", "__doc__", "__firstlineno__", "__static_attributes__", "_abc_impl"}
 
+# Objects whose repr is all of them.
+_SHOWN_IN_FULL = (str, bytes, complex, slice, range, type(None), np.dtype, dtype, device, PurePath)
 # Objects whose state says nothing about what a function computes.
 _OPAQUE = (type(Lock()), type(RLock()), io.IOBase, Generator, np.random.Generator, np.random.RandomState)
 _MODULE_NAMES = {"__package__", "__name__", "__path__", "__file__"}
@@ -34,6 +37,8 @@ def fingerprint(value: Any) -> str:
     ValueError
         If an object can be neither described nor pickled.
     """
+    if isinstance(value, Integral):
+        return repr(int(value))
     if isinstance(value, Real):
         number = float(value)
         return repr(int(value) if number.is_integer() else number)  # type: ignore[call-overload]  # every Real has __int__ here
@@ -43,6 +48,8 @@ def fingerprint(value: Any) -> str:
         return f"tensor {tensor_digest([('', value)])}"
     if type(value) in (list, tuple):
         return f"{type(value).__name__} [{', '.join(map(fingerprint, value))}]"
+    if isinstance(value, set | frozenset):
+        return f"{type(value).__name__} {sorted(map(fingerprint, value))}"
     if isinstance(value, dict):
         return repr(sorted((fingerprint(key), fingerprint(item)) for key, item in value.items()))
     if isinstance(value, type):
@@ -55,7 +62,7 @@ def fingerprint(value: Any) -> str:
         parameters = [f"{name}={fingerprint(item)}" for name, item in sorted(value.get_params(deep=False).items())]
         return f"{fingerprint(type(value)).rpartition('.')[2]}({', '.join(parameters)})"
     text = description(value)
-    return text if text == repr(value) else f"{text} {content_digest(value)}"
+    return text if isinstance(value, _SHOWN_IN_FULL) else f"{text} {content_digest(value)}"
 
 
 def description(value: Any) -> str:

@@ -1,10 +1,13 @@
 """Class labels: which ones are accepted, and how they are shown and stored."""
 
 import numpy as np
+import torch
 from sklearn.utils import column_or_1d
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import assert_all_finite
+from torch import Tensor
 
+_NUMBERS = (bool, int, float, np.generic)
 # How many missing labels one error names.
 _MAX_LISTED = 10
 # Bytes by which the width of labels may exceed the longest one.
@@ -33,7 +36,14 @@ def as_labels(y, name: str = "y") -> np.ndarray:
         If labels are missing, infinite, continuous, or of other or several types.
     """
     labels = column_or_1d(_to_numpy(y), warn=True)
-    missing = np.flatnonzero(_is_missing(labels))
+    if labels.dtype == object and len({type(label) for label in labels}) == 1 and isinstance(labels[0], _NUMBERS):
+        labels = np.array(labels.tolist())
+    labels = labels.astype(labels.dtype.newbyteorder("="), copy=False)
+    if labels.dtype.kind == "f" and labels.dtype.itemsize > 8 and (labels == labels.astype(np.float64)).all():
+        labels = labels.astype(np.float64)
+    missing = np.flatnonzero(
+        _is_missing(labels) | np.ma.getmaskarray(y).ravel() if np.ma.isMaskedArray(y) else _is_missing(labels)
+    )
     if len(missing):
         more = ", …" if len(missing) > _MAX_LISTED else ""
         raise ValueError(
@@ -56,16 +66,31 @@ def as_labels(y, name: str = "y") -> np.ndarray:
 
 
 def _to_numpy(y):
+    if isinstance(y, Tensor):
+        y = y.detach().cpu()
+        return (y.float() if y.dtype == torch.bfloat16 else y).numpy()
+    if isinstance(y, list | tuple) and not any(isinstance(label, list | tuple | np.ndarray) for label in y):
+        return _from_list(y)
+    if not hasattr(y, "__len__") and not hasattr(y, "__array__"):
+        raise ValueError(f"labels are a one-dimensional array, not {y!r}")
     if getattr(y, "ndim", 1) == 2 and hasattr(y, "iloc") and y.shape[1] == 1:
         return _to_numpy(y.iloc[:, 0])[:, None]
     if not hasattr(y, "to_numpy"):
         return y
-    values = np.asarray(y.to_numpy())
-    if values.dtype == object and not _is_missing(values).any():
-        simple = np.asarray(values.tolist())
-        if simple.dtype.kind in "biuf" and simple.shape == values.shape:
-            return simple
-    return values
+    try:
+        return np.asarray(y.to_numpy())
+    except Exception:  # pyarrow's arrays, of which only some can share their memory
+        return np.asarray(y.to_numpy(zero_copy_only=False))
+
+
+def _from_list(y: list | tuple) -> np.ndarray:
+    """An array of labels of one type; of objects where numpy would turn labels of several types into strings or numbers."""
+    objects = np.empty(len(y), dtype=object)
+    objects[:] = y
+    kinds = {type(label) for label in y}
+    is_text = kinds <= {str, np.str_} and not any(label.endswith("\0") for label in y)  # which numpy would drop
+    is_simple = len(kinds) == 1 and issubclass(next(iter(kinds)), (*_NUMBERS, np.datetime64, np.timedelta64))
+    return np.array(list(y)) if is_text or is_simple or kinds <= {int, float} else objects
 
 
 def _is_missing(labels: np.ndarray) -> np.ndarray:
@@ -110,4 +135,10 @@ def labels_from_json(values: list, dtype: str) -> np.ndarray:
         raise TypeError(f"label_dtype {dtype!r} is not one of labels")
     if kind.kind in "OU" and not all(isinstance(value, str) for value in values):
         raise TypeError("labels are not strings")
-    return np.array(values, dtype=kind)
+    labels = np.array(values, dtype=kind)
+    back = labels_to_json(labels)
+    if not isinstance(dtype, str) or back != values or [type(one) for one in back] != [type(one) for one in values]:
+        raise TypeError(f"labels {values[:3]} are not of label_dtype {dtype!r}")
+    if len(set(values)) < len(values):
+        raise TypeError("two classes have the same label")
+    return labels

@@ -48,8 +48,10 @@ def checkpoint_filter(module: nn.Module) -> Callable | None:
 
 def pretrained_config(module: nn.Module) -> dict[str, Any]:
     """timm's preprocessing configuration of a module; empty for modules of other origin."""
-    config = getattr(module, "pretrained_cfg", None) or {}
-    return config if isinstance(config, dict) else config.to_dict()  # a user may have set timm's own object
+    config: Any = getattr(module, "pretrained_cfg", None)
+    if hasattr(config, "to_dict"):  # a user may have set timm's own object
+        config = config.to_dict()
+    return config if isinstance(config, dict) and len(config.get("input_size") or ()) == 3 else {}
 
 
 def has_fixed_input_size(architecture: str) -> bool:

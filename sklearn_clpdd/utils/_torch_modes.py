@@ -16,27 +16,30 @@ os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
 
 class _Setting:
-    """A setting of the whole process, overridden from the first entry to the last exit of any thread."""
+    """A setting of the whole process, overridden from the first entry to the last exit of any thread.
+
+    A value of None cannot be restored, and is left alone.
+    """
 
     def __init__(self, read: Callable[[], Any], write: Callable[[Any], object], value: Any):
         self._read, self._write, self._value = read, write, value
-        self._lock, self._n_inside, self.callers = Lock(), 0, value
+        self._lock, self._n_inside, self._callers = Lock(), 0, value
 
     def enter(self) -> None:
         """Override it."""
         with self._lock:
             self._n_inside += 1
             if self._n_inside == 1:
-                self.callers = self._read()
-                if self.callers != self._value:
+                self._callers = self._read()
+                if self._callers not in (self._value, None):
                     self._write(self._value)
 
     def exit(self) -> None:
         """Restore the caller's value."""
         with self._lock:
             self._n_inside -= 1
-            if self._n_inside == 0 and self.callers != self._value:
-                self._write(self.callers)
+            if self._n_inside == 0 and self._callers not in (self._value, None):
+                self._write(self._callers)
 
 
 def _matmul_precision() -> str | None:
@@ -46,13 +49,8 @@ def _matmul_precision() -> str | None:
         return None
 
 
-def _set_matmul_precision(value: str | None) -> None:
-    if value is not None:
-        torch.set_float32_matmul_precision(value)
-
-
 _dtype = _Setting(torch.get_default_dtype, torch.set_default_dtype, torch.float32)
-_precision = _Setting(_matmul_precision, _set_matmul_precision, "highest")
+_precision = _Setting(_matmul_precision, torch.set_float32_matmul_precision, "highest")
 
 
 def has_full_float32_matmul() -> bool:
