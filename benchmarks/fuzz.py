@@ -156,10 +156,10 @@ def network_input(pixels, settings):
             step.fill = 0
     # Beside a picture in border mode is the mean colour in 8 bits, here the zeros with which torchvision pads a difference.
     fill = torch.tensor([round(255 * value) / 255 for value in settings["mean"]])[:, None, None]
-    try:
-        return (transform(torch.from_numpy(pixels).permute(2, 0, 1).float() - fill) + fill).clamp(0, 1).numpy()
-    except RuntimeError:  # timm reduces a side to no pixels, here at least one is left
-        return None
+    target = settings["image_size"] / settings["crop_pct"]
+    if settings["crop_mode"] == "border" and min(pixels.shape[:2]) / max(pixels.shape[:2]) * target < 2:
+        return None  # timm reduces a side to no pixels, or torch to one, which it then computes wrongly
+    return (transform(torch.from_numpy(pixels).permute(2, 0, 1).float() - fill) + fill).clamp(0, 1).numpy()
 
 
 def pooled(module, pixels):

@@ -6,10 +6,15 @@ file                      what it holds
 ``_encoder.py``           the estimator
 ``_extractor.py``         a loaded network with the estimator's settings: batches, cached blocks, features of several encoders
 ``_images.py``            every accepted form of images, read in batches
+``_decoding.py``          what becomes of a picture: orientation, transparency, depth
+``_resampling.py``        one picture resized and cropped, strip by strip
+``_preprocessing.py``     sizes and positions of resizing and cropping, as timm has them
 ``_loading.py``           from a name or a module to a frozen network, once per process
 ``_names.py``             names that need more than timm's configuration; add one here
 ``_backbone.py``          a frozen network and its preprocessing
-``_weights.py``           weights files
+``_weights.py``           weights files, and which of several networks in one is loaded
+``_copying.py``           copies of a user's network with its hooks and closures
+``_verification.py``      looks at a network before it is trusted
 ``_folding.py``           batch norms and paddings, folded into convolutions
 ``_frozen_layers.py``     layers that save less for the gradient
 ``_feature_cache.py``     features on disk, shared by processes

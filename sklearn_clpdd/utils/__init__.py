@@ -7,6 +7,7 @@ file                    what it holds
 ``_arrays.py``          large, read-only and memory-mapped arrays
 ``_device.py``          devices and free memory
 ``_torch_modes.py``     torch's modes while the library computes, forked processes
+``_labels.py``          class labels: which ones are accepted, how they are shown and stored
 ``_heap.py``            glibc's allocator during long computations
 ``_fingerprint.py``     digests of parameters, networks and tensors
 ``_pictures.py``        synthetic images as PNG files, in a grid, in HTML
