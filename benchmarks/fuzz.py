@@ -25,6 +25,7 @@ import traceback
 import warnings
 from collections import Counter
 from contextlib import contextmanager, suppress
+from hashlib import sha256
 from pathlib import Path
 
 SECONDS, MEGABYTES = 20, 700  # limits of a case
@@ -745,6 +746,9 @@ def manifests(rng, folder):
         path.write_bytes(_mutated(rng, path.read_bytes()))
     elif way == 1:
         manifest = _mutated_json(rng, json.loads(path.read_text()))
+        if isinstance(manifest, dict) and rng.random() < 0.7:  # with a digest that fits
+            content = {name: value for name, value in manifest.items() if name != "sha256"}
+            manifest["sha256"] = sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
         path.write_text(json.dumps(manifest))
     elif way == 2:
         images = sorted(target.glob("*/*.png"))

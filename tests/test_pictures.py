@@ -323,6 +323,41 @@ def test_one_opened_picture_may_be_listed_twice(tmp_path):
         assert all(torch.equal(one, other) for one, other in zip(found, wanted, strict=True))
 
 
+def test_an_opened_picture_stays_unread(seen, tmp_path):
+    """It is equal to its file also where that is decoded at a reduced scale, and takes no memory."""
+    path = tmp_path / "large.jpg"
+    Image.fromarray(_noise(1001, 1503)).save(path)
+    opened = Image.open(path)
+    np.testing.assert_array_equal(seen([opened]), seen([str(path)]))
+    np.testing.assert_array_equal(seen([opened], memory=tmp_path / "cache"), seen([str(path)]))
+    assert opened.tile
+    half = Image.open(path)
+    half.draft("RGB", (750, 500))
+    np.testing.assert_allclose(seen([half]), seen([str(path)]), atol=0.05)
+    assert half.size == (752, 501)
+
+
+def test_frames_and_small_depths(seen, tmp_path):
+    frames = [Image.fromarray(_noise(seed=i)) for i in range(3)]
+    for form in ("TIFF", "GIF", "PNG"):
+        path = tmp_path / f"frames.{form}"
+        frames[0].save(path, form, save_all=True, append_images=frames[1:])
+        opened = Image.open(path)
+        opened.seek(2)
+        np.testing.assert_allclose(seen([opened]), seen([frames[2]]), atol=0.15 if form == "GIF" else 1e-6)
+    grey = np.arange(4, dtype=np.uint8).repeat(SIDE * SIDE // 4).reshape(SIDE, SIDE)
+    content = _file(Image.fromarray(grey), "PNG", bits=2, transparency=1)
+    opened = Image.open(io.BytesIO(content))
+    for picture in (content, opened, opened):
+        np.testing.assert_allclose(seen([picture])[0, 0], np.where(grey == 1, 1, grey / 3), atol=1e-6)
+
+
+def test_white_may_be_zero(seen):
+    values = np.random.default_rng(0).integers(0, 65536, (SIDE, SIDE)).astype(np.uint16)
+    content = _file(Image.fromarray(values), "TIFF", tiffinfo={262: 0})
+    np.testing.assert_allclose(seen([content])[0, 0], 1 - values / 65535, atol=1e-5)
+
+
 def test_digests_follow_what_is_seen(tmp_path):
     """A cache of features distinguishes what Pillow's pixels alone would not."""
     plain = _logo("ellipse", (0, 0, 0)).quantize(8)

@@ -1,11 +1,14 @@
 """A user's module is copied, looked at, and refused with the reason, or computes exactly what it computes in plain torch."""
 
+import contextlib
 import copy
+import threading
 
 import numpy as np
 import pytest
 import torch
 import torchvision
+from safetensors.torch import save_file
 from torch import nn
 
 from sklearn_clpdd import CLPDistiller, FrozenEncoder
@@ -404,7 +407,86 @@ def test_every_change_of_weights_is_noticed(change):
     np.testing.assert_allclose(FrozenEncoder(module, image_size=SIDE, l2_normalize=False).transform(X), expected, atol=1e-5)
 
 
+class Hidden(nn.Module):
+    """Keeps its layers in a list, where torch does not look for them."""
+
+    def __init__(self):
+        super().__init__()
+        self.parts = [convolutions().eval()]
+
+    def forward(self, x):
+        return self.parts[0](x)
+
+
+def test_changes_of_layers_in_a_list_are_noticed():
+    module = Hidden()
+    before = features(module)
+    with torch.no_grad():
+        module.parts[0][0].weight.mul_(2)
+        expected = module(T).numpy()
+    assert np.abs(expected - before).max() > 1e-3
+    np.testing.assert_allclose(features(module), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"mean": (float("nan"), 0, 0)}, {"std": (0, 1, 1)}, {"mean": (123.7, 116.3, 103.5)}, {"std": (float("inf"), 1, 1)}],
+)
+def test_normalisation_that_cannot_be_meant_is_refused(settings):
+    with pytest.raises(ValueError, match=r"has to be three numbers .* RGB in \[0, 1\]"):
+        features(convolutions(), **settings)
+
+
+def test_another_thread_may_use_the_module_meanwhile():
+    module, errors = views(), []
+
+    def use():
+        for _ in range(300):
+            try:
+                module(T[:1])
+            except Exception as error:  # noqa: PERF203
+                errors.append(error)
+
+    thread = threading.Thread(target=use)
+    thread.start()
+    for size in (32, 33, 34, 35):
+        with contextlib.suppress(ValueError):
+            FrozenEncoder(module, image_size=size, device="cpu").load()
+    thread.join()
+    assert not errors
+
+
 # Weights files
+
+
+def test_averages_without_counters_and_names_of_other_libraries(tmp_path):
+    state = dict(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).state_dict())
+    averaged = {k: v + 1 if v.is_floating_point() else v for k, v in state.items()}
+    few = {k: v for k, v in averaged.items() if "num_batches" not in k}
+    for content in (
+        {"state_dict": state, "state_dict_ema": few},
+        {"online_model": state, "ema_model": few},
+        {"model": state, "modelEMA": averaged},
+    ):
+        torch.save(content, tmp_path / "weights.pth")
+        module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        with pytest.warns(UserWarning, match="2 sets of weights that fit"):
+            found = features(module, weights=tmp_path / "weights.pth")
+        module.load_state_dict(averaged)
+        np.testing.assert_allclose(found, wanted(module), atol=1e-5)
+
+
+def test_quantised_weights_and_other_files(tmp_path):
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    torch.save({**ONE, "0.weight": ONE["0.weight"].to(torch.int8)}, tmp_path / "weights.pth")
+    with pytest.raises(ValueError, match=r"are torch.int8 \(0.weight\); pass them as floats"):
+        features(module, weights=tmp_path / "weights.pth")
+    (tmp_path / "weights.pth").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"cannot be read as safetensors or as a torch checkpoint of tensors alone: \w+"):
+        features(module, weights=tmp_path / "weights.pth")
+    save_file(ONE, tmp_path / "model.bin")  # safetensors under another name
+    module.load_state_dict(ONE)
+    np.testing.assert_allclose(features(module, weights=tmp_path / "model.bin"), wanted(module), atol=1e-6)
 
 
 def _state(seed):

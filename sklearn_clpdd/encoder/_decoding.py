@@ -41,7 +41,7 @@ def decode(picture: Picture, preprocessing: Preprocessing) -> Tensor:
     """A picture as the network sees it, before normalisation: float32 RGB in [0, 1], ``(1, 3, image_size, image_size)``.
 
     This function alone decides what becomes of a picture; a file, the bytes of the file and Pillow's image of it are equal, as
-    long as the image has not been loaded: of colours with 16 bits it then has 8, and no reduced scale.
+    long as the image has not been loaded: of colours with 16 bits it then has 8, and it is not decoded at a reduced scale.
 
     =================================== =====================================================================================
     what the picture has                what the network sees
@@ -110,10 +110,19 @@ def _check_kind(picture) -> None:
 
 @contextmanager
 def _opened(picture: str | os.PathLike | bytes | Image.Image) -> Iterator[tuple[Image.Image, bool]]:
-    """Pillow's image, locked for this thread if it is the user's, and whether it is ours."""
+    """Pillow's image, locked for this thread if it is the user's, and whether it is ours.
+
+    A picture that the user has opened and that has not been read yet is read from its file again, and stays as it is.
+    """
     if isinstance(picture, Image.Image):
         with _locks[id(picture) // 16 % len(_locks)]:
-            yield picture, False
+            content, frame = _unread_file(picture), picture.tell()
+            if content is None:
+                yield picture, False
+                return
+        with Image.open(io.BytesIO(content)) as image:
+            image.seek(frame)
+            yield image, True
         return
     if not isinstance(picture, bytes) and not stat.S_ISREG(os.stat(picture).st_mode):
         raise UnusablePictureError("a folder, a device or a pipe, not a file")  # reading might never end
@@ -140,11 +149,12 @@ def _content(picture) -> Iterator[bytes]:
     if isinstance(picture, bytes):
         yield picture
     elif isinstance(picture, Image.Image):
-        with _opened(picture) as (image, _):
-            content = _deep_file(image)
+        with _locks[id(picture) // 16 % len(_locks)]:
+            content = _unread_file(picture)
             if content is not None:
-                yield content + str(image.tell()).encode()
+                yield content + str(picture.tell()).encode()
                 return
+            image = picture
             _load(image)
             palette = image.getpalette("RGBA") if image.mode in ("P", "PA") else None
             facts = (
@@ -155,6 +165,7 @@ def _content(picture) -> Iterator[bytes]:
                 image.info.get("transparency"),
                 _orientation(image),
                 _bits(image),
+                getattr(image, "tag_v2", {}).get(_PHOTOMETRIC),
             )
             yield repr(facts).encode()
             yield image.tobytes()
@@ -168,9 +179,8 @@ def _content(picture) -> Iterator[bytes]:
 
 def _image_pixels(image: Image.Image, preprocessing: Preprocessing | None) -> Pixels:
     """Pixels of Pillow's image; decoded at a reduced scale where that suffices for ``preprocessing``."""
-    content = _deep_file(image)
-    if content is not None:
-        return _deep_pixels(content, image.tell())
+    if _is_deep(image):
+        return _deep_pixels(image)
     _check_depth(image)
     if 0 in image.size:
         raise UnusablePictureError(f"a picture of {image.size[0]} × {image.size[1]} px has no pixels")
@@ -251,28 +261,40 @@ def _over_white(deep: np.ndarray) -> np.ndarray:
     return pixels[..., :-1] * alpha + 65535 * (1 - alpha)
 
 
-def _deep_file(image: Image.Image) -> bytes | None:
-    """The file of a PNG or TIFF in colour with 16 bits that has not been loaded yet, because Pillow would read 8 of them."""
-    tiles = getattr(image, "tile", [])
-    is_planar = image.format == "TIFF" and getattr(image, "tag_v2", {}).get(_PLANAR) == 2
-    if image.format not in ("PNG", "TIFF") or is_planar or not tiles:
+def _unread_file(image: Image.Image) -> bytes | None:
+    """The content of the file of a picture that has been opened, and neither read nor changed since."""
+    file: Any = getattr(image, "fp", None)
+    if file is None or not getattr(image, "tile", []):
         return None
-    if not all(_DEEP.fullmatch(_raw_mode(tile)) for tile in tiles):
-        return None
-    file: Any = image.fp  # type: ignore[attr-defined]
     position = file.tell()
     try:
         file.seek(0)
-        return file.read()
+        content = file.read()
     finally:
         file.seek(position)
+    with Image.open(io.BytesIO(content)) as again:
+        again.seek(image.tell())
+        is_same = (again.format, again.mode, again.size) == (image.format, image.mode, image.size)
+    return content if is_same else None  # after `draft`, for example
 
 
-def _deep_pixels(content: bytes, frame: int) -> Pixels:
-    """Pixels of a frame of a PNG or TIFF in colour with 16 bits.
+def _is_deep(image: Image.Image) -> bool:
+    """Whether a picture is a PNG or TIFF in colour with 16 bits that has not been read yet; Pillow would read 8 of them."""
+    tiles = getattr(image, "tile", [])
+    is_planar = image.format == "TIFF" and getattr(image, "tag_v2", {}).get(_PLANAR) == 2
+    if image.format not in ("PNG", "TIFF") or is_planar or not tiles:
+        return False
+    return all(_DEEP.fullmatch(_raw_mode(tile)) for tile in tiles)
+
+
+def _deep_pixels(image: Image.Image) -> Pixels:
+    """Pixels of a PNG or TIFF in colour with 16 bits.
 
     Pillow decodes either the high or the low byte of each value, depending on the byte order that it is told.
     """
+    file: Any = image.fp  # type: ignore[attr-defined]
+    file.seek(0)
+    content, frame = file.read(), image.tell()
     with Image.open(io.BytesIO(content)) as first:
         first.seek(frame)
         if _raw_mode(first.tile[0]) == "LA;16B":  # as many bytes as RGBA

@@ -138,4 +138,18 @@ def tensor_digest(named: Iterable[tuple[Any, Tensor]]) -> str:
 
 def module_digest(module: nn.Module) -> str:
     """SHA-256 of all parameters and buffers, which shows whether they were changed in place."""
-    return tensor_digest([*module.named_parameters(), *module.named_buffers()])
+    tensors = [(name, tensor) for one in _all_modules(module) for name, tensor in (*one.named_parameters(), *one.named_buffers())]
+    return tensor_digest(tensors)
+
+
+def _all_modules(module: nn.Module) -> list[nn.Module]:
+    """A module, and those that it keeps in plain lists and dicts, where torch does not look for them."""
+    found, registered = [module], set(module.modules())
+    for one in found:
+        for layer in one.modules():
+            for name, value in vars(layer).items():
+                members = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+                hidden = [member for member in members if isinstance(member, nn.Module)] if name != "_modules" else []
+                found += [member for member in hidden if member not in registered]
+                registered |= {layer for member in hidden for layer in member.modules()}
+    return found
