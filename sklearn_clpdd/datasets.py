@@ -161,7 +161,8 @@ def _walk(folder: str, above: frozenset) -> Iterator[tuple[str, bool]]:
         return
     with os.scandir(folder) as entries:
         for entry in entries:
-            if os.path.isdir(entry.path):  # False, and no error, for a link to itself
+            # Not `entry.is_dir()`, which raises for a link to itself; a file costs no further look at the disk.
+            if entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and os.path.isdir(entry.path)):
                 yield from _walk(entry.path, above | {own})
             else:
                 yield entry.path, False

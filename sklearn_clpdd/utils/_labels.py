@@ -41,9 +41,8 @@ def as_labels(y, name: str = "y") -> np.ndarray:
     labels = labels.astype(labels.dtype.newbyteorder("="), copy=False)
     if labels.dtype.kind == "f" and labels.dtype.itemsize > 8 and (labels == labels.astype(np.float64)).all():
         labels = labels.astype(np.float64)
-    missing = np.flatnonzero(
-        _is_missing(labels) | np.ma.getmaskarray(y).ravel() if np.ma.isMaskedArray(y) else _is_missing(labels)
-    )
+    masked = np.ma.getmaskarray(y).ravel() if np.ma.isMaskedArray(y) else False
+    missing = np.flatnonzero(_is_missing(labels) | masked)
     if len(missing):
         more = ", …" if len(missing) > _MAX_LISTED else ""
         raise ValueError(
