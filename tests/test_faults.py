@@ -107,11 +107,12 @@ def continued(folder):
     (folder / "run").unlink()
 
 
+@pytest.mark.parametrize("times", [2, pytest.param(10, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("work", "check"), [(save, saved), (report, reported), (cache, cached), (checkpoint, continued)])
-def test_killed_at_random(work, check, tmp_path, monkeypatch):
+def test_killed_at_random(work, check, times, tmp_path, monkeypatch):
     monkeypatch.setattr(extractor_module, "_BLOCK", 8)
     encoder().load()
-    for _ in range(10):
+    for _ in range(times):
         process = FORK.Process(target=work, args=(tmp_path,))
         process.start()
         deadline = time.monotonic() + 60

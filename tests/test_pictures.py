@@ -469,7 +469,12 @@ MEMORY = """
 
 @pytest.mark.parametrize(
     ("size", "form", "n", "limit"),
-    [((4000, 3000), "jpg", 32, 100), ((4000, 3000), "png", 8, 200), ((1, 20_000), "png", 1, 60), ((20_000, 1), "png", 1, 60)],
+    [
+        ((4000, 3000), "jpg", 32, 100),
+        pytest.param((4000, 3000), "png", 8, 200, marks=pytest.mark.slow),
+        ((1, 20_000), "png", 1, 60),
+        pytest.param((20_000, 1), "png", 1, 60, marks=pytest.mark.slow),
+    ],
 )
 def test_memory_is_that_of_the_reduced_images(tmp_path, size, form, n, limit):
     """And of one whole picture, 48 MB of 4 bytes each, for each of two threads; whole batches would be 1,150 and 290 MB."""
