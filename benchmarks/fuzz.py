@@ -12,6 +12,7 @@ The workers are processes, because a fault may crash or hang one of them.
 """
 
 import argparse
+import copy
 import io
 import json
 import os
@@ -23,10 +24,30 @@ import tempfile
 import time
 import traceback
 import warnings
-from collections import Counter
+from collections import Counter, deque
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import sklearn
+import torch
+from measure import machine, table
+from PIL import Image, ImageOps
+from safetensors.torch import save_file
+from sklearn.linear_model import RidgeClassifier
+from timm.data.transforms_factory import transforms_imagenet_eval
+from torch import nn
+
+import sklearn_clpdd
+from sklearn_clpdd import Checkpoint, ClosedFormProbe, CLPDistiller, FrozenEncoder, load_distilled, save_distilled
+from sklearn_clpdd.baselines import RandomSubset
+from sklearn_clpdd.datasets import load_image_folder
+from sklearn_clpdd.encoder import _feature_cache
+from sklearn_clpdd.encoder._images import as_images
+from sklearn_clpdd.encoder._preprocessing import Preprocessing
 
 SECONDS, MEGABYTES = 20, 700  # limits of a case
 DOCUMENTED = (ValueError, TypeError, OSError, MemoryError)
@@ -45,8 +66,6 @@ def kind(function):
 
 def run_case(seed, number, folder):
     """Outcome of one case: ``equal``, ``refused``, or a fault with its description."""
-    import numpy as np
-
     rng = np.random.default_rng([seed, number])
     function = KINDS[list(KINDS)[number % len(KINDS)]]
     before = _peak()
@@ -67,9 +86,6 @@ def run_case(seed, number, folder):
 
 
 def _judge(error):
-    import sklearn
-
-    import sklearn_clpdd
 
     frames = traceback.extract_tb(error.__traceback__)
     ours = (os.path.dirname(sklearn_clpdd.__file__), os.path.dirname(sklearn.__file__))
@@ -103,8 +119,6 @@ def accepted(valid, words):
 
 def close(found, wanted, tolerance, words):
     """Raise unless two arrays agree."""
-    import numpy as np
-
     found, wanted = np.asarray(found, dtype=float), np.asarray(wanted, dtype=float)
     expect(found.shape == wanted.shape, f"{words}: shape {found.shape}, not {wanted.shape}")
     error = np.abs(found - wanted).max() if found.size else 0.0
@@ -116,9 +130,6 @@ def close(found, wanted, tolerance, words):
 
 def shown(picture):
     """What a viewer shows, ``(h, w, 3)`` in [0, 1], by Pillow alone; None if its range is unknown."""
-    import numpy as np
-    from PIL import ImageOps
-
     bits = getattr(picture, "tag_v2", {}).get(258)
     kind_of_file = picture.format
     picture.load()
@@ -134,7 +145,6 @@ def shown(picture):
         return np.repeat(grey[..., None], 3, axis=2)
     if picture.mode in ("I", "F"):
         return None
-    from PIL import Image
 
     if picture.has_transparency_data:
         white = Image.new("RGBA", picture.size, (255, 255, 255, 255))
@@ -147,9 +157,6 @@ def shown(picture):
 
 def network_input(pixels, settings):
     """timm's own transform of ``(h, w, 3)`` in [0, 1], in floats: ``(3, s, s)``."""
-    import torch
-    from timm.data.transforms_factory import transforms_imagenet_eval
-
     options = {name: settings[name] for name in ("crop_pct", "crop_mode", "interpolation")}
     transform = transforms_imagenet_eval(settings["image_size"], mean=(0, 0, 0), std=(1, 1, 1), normalize=False, **options)
     for step in transform.transforms:
@@ -165,17 +172,12 @@ def network_input(pixels, settings):
 
 def pooled(module, pixels):
     """Features of a plain torch module."""
-    import torch
-
     with torch.no_grad():
         return module(torch.from_numpy(pixels).float()).numpy()
 
 
 def small_network(seed=0):
     """A module with a batch norm, a convolution and 6 features."""
-    import torch
-    from torch import nn
-
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return nn.Sequential(
@@ -201,9 +203,6 @@ FORMATS = ["PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "TGA", "ICO", "JP
 
 def _picture(rng):
     """A random picture of a random mode."""
-    import numpy as np
-    from PIL import Image
-
     height, width = (int(side) for side in rng.integers(8, 70, 2))
     if rng.random() < 0.1:
         height = int(rng.integers(1, 8))
@@ -225,8 +224,6 @@ def _picture(rng):
 
 def _encoded(rng, picture):
     """A picture as a file, with an orientation; None if Pillow cannot write its mode in the chosen format."""
-    from PIL import Image
-
     options = {}
     if rng.random() < 0.5:
         exif = Image.Exif()
@@ -252,19 +249,12 @@ def _settings(rng):
     }
 
 
-def _preprocessing(settings):
-    from sklearn_clpdd.encoder._preprocessing import Preprocessing
-
-    return Preprocessing(**settings)
-
-
 def _check_picture(given, pixels, settings, words, tolerance=2e-4):
-    from sklearn_clpdd.encoder._images import as_images
 
     with accepted(pixels is not None, words):
         images = as_images([given])
         images.check()
-        found = images.read([0], _preprocessing(settings))[0].numpy()
+        found = images.read([0], Preprocessing(**settings))[0].numpy()
     wanted = network_input(pixels, settings)
     if wanted is not None:
         close(found, wanted, tolerance, words)
@@ -272,8 +262,6 @@ def _check_picture(given, pixels, settings, words, tolerance=2e-4):
 
 def _given(rng, content, folder):
     """A file's content as a path, as bytes, or as a lazily opened picture."""
-    from PIL import Image
-
     way = rng.integers(3)
     if way == 0:
         path = folder / "picture.bin"
@@ -291,8 +279,6 @@ def _is_reduced(picture, settings):
 @kind
 def pictures(rng, folder):
     """Pictures of every mode and format, against Pillow and timm's transform."""
-    from PIL import Image
-
     picture, settings = _picture(rng), _settings(rng)
     content = _encoded(rng, picture)
     if content is None:
@@ -331,8 +317,6 @@ def _mutated(rng, content):
 @kind
 def mutated_pictures(rng, folder):
     """Broken image files: refused, or what Pillow reads from them."""
-    from PIL import Image
-
     content = None
     while content is None:
         content = _encoded(rng, _picture(rng))
@@ -355,11 +339,6 @@ def mutated_pictures(rng, folder):
 @kind
 def arrays(rng, folder):
     """Arrays and tensors of any shape, dtype and range."""
-    import numpy as np
-    import torch
-
-    from sklearn_clpdd import FrozenEncoder
-
     n_axes = int(rng.choice([1, 2, 3, 4, 5], p=[0.05, 0.05, 0.2, 0.65, 0.05]))
     shape = [int(side) for side in rng.integers(0 if rng.random() < 0.1 else 1, 20, n_axes)]
     if n_axes == 4 and rng.random() < 0.9:
@@ -410,13 +389,6 @@ class _Listed:
 @kind
 def sequences(rng, folder):
     """Lists and other sequences of mixed pictures, some of which are none."""
-    from collections import deque
-
-    import numpy as np
-    import pandas as pd
-
-    from sklearn_clpdd import FrozenEncoder
-
     members, wanted = [], []
     for i in range(int(rng.integers(1, 6))):
         pixels = rng.integers(0, 256, (int(rng.integers(1, 30)), int(rng.integers(1, 30)), 3)).astype(np.uint8)
@@ -438,9 +410,6 @@ def sequences(rng, folder):
 
 def _member(rng, pixels, path):
     """One element of a sequence and its pixels in [0, 1]; None if it is no picture."""
-    import torch
-    from PIL import Image
-
     picture, seen = Image.fromarray(pixels), pixels / 255
     file = io.BytesIO()
     picture.save(file, "PNG")
@@ -460,12 +429,6 @@ def _member(rng, pixels, path):
 @kind
 def labels(rng, folder):
     """Labels of every type, through a probe, against scikit-learn's RidgeClassifier with their codes."""
-    import numpy as np
-    import pandas as pd
-    from sklearn.linear_model import RidgeClassifier
-
-    from sklearn_clpdd import ClosedFormProbe
-
     n, n_classes = int(rng.integers(6, 30)), int(rng.integers(2, 5))
     codes = np.r_[np.arange(n_classes), rng.integers(0, n_classes, n)][: max(n, n_classes)]
     X = rng.normal(size=(len(codes), 3)) + 3 * np.eye(n_classes, 3)[codes]
@@ -511,10 +474,6 @@ def labels(rng, folder):
 @kind
 def probes(rng, folder):
     """Features of any scale, shape, dtype and degeneracy, against a solution by numpy in float64."""
-    import numpy as np
-
-    from sklearn_clpdd import ClosedFormProbe
-
     n, d = int(rng.integers(3, 40)), int(rng.integers(1, 40))
     n_classes = int(rng.integers(2, 4))
     codes = np.arange(n) % n_classes
@@ -567,10 +526,6 @@ JUNK = [
 @kind
 def parameters(rng, folder):
     """Parameters of the wrong type or value: an error before the work, or a result."""
-    import numpy as np
-
-    from sklearn_clpdd import ClosedFormProbe, CLPDistiller, FrozenEncoder
-
     codes = np.arange(12) % 2
     X = rng.normal(size=(12, 5)) + 2 * np.eye(2, 5)[codes]
     images = rng.integers(0, 256, (12, 9, 9, 3)).astype(np.uint8)
@@ -606,10 +561,6 @@ def parameters(rng, folder):
 @kind
 def folders(rng, folder):
     """Trees of files, folders and links, against a walk by ``os.walk``."""
-    from PIL import Image
-
-    from sklearn_clpdd.datasets import load_image_folder
-
     root = folder / "root"
     root.mkdir()
     names = rng.choice(
@@ -687,11 +638,6 @@ _saved: dict = {}
 def _distilled_set():
     """A small distilled set, its images and labels, saved once per process."""
     if not _saved:
-        import numpy as np
-
-        from sklearn_clpdd import FrozenEncoder, load_distilled, save_distilled
-        from sklearn_clpdd.baselines import RandomSubset
-
         images = np.random.default_rng(0).integers(0, 256, (6, 9, 9, 3)).astype(np.uint8)
         y = np.array(["a", "b", "c"] * 2)
         fitted = RandomSubset(FrozenEncoder(shared_network(), image_size=8, device="cpu"), random_state=0).fit(images, y)
@@ -733,10 +679,6 @@ def _mutated_json(rng, value, depth=0):
 @kind
 def manifests(rng, folder):
     """Distilled sets with changed manifests and files: refused, or exactly the images and labels that were saved."""
-    import numpy as np
-
-    from sklearn_clpdd import load_distilled, save_distilled
-
     saved = _distilled_set()
     target = folder / "set"
     shutil.copytree(saved["path"], target)
@@ -780,9 +722,6 @@ _runs: dict = {}
 
 
 def _run(path=None):
-    import numpy as np
-
-    from sklearn_clpdd import Checkpoint, CLPDistiller
 
     rng = np.random.default_rng(0)
     codes = np.arange(20) % 2
@@ -810,14 +749,6 @@ def checkpoints(rng, folder):
 @kind
 def weights(rng, folder):
     """Weights files in every container, with other networks in them, mutated, against ``load_state_dict``."""
-    import copy
-
-    import numpy as np
-    import torch
-    from safetensors.torch import save_file
-
-    from sklearn_clpdd import FrozenEncoder
-
     seeds = rng.integers(1, 10**6, 2)
     module, other = (small_network(int(seed)) for seed in seeds)
     state, rest = module.state_dict(), other.state_dict()
@@ -860,10 +791,6 @@ def weights(rng, folder):
 @kind
 def cached_features(rng, folder):
     """A cache whose files were cut, changed, removed or moved to another encoder never changes features."""
-    import numpy as np
-
-    from sklearn_clpdd import FrozenEncoder
-
     images = rng.integers(0, 256, (5, 10, 10, 3)).astype(np.uint8)
     encoders = [
         FrozenEncoder(shared_network(), image_size=8, crop_pct=crop, l2_normalize=False, memory=folder / "cache", device="cpu")
@@ -886,7 +813,6 @@ def cached_features(rng, folder):
             (one.parent / f"{int(rng.integers(99))}{''.join(one.suffixes)}").write_bytes(one.read_bytes())
         else:
             np.save(one, np.array([{"a": 1}], dtype=object), allow_pickle=True)
-    from sklearn_clpdd.encoder import _feature_cache
 
     _feature_cache.feature_cache.cache_clear()  # as another process would see it
     for encoder, features in zip(encoders, wanted, strict=True):
@@ -900,9 +826,6 @@ def cached_features(rng, folder):
 
 def work(arguments):
     """Run cases one after another, and write each outcome as a line."""
-    import torch
-    from PIL import Image
-
     Image.MAX_IMAGE_PIXELS = 2**20  # so that a changed size in a header costs little
     torch.set_num_threads(1)
     for number in range(arguments.start, arguments.stop, arguments.step):
@@ -957,8 +880,6 @@ def supervise(seed, start, stop, step, failures, deadline=float("inf")):
 
 def page(results, arguments, seconds):
     """A table by kind, and what failed."""
-    from measure import machine, table
-
     outcomes = ["equal", "refused", "WRONG", "UNDOCUMENTED", "CRASH", "HANG", "MEMORY", "OUTSIDE"]
     counts = {name: Counter(r["outcome"] for r in results if r["kind"] == name) for name in KINDS}
     rows = [[f"`{name}`", KINDS[name].__doc__.strip(), *(counts[name][one] for one in outcomes)] for name in KINDS]
@@ -996,16 +917,12 @@ def main():
         work(arguments)
         return
     if arguments.case is not None:
-        import numpy as np
-        from PIL import Image
-
         Image.MAX_IMAGE_PIXELS = 2**20
         folder = Path(tempfile.mkdtemp()) / "case"
         folder.mkdir()
         function = KINDS[list(KINDS)[arguments.case % len(KINDS)]]
         function(np.random.default_rng([arguments.seed[0], arguments.case]), folder)
         return
-    from concurrent.futures import ThreadPoolExecutor
 
     started = time.monotonic()
     deadline, n = started + 60 * arguments.minutes, arguments.processes

@@ -23,6 +23,7 @@ from sklearn_clpdd.encoder import _loading as loading
 from sklearn_clpdd.encoder._backbone import Backbone
 from sklearn_clpdd.encoder._folding import SameConv2d, fold, fold_batch_norms, fold_paddings
 from sklearn_clpdd.encoder._names import BACKBONES
+from sklearn_clpdd.encoder._preprocessing import Preprocessing
 from sklearn_clpdd.encoder._verification import verified
 
 
@@ -95,7 +96,7 @@ def test_a_network_that_runs_in_another_order_is_not_folded():
             return self.conv(self.norm(x).relu()).mean((2, 3))
 
     module = Backwards().eval()
-    assert verified(module, 8, None, partial(fold, paddings=True))[0] is module
+    assert verified(module, Preprocessing(8), None, partial(fold, paddings=True))[0] is module
 
 
 @pytest.mark.parametrize("size", [(8, 8), (9, 9), (8, 9), (3, 3), (1, 1)])
@@ -145,7 +146,7 @@ class Shortcut(nn.Module):
 )
 def test_layers_that_cannot_be_folded_stay(module):
     module.eval()
-    assert verified(module, 8, None, partial(fold, paddings=True))[0] is module
+    assert verified(module, Preprocessing(8), None, partial(fold, paddings=True))[0] is module
 
 
 def test_a_network_that_reads_its_layers_is_not_folded():
@@ -158,7 +159,7 @@ def test_a_network_that_reads_its_layers_is_not_folded():
             return (self.norm(self.conv(x)) * self.norm.weight.mean()).mean((2, 3))
 
     module = Curious().eval()
-    assert verified(module, 8, None, partial(fold, paddings=True))[0] is module
+    assert verified(module, Preprocessing(8), None, partial(fold, paddings=True))[0] is module
 
 
 @pytest.mark.parametrize("size", [112, 113, 96, 49])

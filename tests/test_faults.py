@@ -28,6 +28,7 @@ from sklearn_clpdd import (
 from sklearn_clpdd.baselines import RandomSubset
 from sklearn_clpdd.distill._checkpoint import read_checkpoint
 from sklearn_clpdd.encoder import _extractor as extractor_module
+from sklearn_clpdd.encoder._feature_cache import feature_cache
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are forked, killed and limited")
 FORK = multiprocessing.get_context("fork") if sys.platform == "linux" else None
@@ -283,3 +284,27 @@ def test_the_cache_can_be_bounded(tmp_path):
     memory.reduce_size(bytes_limit=0)
     assert folders() == 0
     np.testing.assert_allclose(encoder(memory=memory, crop_pct=0.5).transform(IMAGES), other, atol=1e-6)
+
+
+def test_a_cached_file_that_cannot_be_read_for_now_is_kept(tmp_path, monkeypatch):
+    """Unlike a damaged one, which would be found, and computed again, by every process."""
+    wanted = encoder(memory=tmp_path).transform(IMAGES)
+    files = {path: path.read_bytes() for path in tmp_path.rglob("*.npy")}
+    load = np.load
+
+    def failing(path, *args, **kwargs):
+        if not str(path).endswith(".keys.npy"):
+            raise OSError(errno.EIO, "Input/output error")
+        return load(path, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "load", failing)
+        np.testing.assert_allclose(encoder(memory=tmp_path).transform(IMAGES), wanted, atol=1e-6)
+    assert all(path.read_bytes() == content for path, content in files.items())
+    for path in set(tmp_path.rglob("*.npy")) - set(files):  # what was computed meanwhile
+        path.unlink()
+    feature_cache.cache_clear()
+    (damaged,) = [path for path in files if not path.name.endswith(".keys.npy")]
+    damaged.write_bytes(files[damaged][:-9] + bytes(9))
+    np.testing.assert_allclose(encoder(memory=tmp_path).transform(IMAGES), wanted, atol=1e-6)
+    assert not damaged.exists()

@@ -1,12 +1,13 @@
 """What becomes of a picture: every format, mode, orientation, depth and size, against Pillow and timm."""
 
 import io
+import os
 import struct
 import subprocess
 import sys
 import textwrap
 import zlib
-from collections import deque
+from collections import UserList, deque
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -134,6 +135,15 @@ def test_lists_of_arrays_may_have_different_sizes(seen):
 def test_what_is_no_sequence_of_pictures(seen, X, error, words):
     with pytest.raises(error, match=words):
         seen(X)
+
+
+def test_pipes_in_a_sequence_are_named(seen, tmp_path):
+    """Opening one would wait for ever."""
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(ValueError, match=r"X\[1\].*a device or a pipe"):
+        seen(UserList([Image.new("RGB", (SIDE, SIDE)), str(tmp_path / "pipe.png")]))
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        seen(UserList([str(tmp_path / "missing.png")]))
 
 
 class Failing(Pictures):

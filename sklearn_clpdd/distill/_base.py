@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.base import BaseEstimator, ClassifierMixin, clone
+from sklearn.base import BaseEstimator, clone
 from sklearn.utils import check_scalar
 from sklearn.utils.validation import check_consistent_length, check_is_fitted, validate_data
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from ..encoder._shared_module import SharedModuleMixin
 from ..probe._selection import best_temperature
 from ..probe._solved import solved_probe
 from ..utils._arrays import evenly_spaced, standardize
+from ..utils._classifier import LabelCheckedClassifier
 from ..utils._device import resolve_device
 from ..utils._heap import reuse_freed_memory
 from ..utils._labels import as_labels
@@ -42,7 +43,7 @@ _CALIBRATION_ROWS = 20_000
 _PRIVATE_ATTRIBUTES = ("_center", "_scale", "_encoder_provenance")
 
 
-class BaseDistiller(HtmlAppendixMixin, SharedModuleMixin, OutputCheckedTransformer, ClassifierMixin, BaseEstimator):
+class BaseDistiller(HtmlAppendixMixin, SharedModuleMixin, OutputCheckedTransformer, LabelCheckedClassifier, BaseEstimator):
     """Validate the data, find synthetic samples by `_distill`, and fit the probe of these samples.
 
     A subclass has the data, encoder and probe parameters of :class:`CLPDistiller`, and implements `_distill`. `fit` sets all
@@ -296,25 +297,6 @@ class BaseDistiller(HtmlAppendixMixin, SharedModuleMixin, OutputCheckedTransform
         """
         features = self.features(X)
         return self.probe_.predict_proba(features)
-
-    def score(self, X, y, sample_weight=None):
-        """Accuracy of the probe of the synthetic set.
-
-        Parameters
-        ----------
-        X : images or features, as in `fit`
-            Samples.
-        y : array-like of shape (n_samples,)
-            Class labels.
-        sample_weight : array-like of shape (n_samples,), default=None
-            Weights of the samples.
-
-        Returns
-        -------
-        float
-            Fraction of samples with the right label.
-        """
-        return super().score(X, as_labels(y), sample_weight)
 
     def _html_appendix(self) -> str:
         """The synthetic images, which a notebook shows below the parameters of a fitted distiller."""

@@ -95,6 +95,33 @@ class CheckpointFile:
                     "Continue with the settings that it was started with, pass another path, or delete the file"
                 )
 
+        if self.info:
+            self._check_info()
+
+    def _check_info(self) -> None:
+        """Raise unless the state of a run has the types that `Trainer` writes."""
+        number = float | int
+        kinds: dict[str, Any] = {
+            "step": int,
+            "seed": int,
+            "improved": int,
+            "best_stage": int,
+            "best_iter": int | None,
+            "finished": bool,
+        }
+        kinds |= {"progress": number, "seconds": number, "best": number, "best_accuracy": number, "history": list}
+        wrong = {name for name, kind in kinds.items() if not isinstance(self.info.get(name, ...), kind)}
+        for name in {"step", "improved", "progress", "seconds"} - wrong:
+            if not 0 <= self.info[name] < 1e18:
+                wrong.add(name)
+        if "history" not in wrong and not all(isinstance(record, dict) for record in self.info["history"]):
+            wrong.add("history")
+        if wrong:
+            raise ValueError(
+                f"checkpoint={str(self.path)!r} is damaged: {', '.join(sorted(wrong))} cannot be used. Pass another path, or "
+                "delete the file"
+            )
+
     def _differences(self, info: dict[str, Any]) -> list[str]:
         """How the run of a file differs from this one."""
         if info.get("format") != _FORMAT:

@@ -249,7 +249,7 @@ class GradientDistiller(CallbackSupportMixin, BaseDistiller):
     def _seed(self, checkpoint: CheckpointFile | None) -> int:
         """Seed of the run: that of the checkpoint, if there is one."""
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        return int(checkpoint.info.get("seed") or 0) if checkpoint and checkpoint.info else seed
+        return checkpoint.info["seed"] if checkpoint and checkpoint.info else seed
 
     def _checkpoint_file(self, data: FitData) -> CheckpointFile | None:
         if self.checkpoint is None:

@@ -131,17 +131,17 @@ class State:
         return tensors
 
     def _check(self, tensors: dict[str, Tensor]) -> None:
-        wanted = {f"random.{name}": generator.get_state() for name, generator in self.random.items()}
+        needed = {f"random.{name}": generator.get_state() for name, generator in self.random.items()}
+        needed |= {f"theta.{i}": theta for i, theta in enumerate(self.parameters)}
+        like = dict(needed)
         for i, theta in enumerate(self.parameters):
-            wanted |= {f"{kind}.{i}": theta for kind in ("theta", "best")}
-            moments = dict.fromkeys(("exp_avg", "exp_avg_sq", "max_exp_avg_sq"), theta)
-            wanted |= {f"adam.{i}.{name}": moment for name, moment in moments.items()}
-            wanted[f"adam.{i}.step"] = torch.zeros((), dtype=torch.float32, device="cpu")
-        needed = {name for name in wanted if name.startswith(("random", "theta"))}
-        for name in sorted(needed - set(tensors)):
-            raise ValueError(f"the checkpoint lacks {name}")
+            like |= dict.fromkeys((f"best.{i}", f"adam.{i}.exp_avg", f"adam.{i}.exp_avg_sq"), theta)
+            like[f"adam.{i}.step"] = torch.zeros((), dtype=torch.float32, device="cpu")
+        missing = sorted(needed.keys() - tensors.keys())
+        if missing:
+            raise ValueError(f"the checkpoint lacks {', '.join(missing)}")
         for name, tensor in tensors.items():
-            same = wanted.get(name)
+            same = like.get(name)
             if same is None or (tensor.shape, tensor.dtype) != (same.shape, same.dtype) or not bool(tensor.isfinite().all()):
                 raise ValueError(
                     f"the checkpoint has {name} of {tensor.dtype} and shape {tuple(tensor.shape)}, not that of this run"

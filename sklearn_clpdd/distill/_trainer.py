@@ -291,7 +291,6 @@ class Trainer:
         self._written_at, self._written_at_step = time.perf_counter(), self._state.step
 
     def _resume(self, tensors: dict[str, Tensor], info: dict[str, Any]) -> None:
-        _check_info(info)
         self._state.load(tensors, info["step"], info["progress"])
         for i, (copy, theta) in enumerate(zip(self._best_theta, self._theta, strict=True)):
             copy.copy_(tensors.get(f"best.{i}", theta.detach()))
@@ -300,19 +299,6 @@ class Trainer:
         self._improved_at_step, self._finished = info["improved"], info["finished"]
         self._seconds_before_resuming = info["seconds"]
         self.history[:] = info["history"]
-
-
-def _check_info(info: dict[str, Any]) -> None:
-    """Raise unless numbers of a checkpoint have their types."""
-    kinds: dict[str, Any] = {"step": int, "improved": int, "best_stage": int, "finished": bool, "history": list, "seed": int}
-    kinds |= dict.fromkeys(("progress", "seconds", "best", "best_accuracy"), float | int)
-    wrong = [name for name, kind in kinds.items() if not isinstance(info.get(name), kind)]
-    wrong += [name for name in ("step", "improved", "progress", "seconds") if not wrong and not 0 <= info[name] < 1e18]
-    history = info.get("history") or []
-    if wrong or not isinstance(info.get("best_iter"), int | None) or not all(isinstance(record, dict) for record in history):
-        raise ValueError(
-            f"the checkpoint is damaged: {', '.join(wrong) or 'best_iter or history'} cannot be used; delete the file"
-        )
 
 
 def retry_on_interrupt(work: Callable[[], Any]) -> Any:

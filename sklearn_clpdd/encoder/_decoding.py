@@ -3,7 +3,6 @@
 import io
 import os
 import re
-import stat
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -116,16 +115,13 @@ def _opened(picture: str | os.PathLike | bytes | Image.Image) -> Iterator[tuple[
     """
     if isinstance(picture, Image.Image):
         with _locks[id(picture) // 16 % len(_locks)]:
-            content, frame = _unread_file(picture), picture.tell()
-            if content is None:
+            again = _reopened(picture)
+            if again is None:
                 yield picture, False
                 return
-        with Image.open(io.BytesIO(content)) as image:
-            image.seek(frame)
-            yield image, True
+        with again:
+            yield again, True
         return
-    if not isinstance(picture, bytes) and not stat.S_ISREG(os.stat(picture).st_mode):
-        raise UnusablePictureError("a folder, a device or a pipe, not a file")  # reading might never end
     with Image.open(io.BytesIO(picture) if isinstance(picture, bytes) else picture) as image:
         yield image, True
 
@@ -150,11 +146,10 @@ def _content(picture) -> Iterator[bytes]:
         yield picture
     elif isinstance(picture, Image.Image):
         with _locks[id(picture) // 16 % len(_locks)]:
-            content = _unread_file(picture)
-            if content is not None:
-                yield content + str(picture.tell()).encode()
+            again, image = _reopened(picture), picture
+            if again is not None:
+                yield _file_of(again) + str(again.tell()).encode()
                 return
-            image = picture
             _load(image)
             palette = image.getpalette("RGBA") if image.mode in ("P", "PA") else None
             facts = (
@@ -194,7 +189,6 @@ def _image_pixels(image: Image.Image, preprocessing: Preprocessing | None) -> Pi
         scale = 1.0 if reduced is None else reduced[1][2] / width
     _load(image)
     if shift > 1 and isinstance(image.info.get("transparency"), int):
-        image = image.copy()
         image.info["transparency"] *= shift
     if scale == 1:
         width, height = image.size  # TIFF's orientation is applied while it is loaded
@@ -261,21 +255,24 @@ def _over_white(deep: np.ndarray) -> np.ndarray:
     return pixels[..., :-1] * alpha + 65535 * (1 - alpha)
 
 
-def _unread_file(image: Image.Image) -> bytes | None:
-    """The content of the file of a picture that has been opened, and neither read nor changed since."""
-    file: Any = getattr(image, "fp", None)
-    if file is None or not getattr(image, "tile", []):
+def _reopened(image: Image.Image) -> Image.Image | None:
+    """A picture that has been opened, and neither read nor changed since (by ``draft``, for example), opened again in memory."""
+    if getattr(image, "fp", None) is None or not getattr(image, "tile", []):
         return None
+    again = Image.open(io.BytesIO(_file_of(image)))
+    again.seek(image.tell())
+    return again if (again.format, again.mode, again.size) == (image.format, image.mode, image.size) else None
+
+
+def _file_of(image: Image.Image) -> bytes:
+    """The content of the file of an opened picture."""
+    file: Any = image.fp  # type: ignore[attr-defined]
     position = file.tell()
     try:
         file.seek(0)
-        content = file.read()
+        return file.read()
     finally:
         file.seek(position)
-    with Image.open(io.BytesIO(content)) as again:
-        again.seek(image.tell())
-        is_same = (again.format, again.mode, again.size) == (image.format, image.mode, image.size)
-    return content if is_same else None  # after `draft`, for example
 
 
 def _is_deep(image: Image.Image) -> bool:
@@ -292,9 +289,7 @@ def _deep_pixels(image: Image.Image) -> Pixels:
 
     Pillow decodes either the high or the low byte of each value, depending on the byte order that it is told.
     """
-    file: Any = image.fp  # type: ignore[attr-defined]
-    file.seek(0)
-    content, frame = file.read(), image.tell()
+    content, frame = _file_of(image), image.tell()
     with Image.open(io.BytesIO(content)) as first:
         first.seek(frame)
         if _raw_mode(first.tile[0]) == "LA;16B":  # as many bytes as RGBA

@@ -52,7 +52,7 @@ class FeatureCache:
         for i, place in enumerate(places):
             if place is not None:
                 files.setdefault(place[0], []).append((i, *place[1:]))
-        known, lost = np.zeros(len(keys), dtype=bool), set()
+        known, unread, damaged = np.zeros(len(keys), dtype=bool), set(), set()
         for name, entries in files.items():
             positions, rows, digests = zip(*entries, strict=True)
             try:
@@ -61,14 +61,19 @@ class FeatureCache:
                     raise ValueError("the features do not have their digests")
                 features[list(positions)] = found
                 known[list(positions)] = True
-            except Exception:  # numpy's reader raises errors of many types
-                lost.add(name)
-        if lost:
-            for name in lost:  # so that the next process does not find it again
-                for suffix in (".keys.npy", ".npy"):
-                    with suppress(OSError):
-                        (self._folder / f"{name}{suffix}").unlink()
+            except OSError:  # removed meanwhile, or a disk that fails for now
+                unread.add(name)
+            except MemoryError:
+                raise
+            except Exception:  # numpy's reader raises errors of many types for a damaged file
+                damaged.add(name)
+        for name in damaged:  # so that the next process does not find it again
+            for suffix in (".keys.npy", ".npy"):
+                with suppress(OSError):
+                    (self._folder / f"{name}{suffix}").unlink()
+        if unread or damaged:
             with self._lock:
+                lost = unread | damaged
                 self._places = {key: place for key, place in self._places.items() if place[0] not in lost}
         return known
 

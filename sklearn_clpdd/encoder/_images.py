@@ -143,10 +143,14 @@ class _PictureList(Images):
         return len(self.pictures)
 
     def _element(self, i: int) -> Picture | _Fault:
+        if isinstance(self.pictures, list):
+            return self.pictures[i]  # whose files `check` has looked up
         try:
-            return self.pictures[i]
+            picture = self.pictures[i]
         except Exception as error:  # a user's sequence can fail in many ways
             return _Fault(f"getting it raised {type(error).__name__}: {error}")
+        status = _status_of(picture) if isinstance(picture, str | os.PathLike) else None
+        return _Fault(status) if isinstance(status, str) else picture
 
     def check(self, indices=None):
         if not isinstance(self.pictures, list):  # a column or a data set decodes what it returns

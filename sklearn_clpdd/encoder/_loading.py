@@ -225,7 +225,7 @@ def _freeze(module: nn.Module, preprocessing: Preprocessing, device: torch.devic
     module = module.float()
     weights_sha256 = module_digest(module)
     fold_all = partial(fold, paddings=device.type == "cpu")
-    module, layout, n_features = verified(module, preprocessing.image_size, original, fold_all)
+    module, layout, n_features = verified(module, preprocessing, original, fold_all)
     save_less_for_backward(module)
     return Backbone(module.to(device), preprocessing, n_features, device, weights_sha256, layout)
 

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ._preprocessing import Preprocessing
+from ._preprocessing import INTERPOLATIONS, Preprocessing
 
 # Steps from stored pixels to those that are shown, by EXIF orientation: swap the axes, then mirror columns, then mirror rows.
 _ORIENTATIONS = {
@@ -25,7 +25,7 @@ _ORIENTATIONS = {
 _STRIP = 2**19
 # The bicubic filter reaches this many pixels of the coarser of the two grids.
 _REACH = 2
-_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+_FILTERS = {name: Image.Resampling[name.upper()] for name in INTERPOLATIONS}
 
 
 @dataclass
@@ -72,18 +72,17 @@ def _resize(pixels: Pixels, rows: tuple, columns: tuple, method: Image.Resamplin
     left, right, first_column, last_column = _source(columns, pixels.width, pixels.scale)
     n_columns, n_rows = columns[1] - columns[0], rows[1] - rows[0]
     step = max(1, _STRIP // max(last_column - first_column, n_columns))
-    strips = []
-    for start in range(first_row, last_row, step):
-        strip = pixels.read(first_column, start, last_column, min(start + step, last_row))
-        if start == first_row and len(strip) == last_row - first_row:  # both at once, which Pillow does in the same order
-            box = (left - first_column, top - first_row, right - first_column, bottom - first_row)
-            whole = _resize_bands(strip, (n_columns, n_rows), method, box)
-            break
-        box = (left - first_column, 0, right - first_column, len(strip))
-        strips.append(_resize_bands(strip, (n_columns, len(strip)), method, box))
+    span, size = (left - first_column, right - first_column), (n_columns, n_rows)
+    if last_row - first_row <= step:  # both at once, which Pillow does in the same order
+        strip = pixels.read(first_column, first_row, last_column, last_row)
+        whole = _resize_bands(strip, size, method, (span[0], top - first_row, span[1], bottom - first_row))
     else:
-        box = (0, top - first_row, n_columns, bottom - first_row)
-        whole = _resize_bands(np.concatenate(strips, axis=1).transpose(1, 2, 0), (n_columns, n_rows), method, box)
+        strips = []
+        for start in range(first_row, last_row, step):
+            strip = pixels.read(first_column, start, last_column, min(start + step, last_row))
+            strips.append(_resize_bands(strip, (n_columns, len(strip)), method, (span[0], 0, span[1], len(strip))))
+        narrow = np.concatenate(strips, axis=1).transpose(1, 2, 0)
+        whole = _resize_bands(narrow, size, method, (0, top - first_row, n_columns, bottom - first_row))
     whole /= np.float32(pixels.white)
     return whole.clip(0, 1, out=whole)
 

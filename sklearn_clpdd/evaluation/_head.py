@@ -110,8 +110,7 @@ def head_metrics(task: ProbeTask, n_epochs: int, n_repeats: int, random_state) -
     read = pixel_reader(task)  # raises if training images are missing or, where all fit into memory, undecodable
     test, runs = task.raw_test_features, []
     for seed in seeds:
-        with standard_torch_modes(task.extractor.device):
-            weight, bias = _train_head(task, read, n_epochs, torch.Generator().manual_seed(int(seed)))
+        weight, bias = _train_head(task, read, n_epochs, torch.Generator().manual_seed(int(seed)))
         runs.append(task.metrics(test @ weight.T + bias))
     return stack_metrics(runs)
 

@@ -13,7 +13,6 @@ import numpy as np
 from PIL import Image
 
 from ..distill._summary import synthetic_images_of
-from ..utils._labels import labels_from_json
 from ..utils._pictures import to_8_bit, to_png
 from ._card import card_of
 from ._manifest import CARD, MANIFEST, is_image_name, manifest_digest, manifest_of, read_manifest, recorded_accuracies
@@ -150,9 +149,8 @@ def load_distilled(directory):
         old = [str(path) for path in directory.parent.glob(f".{glob.escape(directory.name)}-*-old")]
         hint = f". A save that was killed has left the previous set in {', '.join(old)}; rename it" if old else ""
         raise FileNotFoundError(f"{directory} contains no {MANIFEST}; pass a folder that save_distilled has written{hint}")
-    manifest = read_manifest(directory / MANIFEST)
+    manifest, classes = read_manifest(directory / MANIFEST)
     entries = [(entry["file"], entry["sha256"], entry["class"]) for entry in manifest["images"]]
-    classes = labels_from_json([entry["label"] for entry in manifest["classes"]], manifest["label_dtype"])
     contents = _checked_contents(directory, entries)
     images = [_decoded(content, manifest["image_shape"], entry[0]) for content, entry in zip(contents, entries, strict=True)]
     return np.stack(images), classes[[index for _, _, index in entries]], manifest

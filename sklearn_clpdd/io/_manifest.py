@@ -51,8 +51,8 @@ def manifest_of(distiller, images: np.ndarray, accuracies: list[dict[str, Any]])
     return manifest
 
 
-def read_manifest(path: Path) -> dict[str, Any]:
-    """A manifest whose images, classes, label types and image shape are valid.
+def read_manifest(path: Path) -> tuple[dict[str, Any], np.ndarray]:
+    """A manifest whose images and image shape are valid, and the labels of its classes.
 
     Raises
     ------
@@ -66,20 +66,19 @@ def read_manifest(path: Path) -> dict[str, Any]:
         if type(manifest["format_version"]) is not int or manifest["format_version"] < 1:
             raise TypeError(f"its version is {manifest['format_version']!r}")
         if manifest["format_version"] <= VERSION:
-            _check_content(manifest)
+            return manifest, _checked_classes(manifest)
     except (KeyError, TypeError, IndexError, AttributeError, OverflowError, RecursionError, ValueError) as error:
         raise ValueError(
             f"{path} is not a manifest of save_distilled ({type(error).__name__}: {error}); pass a folder that it has written"
         ) from error
-    if manifest["format_version"] > VERSION:
-        raise ValueError(
-            f"{path} has format {manifest['format_version']}, and this version of the library supports up to {VERSION}; "
-            "upgrade the library"
-        )
-    return manifest
+    raise ValueError(
+        f"{path} has format {manifest['format_version']}, and this version of the library supports up to {VERSION}; "
+        "upgrade the library"
+    )
 
 
-def _check_content(manifest: dict[str, Any]) -> None:
+def _checked_classes(manifest: dict[str, Any]) -> np.ndarray:
+    """Labels of the classes of a manifest whose images are valid."""
     shape, n_classes = manifest["image_shape"], len(manifest["classes"])
     if not (isinstance(shape, list) and len(shape) == 3 and shape[2] == 3 and all(type(one) is int and one > 0 for one in shape)):
         raise TypeError(f"image_shape is {shape!r}")
@@ -94,7 +93,7 @@ def _check_content(manifest: dict[str, Any]) -> None:
             raise TypeError(f"{entry} is not an image and its digest")
         if not (type(entry["class"]) is int and 0 <= entry["class"] < n_classes):
             raise IndexError(f"class {entry['class']!r} of {entry['file']!r} is not one of the {n_classes} classes")
-    labels_from_json([entry["label"] for entry in manifest["classes"]], manifest["label_dtype"])
+    return labels_from_json([entry["label"] for entry in manifest["classes"]], manifest["label_dtype"])
 
 
 def recorded_accuracies(distiller, X_test, y_test, others) -> list[dict[str, Any]]:

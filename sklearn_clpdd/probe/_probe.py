@@ -5,12 +5,13 @@ from numbers import Real
 import numpy as np
 import torch
 from scipy.special import expit, softmax
-from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.base import BaseEstimator
 from sklearn.utils import compute_class_weight
 from sklearn.utils.validation import assert_all_finite, check_is_fitted, validate_data
 from torch import Tensor
 
 from ..utils._arrays import row_chunks, tensor_from_numpy
+from ..utils._classifier import LabelCheckedClassifier
 from ..utils._device import resolve_device
 from ..utils._labels import as_labels
 from ..utils._sklearn_compat import Interval, StrOptions, check_sample_weight
@@ -23,7 +24,7 @@ from ._solver import LINEAR_KERNELS, RidgeSolver
 _SCORINGS = ("accuracy", "neg_log_loss", "neg_mean_squared_error")
 
 
-class ClosedFormProbe(PartialFitMixin, ClassifierMixin, BaseEstimator):
+class ClosedFormProbe(PartialFitMixin, LabelCheckedClassifier, BaseEstimator):
     """Ridge classifier for the features of a frozen encoder, computed in closed form.
 
     Fits a ridge regression of ±1 class indicators on the features, as :class:`sklearn.linear_model.RidgeClassifier` does. Exact
@@ -274,25 +275,6 @@ class ClosedFormProbe(PartialFitMixin, ClassifierMixin, BaseEstimator):
             return softmax(scores / self.temperature_, axis=1)
         positive = expit(2 * scores / self.temperature_)
         return np.stack([1 - positive, positive], axis=1)
-
-    def score(self, X, y, sample_weight=None):
-        """Accuracy.
-
-        Parameters
-        ----------
-        X : array-like or Tensor of shape (n_samples, n_features)
-            Features.
-        y : array-like of shape (n_samples,)
-            Class labels.
-        sample_weight : array-like of shape (n_samples,), default=None
-            Weights of the samples.
-
-        Returns
-        -------
-        float
-            Fraction of samples with the right label.
-        """
-        return super().score(X, as_labels(y), sample_weight)
 
     @property
     def _solver(self) -> RidgeSolver:

@@ -12,6 +12,7 @@ file                    what it holds
 ``_fingerprint.py``     digests of parameters, networks and tensors
 ``_pictures.py``        synthetic images as PNG files, in a grid, in HTML
 ``_transformer.py``     a transformer that checks its output container early
+``_classifier.py``      a classifier whose score takes all accepted labels
 ``_warnings.py``        warnings that point to the user's own line
 ``_sklearn_compat.py``  private parts of scikit-learn
 ``_torch_compat.py``    private parts of torch and timm

@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
+if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
+    os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
 
 class _Setting:
@@ -67,8 +68,10 @@ def standard_torch_modes(device: torch.device | None = None) -> Iterator[None]:
     decorator.
     """
     with ExitStack() as stack:
-        for context in (torch.inference_mode(False), torch.enable_grad(), torch.device("cpu")):
+        for context in (torch.inference_mode(False), torch.enable_grad()):
             stack.enter_context(context)
+        if torch.get_default_device().type != "cpu":  # while it is set, every call of a torch function takes twice as long
+            stack.enter_context(torch.device("cpu"))
         for name in ("cpu", "cuda", "mps"):
             if torch.is_autocast_enabled(name):
                 stack.enter_context(torch.autocast(name, enabled=False))
