@@ -2,22 +2,28 @@
 
     SCIPY_ARRAY_API=1 python benchmarks/gpu.py [SECTION ...] [--device cuda] [--small] [--output DIR]
 
-No download, untrained weights, random images. ``tests``: ``tests/test_cuda.py``. ``step``: 1,000 classes of one image of 256
-px, views of 224 px, ViT-B/16, beside LGM's published step (``lgm.py``) with as many views. ``probe``: 1,281,167 rows of 768
-features in 1,000 classes, beside `RidgeClassifierCV` on tensors of the GPU. ``encode``: ViT-B/16, 224 px, in each precision
-beside timm's network under autocast. The page is written after each section, so that what was done stays if the run is cut off.
-With ``--small --device cpu`` all sections run anywhere.
+At most eight minutes on one H100. No download, untrained weights, random images; runs in a plain checkout that is not installed.
+``tests``: ``tests/test_cuda.py``. ``step``: 1,000 classes of one image of 256 px, views of 224 px, ViT-B/16, 1 and 3 views,
+beside LGM's published step (``lgm.py``: autocast in half precision, real views encoded in each step, second order) with as many
+views, each in its own process. ``encode``: ViT-B/16, 224 px, in each precision beside timm's network under autocast. ``probe``:
+1,281,167 rows of 768 features in 1,000 classes, beside `RidgeClassifierCV` on tensors of the GPU. The page is written after
+each row, so that what was done stays if the run is cut off. With ``--small --device cpu`` all sections run anywhere.
 """
 
 import argparse
 import gc
 import itertools
+import json
+import os
 import statistics
 import subprocess
 import sys
 import time
 import traceback
 from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # the checkout, installed or not
 
 import numpy as np
 import sklearn
@@ -29,9 +35,10 @@ from sklearn.linear_model import RidgeClassifierCV
 from step import Case
 
 from sklearn_clpdd import ClosedFormProbe, FrozenEncoder
+from sklearn_clpdd.encoder._precision import PRECISIONS, candidates, products_of
+from sklearn_clpdd.utils._torch_modes import float32_products
 
-PRECISIONS = {"float32": None, "TF32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
-FULL = {"model": "vit_base_patch16_224", "images": 4096, "batch": 256, "views": ((100, 1), (1000, 1))}
+FULL = {"model": "vit_base_patch16_224", "images": 4096, "batch": 256, "views": ((1000, 1), (1000, 3))}
 FULL |= {"probes": ((100_000, 768, 100), (1_281_167, 768, 1000)), "rounds": 3}
 SMALL = {"model": "vit_tiny_patch16_224", "images": 8, "batch": 4, "views": ((2, 2),), "probes": ((500, 16, 5),), "rounds": 1}
 
@@ -51,18 +58,14 @@ def median_seconds(work, options, warm_up=2):
     return statistics.median(times[warm_up:])
 
 
-def set_precision(precision):
-    """Allow TF32 in this process, or forbid it."""
-    torch.set_float32_matmul_precision("high" if precision == "TF32" else "highest")
+def precisions(device):
+    """All precisions of a device, and the default."""
+    return ["float32", *candidates(torch.device(device)), "auto"]
 
 
 def make_encoder(options, precision):
-    """The library's encoder, which has no float16."""
-    dtype = "bfloat16" if precision == "bfloat16" else "float32"
-    batch = options["batch"]
-    return FrozenEncoder(
-        options["model"], weights=None, crop_pct=0.875, dtype=dtype, batch_size=batch, device=options["device"], n_jobs=-1
-    )
+    own = {"dtype": precision, "batch_size": options["batch"], "device": options["device"]}
+    return FrozenEncoder(options["model"], weights=None, crop_pct=0.875, n_jobs=-1, **own)
 
 
 def timm_network(options):
@@ -71,7 +74,6 @@ def timm_network(options):
 
 def encode(options, variant, precision):
     """Images per second: of the network on pixels that are on the device, or of ``transform`` on a uint8 array."""
-    set_precision(precision)
     encoder = make_encoder(options, precision)
     if variant == "transform":
         images = np.random.default_rng(0).integers(0, 256, (options["images"], 256, 256, 3), dtype=np.uint8)
@@ -79,13 +81,14 @@ def encode(options, variant, precision):
     pixels = torch.rand(options["batch"], 3, 224, 224).to(options["device"])
     network = encoder.load() if variant == "ours" else timm_network(options)
 
-    half = PRECISIONS[precision] if variant == "timm" else None
+    half = PRECISIONS.get(precision) if variant == "timm" else None
 
     @torch.inference_mode()
     def work():
-        for _ in range(4):
-            with torch.autocast(options["device"], half, enabled=half is not None):
-                network(pixels)
+        with float32_products(tf32=precision == "tf32"):
+            for _ in range(4):
+                with torch.autocast(options["device"], half, enabled=half is not None):
+                    network(pixels)
 
     return 4 * len(pixels) / median_seconds(work, options)
 
@@ -93,12 +96,11 @@ def encode(options, variant, precision):
 def step(options, variant, precision, classes, views):
     """Median seconds of a step, and its peak memory in MB, without network and images."""
     device = options["device"]
-    set_precision(precision)
     encoder = make_encoder(options, precision)
     preprocessing = encoder.load().preprocessing
     if variant == "ours":
         case = Case(classes, views, 224, encoder=encoder, unaugmented=False)
-        steps = case.steps()
+        steps, precision = case.steps(), case.precision
         before, work = memory_in_use(device), lambda: next(steps)
     else:
         images = torch.randint(256, (max(2000, classes), 3, 256, 256), dtype=torch.uint8).to(device)
@@ -119,10 +121,28 @@ def step(options, variant, precision, classes, views):
         while recipe.pyramid[-1].shape[-1] < 256:
             recipe.extend()
         before, work = memory_in_use(device), recipe.step
-    work()
-    reset_peak_memory(device)
-    seconds = median_seconds(work, options, warm_up=1)
-    return seconds, peak_memory(device) - before
+    with products_of(precision, torch.device(device)):
+        work()
+        reset_peak_memory(device)
+        seconds = median_seconds(work, options, warm_up=1)
+    return seconds, peak_memory(device) - before, precision
+
+
+def alone(options, *arguments):
+    """Result of `step` in a process of its own."""
+    command = [sys.executable, __file__, "--one", json.dumps([options, *arguments])]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise RuntimeError(f"the process ended with {done.returncode}")
+    result = json.loads(done.stdout.splitlines()[-1])
+    if isinstance(result, str):
+        raise torch.cuda.OutOfMemoryError(result) if "out of memory" in result else RuntimeError(result)
+    return result
+
+
+def one(options, *arguments):
+    """Print the result of `step`, or its error, as JSON."""
+    print(json.dumps(result_or_error(step, options, *arguments)))
 
 
 def probe(options, variant, n, d, classes):
@@ -168,54 +188,61 @@ def formatted(value, template):
 
 
 def tests_section(options):
-    file = Path(__file__).parents[1] / "tests" / "test_cuda.py"
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(file)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(ROOT / "tests" / "test_cuda.py")]
+    paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    environment = os.environ | {"PYTHONPATH": paths}
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
     print(done.stdout[-6000:], flush=True)
     yield f"`tests/test_cuda.py`: {done.stdout.strip().splitlines()[-1].strip('= ')}"
 
 
 def encode_section(options):
     ways = {"timm's network": "timm", "`FrozenEncoder().load()`": "ours", "`FrozenEncoder().transform`": "transform"}
-    rows = []
-    unmeasured = {("timm", "TF32")}
-    unsupported = {("ours", "float16"), ("transform", "float16")}
-    for (title, variant), precision in itertools.product(ways.items(), PRECISIONS):
-        if (variant, precision) in unmeasured | unsupported:
+    yield from table([f"`{options['model']}`, 224 px", "precision", "images/s"], [])
+    for (title, variant), precision in itertools.product(ways.items(), precisions(options["device"])):
+        if (variant, precision) == ("timm", "auto"):
             continue
-        rows.append([title, precision, formatted(result_or_error(encode, options, variant, precision), "{:,.0f}")])
-        print(rows[-1], flush=True)
-    yield from table([f"`{options['model']}`, 224 px", "precision", "images/s"], rows)
+        cells = [title, precision, formatted(result_or_error(encode, options, variant, precision), "{:,.0f}")]
+        yield from table(cells, [])[:1]
+    chosen = make_encoder(options, "auto").load()
+    yield ""
+    yield f'"auto" is {chosen.dtype_}; for gradients it is {chosen.gradient_dtype_}.'
 
 
 def step_section(options):
-    ways = [("published", "float32"), ("published", "bfloat16"), ("ours", "float32"), ("ours", "TF32"), ("ours", "bfloat16")]
-    rows = []
-    for (classes, views), (variant, precision) in itertools.product(options["views"], ways):
-        if (variant, precision) == ("published", "float32") and classes * views > 250:
-            continue  # more than 80 GB
-        seen = result_or_error(step, options, variant, precision, classes, views)
-        seconds, peak = seen if isinstance(seen, tuple) else (seen, "")
-        title = "LGM's published step" if variant == "published" else "`CLPDistiller`'s loop, random views only"
-        rows.append([f"{classes:,} × {views}", title, precision, formatted(seconds, "{:.3f}"), formatted(peak, "{:,.0f}")])
-        print(rows[-1], flush=True)
-    yield from table(["classes × views", "", "precision", "seconds", "peak above what is loaded, MB"], rows)
+    ours = precisions(options["device"])
+    halves = [one for one in ours if one in ("bfloat16", "float16")] or ["float32"]
+    ways = [*(("published", half) for half in halves), *(("ours", precision) for precision in ours)]
+    heads = ["classes × views", "", "precision", "seconds", "times faster than published", "peak above what is loaded, MB"]
+    yield from table([*heads, "of published"], [])
+    for classes, views in options["views"]:
+        published = None
+        for variant, precision in ways:
+            seen = result_or_error(alone, options, variant, precision, classes, views)
+            seconds, peak, used = seen if isinstance(seen, list) else (seen, "", precision)
+            if published is None and isinstance(seen, list):
+                published = seconds, peak
+            ratios = ["", ""]
+            if published is not None and isinstance(seen, list):
+                ratios = [f"{published[0] / seconds:.1f}", f"{peak / published[1]:.2f}"]
+            title = "LGM's published step" if variant == "published" else "`CLPDistiller`'s loop, random views only"
+            name = precision if used == precision else f"{precision}: {used}"
+            cells = [f"{classes:,} × {views}", title, name, formatted(seconds, "{:.3f}"), ratios[0], formatted(peak, "{:,.0f}")]
+            yield from table([*cells, ratios[1]], [])[:1]
 
 
 def probe_section(options):
-    rows = []
+    yield from table(["rows × features × classes", "", "seconds", "peak on the GPU, MB", "accuracy on the training rows"], [])
     for shape in options["probes"]:
         for variant in ("ours", "RidgeClassifierCV"):
             seen = result_or_error(probe, options, variant, *shape)
             seconds, peak, accuracy = seen if isinstance(seen, tuple) else (seen, "", "")
             name = "`ClosedFormProbe()`, numpy arrays" if variant == "ours" else "`RidgeClassifierCV`, 13 strengths, tensors"
             cells = [" × ".join(f"{n:,}" for n in shape), name, formatted(seconds, "{:.2f}"), formatted(peak, "{:,.0f}")]
-            rows.append([*cells, formatted(accuracy, "{:.3f}")])
-            print(rows[-1], flush=True)
-    yield from table(["rows × features × classes", "", "seconds", "peak on the GPU, MB", "accuracy on the training rows"], rows)
+            yield from table([*cells, formatted(accuracy, "{:.3f}")], [])[:1]
 
 
-SECTIONS = {"tests": tests_section, "step": step_section, "probe": probe_section, "encode": encode_section}
+SECTIONS = {"tests": tests_section, "step": step_section, "encode": encode_section, "probe": probe_section}
 
 
 def main():
@@ -224,16 +251,22 @@ def main():
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--small", action="store_true")
     parser.add_argument("--output", type=Path)
+    parser.add_argument("--one", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.one:
+        one(*json.loads(arguments.one))
+        return
     options = (SMALL if arguments.small else FULL) | {"device": arguments.device}
     lines = [f"{machine()}; `SCIPY_ARRAY_API=1 python benchmarks/gpu.py`"]
     for name in arguments.sections or SECTIONS:
         begin = time.perf_counter()
-        lines += ["", *SECTIONS[name](options)]
-        print("\n".join(lines[-40:]), f"\n[{name}: {time.perf_counter() - begin:.0f} s]", sep="", flush=True)
-        if arguments.output is not None:
-            arguments.output.mkdir(parents=True, exist_ok=True)
-            (arguments.output / "gpu.md").write_text("\n".join(lines) + "\n")
+        for line in itertools.chain([""], SECTIONS[name](options)):
+            lines.append(line)
+            print(line, flush=True)
+            if arguments.output is not None:
+                arguments.output.mkdir(parents=True, exist_ok=True)
+                (arguments.output / "gpu.md").write_text("\n".join(lines) + "\n")
+        print(f"[{name}: {time.perf_counter() - begin:.0f} s]", flush=True)
 
 
 if __name__ == "__main__":

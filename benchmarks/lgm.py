@@ -33,9 +33,9 @@ from sklearn_clpdd.datasets import load_image_folder
 from sklearn_clpdd.distill._augmentations import LGM_DISTILLATION_VIEWS, LGM_PROBE_VIEWS
 from sklearn_clpdd.distill._parametrizations import _COLOR
 from sklearn_clpdd.encoder._images import as_images
-from sklearn_clpdd.encoder._loading import _create
-from sklearn_clpdd.encoder._names import BACKBONES
 from sklearn_clpdd.encoder._preprocessing import Preprocessing
+from sklearn_clpdd.encoder.sources._names import BACKBONES
+from sklearn_clpdd.encoder.sources._timm import create_module
 from sklearn_clpdd.evaluation import closed_form_probe_scores, sgd_probe_scores
 
 MODEL = "tf_efficientnet_lite0"
@@ -77,7 +77,7 @@ class PublishedRecipe:
         self.random = torch.Generator().manual_seed(seed)
         self.noise_random = torch.Generator(device).manual_seed(seed)
         self.device, self.precision = torch.device(device), precision
-        module = _create(BACKBONES[MODEL], "auto", None) if module is None else module
+        module = create_module(BACKBONES[MODEL], "auto", None, {}) if module is None else module
         self.module = module.eval().requires_grad_(False).to(device)
         self.preprocessing = preprocessing or FrozenEncoder(image_size=size, device="cpu").load().preprocessing
         self.images, self.y, self.views, self.every, self.rate = images, y.to(device), views, every, rate

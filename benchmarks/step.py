@@ -41,6 +41,7 @@ from sklearn_clpdd.encoder._extractor import FeatureExtractor
 from sklearn_clpdd.encoder._folding import fold_batch_norms, fold_paddings
 from sklearn_clpdd.encoder._frozen_layers import save_less_for_backward
 from sklearn_clpdd.encoder._images import as_images
+from sklearn_clpdd.encoder._precision import candidates
 from sklearn_clpdd.utils._heap import reuse_freed_memory
 
 CPU = torch.device("cpu")
@@ -75,6 +76,7 @@ class Case:
     ):
         encoder = encoder or FrozenEncoder(image_size=size, device="cpu")
         self.extractor = encoder.load()
+        self.precision = self.extractor.gradient_dtype_
         device = self.extractor.device
         self.classes, self.views, self.size = classes, views, size
         self.n_random = views - unaugmented
@@ -105,7 +107,7 @@ class Case:
         return optimize(
             self.state,
             self.real,
-            encode=self.extractor,
+            encode=partial(self.extractor, precision=self.precision),
             preprocess=self.extractor.preprocessing,
             views=ViewPlan(DSA(), self.n_random, self.weight),
             objective=self.objective,
@@ -125,7 +127,7 @@ class Case:
     def encoder(self):
         """The encoder alone, which is the lower bound."""
         for rows in self.chunks:
-            gradient(self.extractor, self.pixels[: rows.stop - rows.start])
+            gradient(partial(self.extractor, precision=self.precision), self.pixels[: rows.stop - rows.start])
 
     def images(self):
         """θ to images, and the gradient."""
@@ -171,7 +173,9 @@ def encoder(output):
     times = {}
     for size, n in ((112, 34), (224, 10)):
         preprocessing = FrozenEncoder(image_size=size, device="cpu").load().preprocessing
-        stage = {name: FeatureExtractor(Backbone(module, preprocessing, 1280, CPU)) for name, module in stages.items()}
+        stage = {
+            name: FeatureExtractor(Backbone(module, preprocessing, 1280, CPU), dtype="float32") for name, module in stages.items()
+        }
         pixels = torch.rand(n, 3, size, size)
         for _ in range(ROUNDS + 1):  # taking turns, after a warm-up
             for name, extractor in stage.items():
@@ -184,9 +188,70 @@ def encoder(output):
         for size in (112, 224):
             ours, floor = (statistics.median(times[one, size][1:]) for one in (name, first))
             cells += [f"{1e3 * ours:.0f} ms", f"{ours / floor:.2f}"]
-        yield table_row([name, *cells, f"{stage[name].backbone.graph_bytes / 1e6:.1f} MB"])
+        yield table_row([name, *cells, f"{stage[name].backbone.graph_bytes() / 1e6:.1f} MB"])
     yield ""
     yield "Forward pass and input gradient; each row has what those above it have."
+    yield ""
+    yield from networks()
+
+
+# Untrained weights, 224 px, and views in a pass.
+NETWORKS = {
+    "vit_small_patch14_dinov2": 8,
+    "vit_base_patch16_224": 4,
+    "convnext_tiny": 8,
+    "tf_efficientnet_lite0": 16,
+}
+
+
+def networks():
+    """Other networks: timm's module as it is and ours, in float32, and in bfloat16 where the CPU has instructions for it."""
+    precisions = ["float32", *candidates(CPU)]
+    heads = ["224 px", "precision", "forward and gradient, of timm's in float32", "of timm's in the same precision"]
+    heads += ["images encoded in a second, times timm's in float32", "kept for the gradient of a view", "of timm's in float32"]
+    yield table_row(heads)
+    yield table_row(["---"] * len(heads))
+    for name, n in NETWORKS.items():
+        pixels = torch.rand(n, 3, 224, 224)
+        sized = {"img_size": 224} if "dinov2" in name else {}
+        plain = timm.create_model(name, num_classes=0, **sized).eval().requires_grad_(False)
+        extractor = FrozenEncoder(name, weights=None, image_size=224, l2_normalize=False, device="cpu").load()
+        ways = {}
+        for precision in precisions:
+            ways["timm's", precision] = autocast(plain, precision)
+            ways["ours", precision] = partial(extractor, precision=precision)
+        times = {}
+        with reuse_freed_memory():
+            for _ in range(ROUNDS + 1):
+                for way, run in ways.items():
+                    times.setdefault((way, "gradient"), []).append(seconds_of(partial(gradient, run, pixels)))
+                    with torch.inference_mode():
+                        times.setdefault((way, "features"), []).append(seconds_of(partial(run, pixels)))
+        took = {key: statistics.median(values[1:]) for key, values in times.items()}
+        first = "timm's", "float32"
+        kept = Backbone(plain, extractor.preprocessing, extractor.n_features, CPU).graph_bytes()
+        for precision in precisions:
+            ours, theirs = ("ours", precision), ("timm's", precision)
+            ratios = [took[ours, "gradient"] / took[one, "gradient"] for one in (first, theirs)]
+            speed = took[first, "features"] / took[ours, "features"]
+            bytes_ = extractor.backbone.graph_bytes(precision)
+            cells = [f"`{name}`", precision, *(f"{ratio:.2f}" for ratio in ratios), f"{speed:.2f}"]
+            yield table_row([*cells, f"{bytes_ / 1e6:.1f} MB", f"{bytes_ / kept:.2f}"])
+        yield table_row([f"`{name}`", f'"auto" is {extractor.dtype_}, gradients {extractor.gradient_dtype_}', *[""] * 5])
+        if "bfloat16" not in precisions:
+            bytes_ = extractor.backbone.graph_bytes("bfloat16")
+            cells = ["bfloat16, without instructions for it", "", "", "", f"{bytes_ / 1e6:.1f} MB", f"{bytes_ / kept:.2f}"]
+            yield table_row([f"`{name}`", *cells])
+
+
+def autocast(module, precision):
+    """timm's module as it is, on normalised images, in a precision."""
+
+    def run(images):
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+            return module(images).float()
+
+    return run
 
 
 def gradient(extractor, pixels):
@@ -207,8 +272,10 @@ def parts(output):
         (10, 10, 224, 100),
         (10, 10, 224, None),
         (1000, 2, 112, None),
+        (10, 3, 224, 30),
     ):
-        case = Case(classes, views, size, chunk=chunk)
+        vit = FrozenEncoder("vit_small_patch14_dinov2", weights=None, image_size=224, device="cpu") if chunk == 30 else None
+        case = Case(classes, views, size, chunk=chunk, encoder=vit)
         steps = case.steps()
         rounds = 3 if case.total * size**2 > 1e7 else ROUNDS
         with reuse_freed_memory():  # as in `fit`
@@ -224,7 +291,7 @@ def parts(output):
             shares = [f"{100 * seconds(part, rounds) / floor:.1f} %" for part in parts]
         yield table_row(
             [
-                f"{classes:,} × {views}, {size}",
+                f"{classes:,} × {views}, {size}" + ("" if vit is None else f", ViT-S/14, {case.precision}"),
                 f"{max(rows.stop - rows.start for rows in case.chunks)}",
                 f"{100 * case.twice:.0f} %",
                 f"{1e3 * floor:.0f} ms",

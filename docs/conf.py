@@ -1,14 +1,15 @@
 import os
-from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
+
+from sklearn_clpdd import __version__
 
 os.environ["MPLBACKEND"] = "agg"  # the gallery is built without a screen
 
 project = "sklearn-clpdd"
 author = "the sklearn-clpdd developers"
 copyright = "2026, the sklearn-clpdd developers"
-release = version("sklearn-clpdd")
+release = __version__
 version = release
 
 extensions = [

@@ -1,7 +1,6 @@
 """Linear probes on frozen encoders, and data sets distilled for them: scikit-learn estimators over torch and timm."""
 
-from importlib.metadata import version
-
+from ._version import __version__ as __version__
 from .distill import (
     DSA,
     Augmentation,
@@ -17,7 +16,6 @@ from .io import distillation_report, load_distilled, save_distilled
 from .plot import FeatureMapDisplay, HistoryDisplay, Snapshots, SyntheticImagesDisplay
 from .probe import ClosedFormProbe
 
-__version__ = version("sklearn-clpdd")
 __all__ = [
     "DSA",
     "Augmentation",

@@ -22,9 +22,9 @@ from sklearn_clpdd import ClosedFormProbe, CLPDistiller, FrozenEncoder
 from sklearn_clpdd.encoder import _loading as loading
 from sklearn_clpdd.encoder._backbone import Backbone
 from sklearn_clpdd.encoder._folding import SameConv2d, fold, fold_batch_norms, fold_paddings
-from sklearn_clpdd.encoder._names import BACKBONES
 from sklearn_clpdd.encoder._preprocessing import Preprocessing
 from sklearn_clpdd.encoder._verification import verified
+from sklearn_clpdd.encoder.sources._names import BACKBONES
 
 
 class Power(nn.Module):
@@ -544,6 +544,6 @@ def test_bad_parameters(parameters):
 
 def test_memory_of_a_graph_is_measured(module):
     """The bytes of the activations, and of normalisation and pooling, in float32."""
-    small, large = (FrozenEncoder(module, image_size=size).load().backbone.graph_bytes for size in (32, 64))
+    small, large = (FrozenEncoder(module, image_size=size).load().backbone.graph_bytes() for size in (32, 64))
     assert 3.5 < large / small < 4.5
     assert 4 * (32 * 32 * 6 + 15 * 15 * 12) <= small < 4 * (32 * 32 * (6 + 3) + 2 * 15 * 15 * 12)

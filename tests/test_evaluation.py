@@ -236,7 +236,7 @@ def test_encoders_by_module_and_what_is_none(module, colors, protocol, forbid_en
     assert protocol(*sets, encoder=module, **common) == wanted
     forbid_encoding()
     for bad in (3, [module]):
-        with pytest.raises(TypeError, match=r"an encoder is a FrozenEncoder, the name of a timm model, or a torch module; got"):
+        with pytest.raises(TypeError, match=r"an encoder is a FrozenEncoder, the name of a network, or a torch module; got"):
             protocol(*sets, encoder=bad)
     with pytest.raises(ValueError, match="no such model"):
         protocol(*sets, encoder="no such model")

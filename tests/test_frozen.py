@@ -125,7 +125,7 @@ def test_saved_bytes_of_the_default_encoder():
     backbone = FrozenEncoder(image_size=64, device="cpu").load().backbone
     plain = timm.create_model("tf_efficientnet_lite0", num_classes=0).eval().requires_grad_(False)
     with torch.enable_grad():
-        assert backbone.graph_bytes <= 0.5 * kept(plain, torch.rand(1, 3, 64, 64))
+        assert backbone.graph_bytes() <= 0.5 * kept(plain, torch.rand(1, 3, 64, 64))
 
 
 def test_other_layers_are_not_replaced():

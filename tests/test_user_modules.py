@@ -6,6 +6,7 @@ import threading
 
 import numpy as np
 import pytest
+import timm
 import torch
 import torchvision
 from safetensors.torch import save_file
@@ -361,17 +362,26 @@ def test_the_users_class_is_not_changed():
 
 
 @pytest.mark.parametrize(
-    ("make", "name"),
+    ("make", "n_features"),
     [
-        (lambda: torchvision.models.resnet18(weights=None), "fc"),
-        (lambda: torchvision.models.efficientnet_b0(weights=None), "classifier.1"),
-        (lambda: nn.Sequential(torchvision.models.resnet18(weights=None)), "0.fc"),
-        (lambda: torchvision.models.resnet18(num_classes=37), "fc"),
+        (lambda: torchvision.models.resnet18(weights=None), 512),
+        (lambda: torchvision.models.efficientnet_b0(weights=None), 1280),
+        (lambda: torchvision.models.resnet18(num_classes=37), 512),
+        (lambda: timm.create_model("resnet18", num_classes=37), 512),
     ],
 )
-def test_a_classifiers_head_is_told(make, name):
-    with pytest.warns(UserWarning, match=f"output of its layer '{name}', which seems to be the head of a classifier"):
-        FrozenEncoder(make(), image_size=64, device="cpu").load()
+def test_a_librarys_classifier_loses_its_head_in_the_copy(make, n_features, recwarn):
+    module = make()
+    layers = repr(module)
+    assert FrozenEncoder(module, image_size=64, device="cpu").load().n_features == n_features
+    assert repr(module) == layers
+    assert not recwarn.list
+
+
+def test_the_head_of_a_users_classifier_is_told():
+    net = nn.Sequential(torchvision.models.resnet18(weights=None))
+    with pytest.warns(UserWarning, match="output of its layer '0.fc', which seems to be the head of a classifier"):
+        FrozenEncoder(net, image_size=64, device="cpu").load()
 
 
 def test_features_before_the_head_are_no_head(recwarn):

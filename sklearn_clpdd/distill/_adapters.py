@@ -3,6 +3,7 @@
 import math
 import os
 import tempfile
+from contextlib import AbstractContextManager, nullcontext
 from itertools import accumulate, pairwise
 from typing import Any, Protocol
 
@@ -15,6 +16,7 @@ from torch import Tensor
 from ..encoder._encoder import FrozenEncoder
 from ..encoder._extractor import FeatureExtractor, joint_features
 from ..encoder._images import Images, as_images
+from ..encoder._precision import products_of
 from ..utils._arrays import row_chunks, standardize
 from ..utils._device import graph_memory_limits
 from ._loop import ChunkPlan
@@ -75,6 +77,9 @@ class DataAdapter(Protocol):
 
     def encode(self, views: Tensor) -> Tensor:
         """Features ``(n, d)`` of preprocessed samples, differentiable."""
+
+    def differentiating(self) -> AbstractContextManager:
+        """Context in which gradients of `encode` are computed."""
 
     def to_user(self, samples: Tensor) -> np.ndarray:
         """Synthetic samples in the form of `X_synthetic_`."""
@@ -153,7 +158,7 @@ class ImageAdapter:
 
     def chunk_plan(self, n_views, chunk_size):
         # Also raises if the encoders have no gradient.
-        graph_bytes = sum(extractor.backbone.graph_bytes for extractor in self._extractors)
+        graph_bytes = sum(extractor.backbone.graph_bytes(extractor.gradient_dtype_) for extractor in self._extractors)
         if chunk_size is not None:
             return ChunkPlan(chunk_size)
         chunk_bytes, total_bytes = graph_memory_limits(self.device)
@@ -166,8 +171,13 @@ class ImageAdapter:
         return parametrization((m, 3, self._side, self._side), generator, device=self.device)
 
     def encode(self, views):
-        parts = [extractor(_resized(views, extractor.preprocessing.image_size), "float32") for extractor in self._extractors]
+        parts = [own(_resized(views, own.preprocessing.image_size), own.gradient_dtype_) for own in self._extractors]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1) / math.sqrt(len(parts))
+
+    def differentiating(self):
+        # TF32 is a setting of the process, which has to be the same in the backward pass.
+        tf32 = any(own.gradient_dtype_ == "tf32" for own in self._extractors)
+        return products_of("tf32" if tf32 else "float32", self.device)
 
     def to_user(self, samples):
         return samples.permute(0, 2, 3, 1).contiguous().cpu().numpy()
@@ -238,6 +248,9 @@ class FeatureAdapter:
 
     def encode(self, views):
         return views
+
+    def differentiating(self):
+        return nullcontext()
 
     def to_user(self, samples):
         return (samples.cpu().numpy() * self.scale + self.center).astype(self._X.dtype, copy=False)

@@ -203,7 +203,8 @@ class GradientDistiller(CallbackSupportMixin, BaseDistiller):
             advice=self._advice(),
             verbose=bool(self.verbose),
         )
-        outcome = trainer.run(self._steps(data, real, state, views, loss, trainer.progress, chunk_plan))
+        with adapter.differentiating():
+            outcome = trainer.run(self._steps(data, real, state, views, loss, trainer.progress, chunk_plan))
         try:
             if outcome.error is not None and not outcome.n_steps:
                 raise outcome.error  # there is nothing to keep

@@ -10,12 +10,13 @@ import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
+from .._version import __version__
 from ..utils._fingerprint import description
 from ._base import BaseDistiller
 
 # Parameters that only concern one machine, or are described elsewhere.
 _LOCAL = {"encoder", "verbose", "callback", "checkpoint"}
-_PACKAGES = ("sklearn-clpdd", "torch", "timm", "scikit-learn", "numpy")
+_PACKAGES = ("torch", "timm", "scikit-learn", "numpy")
 
 
 def one_line_summary(distiller: BaseDistiller) -> str:
@@ -46,7 +47,8 @@ def provenance_of(distiller: BaseDistiller) -> dict[str, Any]:
             "class_counts": distiller.class_count_.tolist(),
             "digest": distiller.data_digest_,
         },
-        "versions": {"python": platform.python_version(), **{package: version(package) for package in _PACKAGES}},
+        "versions": {"python": platform.python_version(), "sklearn-clpdd": __version__}
+        | {one: version(one) for one in _PACKAGES},
     }
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..utils._torch_modes import standard_torch_modes
 from ._folding import SameConv2d
+from ._precision import Precisions
 from ._preprocessing import Preprocessing
 
 
@@ -23,8 +24,10 @@ class Backbone:
         device: torch.device,
         weights_sha256: str = "",
         layout: torch.memory_format = torch.channels_last,
+        precisions: Precisions | None = None,
     ):
         self.module = module
+        self.precisions = precisions or Precisions(module, device)
         self.preprocessing = preprocessing
         self.n_features = n_features
         self.device = device
@@ -34,9 +37,9 @@ class Backbone:
             torch.tensor(values, device=device)[:, None, None] for values in (preprocessing.mean, preprocessing.std)
         )
 
-    def __call__(self, images: Tensor) -> Tensor:
+    def __call__(self, images: Tensor, precision: str = "float32") -> Tensor:
         normalized = (images - self._mean.to(images.dtype)) / self._std.to(images.dtype)
-        features = self.module(normalized.contiguous(memory_format=self.layout))
+        features = self.precisions.run(normalized.contiguous(memory_format=self.layout), precision)
         if features.shape != (len(images), self.n_features):
             raise ValueError(
                 f"{type(self.module).__name__} returned features of shape {tuple(features.shape)} for {len(images)} images; "
@@ -56,8 +59,21 @@ class Backbone:
             ) from error
         return joblib.hash((network, self.preprocessing))
 
+    def with_preprocessing(self, preprocessing: Preprocessing) -> "Backbone":
+        """The same network with another crop or normalisation."""
+        own = (self.n_features, self.device, self.weights_sha256, self.layout, self.precisions)
+        return Backbone(self.module, preprocessing, *own)
+
+    def fastest_precision(self, *, gradient: bool) -> str:
+        """The fastest precision whose features, or gradients with respect to the images, agree with float32's."""
+        with standard_torch_modes(self.device):
+            return self.precisions.fastest(self, self.preprocessing, gradient=gradient)
+
     @cached_property
-    def graph_bytes(self) -> int:
+    def _graph_bytes(self) -> dict[str, int]:
+        return {}
+
+    def graph_bytes(self, precision: str = "float32") -> int:
         """Bytes that autograd saves to backpropagate to one image, measured on a blank image.
 
         Raises
@@ -65,8 +81,13 @@ class Backbone:
         ValueError
             If the features have no gradient with respect to the images.
         """
+        if precision not in self._graph_bytes:
+            self._graph_bytes[precision] = self._measured_graph_bytes(precision)
+        return self._graph_bytes[precision]
+
+    def _measured_graph_bytes(self, precision: str) -> int:
         size = self.preprocessing.image_size
-        own = {tensor.untyped_storage().data_ptr() for tensor in (*self.module.parameters(), *self.module.buffers())}
+        own = self.precisions.weights(precision)
         saved: dict[int, int] = {}
 
         def note(tensor: Tensor) -> Tensor:
@@ -78,7 +99,7 @@ class Backbone:
         with standard_torch_modes(self.device):
             image = torch.zeros(1, 3, size, size, device=self.device, dtype=torch.float32, requires_grad=True)
             with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-                features = self(image)  # keeps the saved tensors alive while they are counted
+                features = self(image, precision)  # keeps the saved tensors alive while they are counted
         if not features.requires_grad:
             raise ValueError(
                 f"{type(self.module).__name__} returns features without a gradient with respect to its images, which "

@@ -19,17 +19,19 @@ from sklearn.utils.validation import check_memory
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from .._version import __version__
 from ..utils._heap import reuse_freed_memory
 from ..utils._torch_modes import standard_torch_modes
 from ._backbone import Backbone
 from ._feature_cache import FeatureCache, feature_cache
 from ._images import Images
+from ._precision import products_of
 from ._preprocessing import Preprocessing
 
 # Images whose features are written to the cache together.
 _BLOCK = 1024
 # Versions of the packages that compute the features.
-VERSIONS = {package: version(package) for package in ("sklearn-clpdd", "torch", "timm")}
+VERSIONS = {"sklearn-clpdd": __version__, "torch": version("torch"), "timm": version("timm")}
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class FeatureExtractor:
         Name of the model.
     l2_normalize : bool
         Whether features are scaled to unit norm.
-    dtype : {"float32", "bfloat16"}
+    dtype : {"auto", "float32", "tf32", "bfloat16", "float16"}
         Precision inside the network.
     batch_size : int
         Images in one forward pass.
@@ -58,7 +60,7 @@ class FeatureExtractor:
     backbone: Backbone
     model: str = ""
     l2_normalize: bool = True
-    dtype: str = "float32"
+    dtype: str = "auto"
     batch_size: int = 64
     n_jobs: int | None = None
     memory: Any = None
@@ -79,13 +81,24 @@ class FeatureExtractor:
         """How images are resized, cropped and normalised."""
         return self.backbone.preprocessing
 
-    def __call__(self, views: Tensor, dtype: str | None = None) -> Tensor:
+    @property
+    def dtype_(self) -> str:
+        """Precision of the features; with ``dtype="auto"`` the fastest one that agrees with float32, measured once."""
+        return self.backbone.fastest_precision(gradient=False) if self.dtype == "auto" else self.dtype
+
+    @property
+    def gradient_dtype_(self) -> str:
+        """Precision in which features are differentiated."""
+        return self.backbone.fastest_precision(gradient=True) if self.dtype == "auto" else self.dtype
+
+    def __call__(self, views: Tensor, precision: str | None = None) -> Tensor:
         """Features ``(n, d)`` float32 of preprocessed images ``(n, 3, s, s)`` in [0, 1], differentiable in the images.
 
-        ``dtype`` replaces that of the extractor.
+        The precision is `dtype_` by default. For gradients in TF32, the caller has to be in `products_of`.
         """
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=(dtype or self.dtype) == "bfloat16"):
-            Z = self.backbone(views.float()).float()
+        precision = precision or self.dtype_
+        with products_of(precision, self.device):
+            Z = self.backbone(views.float(), precision).float()
         return F.normalize(Z, dim=1) if self.l2_normalize else Z
 
     def encode(self, images: Images) -> np.ndarray:
@@ -146,10 +159,16 @@ class FeatureExtractor:
         with reuse_freed_memory() if self.device.type == "cpu" and len(indices) > self.batch_size else nullcontext():
             for batch in batches:
                 with standard_torch_modes(self.device), torch.inference_mode():
-                    features[done : done + len(batch)] = self(batch.to(self.device, non_blocking=True)).cpu().numpy()
+                    features[done : done + len(batch)] = self._features(batch.to(self.device, non_blocking=True))
                 done += len(batch)
                 bar.update(len(batch))
         return features
+
+    def _features(self, batch: Tensor) -> np.ndarray:
+        Z = self(batch).cpu().numpy()
+        if self.dtype_ == "float16" and not np.isfinite(Z).all():  # its range is small
+            return self(batch, "float32").cpu().numpy()
+        return Z
 
     def _cache(self) -> FeatureCache | None:
         try:
@@ -167,10 +186,10 @@ class FeatureExtractor:
 
     def identity(self) -> str:
         """Digest of everything that the features of an image depend on, besides the image."""
-        return joblib.hash((self.network_identity(), VERSIONS))
+        return joblib.hash((self.network_identity(), self.dtype_, VERSIONS))
 
     def network_identity(self) -> str:
-        """`identity` without the versions of the packages that compute the features."""
+        """`identity` without what differs between machines: versions of packages, and the precision that is the fastest."""
         return joblib.hash((self.backbone.digest, self.l2_normalize, self.dtype))
 
     def uncached(self) -> "FeatureExtractor":
@@ -183,6 +202,7 @@ class FeatureExtractor:
         return {
             "model": self.model,
             "weights_sha256": self.backbone.weights_sha256,
+            "dtype": self.dtype_,
             "l2_normalize": bool(self.l2_normalize),
             "image_size": int(own.image_size),
             "crop_pct": float(own.crop_pct),

@@ -3,7 +3,7 @@
 torch saves the input of a convolution for the gradient with respect to its weights, even if they are frozen. It also saves the
 input of ReLU6 and Hardtanh, and a copy of it if they work in place. Here a convolution does not save its input, and those two
 save their output instead, which halves the memory and avoids the copy. (torch's own ReLU only saves its output.) The results
-are the same.
+are the same. Under autocast, layer norms save their float32 input in half precision, as the other layers do.
 """
 
 import torch
@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.grad import conv2d_input
 
-from ..utils._torch_compat import clamp_backward
+from ..utils._torch_compat import clamp_backward, is_layer_norm, layer_norm_backward
 
 
 def save_less_for_backward(module: nn.Module) -> None:
-    """Make the convolutions, ReLU6 and Hardtanh layers of a frozen module save less for the backward pass, in place.
+    """Make convolutions, layer norms, ReLU6 and Hardtanh of a frozen module save less for the backward pass, in place.
 
     Only their class is changed, so that their attributes can still be read.
     """
@@ -24,6 +24,8 @@ def save_less_for_backward(module: nn.Module) -> None:
             child.__class__ = FrozenConv2d
         elif type(child) in (nn.ReLU6, nn.Hardtanh):
             child.__class__ = FrozenHardtanh
+        elif is_layer_norm(child) and child.weight is not None:
+            child.__class__ = FrozenLayerNorm
 
 
 class FrozenConv2d(nn.Conv2d):
@@ -39,6 +41,17 @@ class FrozenHardtanh(nn.Hardtanh):
     def forward(self, input: Tensor) -> Tensor:
         if torch.is_grad_enabled() and input.requires_grad:
             return _Clamp.apply(input, self.min_val, self.max_val, self.inplace)
+        return super().forward(input)
+
+
+class FrozenLayerNorm(nn.LayerNorm):
+    """A layer norm without a gradient with respect to its weights."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        half = input.dtype == torch.float32 and torch.is_autocast_enabled(input.device.type)
+        if half and torch.is_grad_enabled() and input.requires_grad:
+            dtype = torch.get_autocast_dtype(input.device.type)
+            return _LayerNorm.apply(input, self.normalized_shape, self.weight, self.bias, self.eps, dtype)
         return super().forward(input)
 
 
@@ -74,6 +87,21 @@ class _Conv2d(torch.autograd.Function):
             ]
             dx = torch.conv_transpose2d(dy, weight, None, stride, padding, output_padding, groups, dilation)
         return dx, *[None] * 6
+
+
+class _LayerNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, shape, weight: Tensor, bias: Tensor | None, eps: float, dtype: torch.dtype) -> Tensor:
+        y, mean, rstd = torch.native_layer_norm(x, shape, weight, bias, eps)
+        ctx.save_for_backward(x.to(dtype), mean, rstd, weight)
+        ctx.shape = shape
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy: Tensor):
+        x, mean, rstd, weight = ctx.saved_tensors
+        return layer_norm_backward(dy, x.to(dy.dtype), ctx.shape, mean, rstd, weight), *[None] * 5
 
 
 class _Clamp(torch.autograd.Function):

@@ -1,35 +1,32 @@
 """From a name or a module to a frozen network, loaded once per process."""
 
-import difflib
-import importlib
-import importlib.util
 import os
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
+from enum import Enum
 from functools import partial
 from pathlib import Path
 from threading import RLock
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from ..utils._fingerprint import module_digest
-from ..utils._torch_compat import has_fixed_input_size, pretrained_config
+from ..utils._fingerprint import fingerprint, module_digest
 from ..utils._torch_modes import standard_torch_modes
 from ._backbone import Backbone
 from ._copying import copy_module
 from ._folding import fold
 from ._frozen_layers import save_less_for_backward
-from ._names import BACKBONES, BackboneSpec
 from ._preprocessing import CROP_MODES, INTERPOLATIONS, Preprocessing
 from ._verification import verified, warn_of_head
-from ._weights import StateDict, load_strictly, read_state_dicts
+from ._weights import load_strictly, read_state_dicts
+from .sources import Network, create, pooled, source_of
 
 # Loaded networks by source and image size; each maps the rest of the preprocessing to a backbone that shares the network.
-_Cache = OrderedDict[tuple, dict[tuple, Backbone]]
+_Cache = OrderedDict[tuple["_Key", int | None], dict[tuple, Backbone]]
 _cache_by_name: _Cache = OrderedDict()
 _cache_by_module: WeakKeyDictionary[nn.Module, _Cache] = WeakKeyDictionary()  # a module's networks are freed with it
 # Held while a network is loaded, so that threads load it only once, and because untrained weights use torch's global generator.
@@ -38,17 +35,42 @@ _lock = RLock()
 _MAX_CACHED_BY_NAME, _MAX_CACHED_PER_MODULE = 8, 4
 
 
-def load_backbone(model: str | nn.Module, weights: str | os.PathLike | None, device: torch.device, **preprocessing) -> Backbone:
+class _Key(NamedTuple):
+    """What a loaded network depends on, except the image size."""
+
+    content: Any  # a name; layers and weights of a module
+    weights: str | Enum | None
+    modified: int | None  # time of the last change of the weights file
+    device: torch.device
+    pool: str
+    layers: int
+    options: str  # fingerprint of the options of the function that builds the network
+
+
+def load_backbone(
+    model: str | nn.Module,
+    weights: str | os.PathLike | Enum | None,
+    device: torch.device,
+    *,
+    pool: str = "auto",
+    layers: int = 1,
+    model_kwargs: dict[str, Any] | None = None,
+    **preprocessing,
+) -> Backbone:
     """A frozen backbone, loaded once per process for the same content and configuration, from any thread.
 
     Parameters
     ----------
     model : str or nn.Module
-        A key of `BACKBONES`, a timm name, or a module, which is copied and never changed.
-    weights : "auto", path or None
+        A name of one of the `sources`, or a module, which is copied and never changed.
+    weights : "auto", path, weights of torchvision, or None
         ``"auto"``: those of an installed package if there is one, else the hub's; for a module, its own.
         ``None``: untrained weights from a fixed seed; for a module, its own.
     device : torch.device
+    pool : {"auto", "token", "avg", "token+avg"}
+    layers : int
+    model_kwargs : dict or None
+        Options of the function that builds a network by name.
     **preprocessing
         Fields of `Preprocessing` that replace the model's own, unless they are None.
 
@@ -59,6 +81,8 @@ def load_backbone(model: str | nn.Module, weights: str | os.PathLike | None, dev
         network does not accept the image size.
     FileNotFoundError
         If a weights file does not exist.
+    ImportError
+        If the library of a name is not installed.
     OSError
         If weights have to be downloaded and the hub cannot be reached.
 
@@ -77,29 +101,30 @@ def load_backbone(model: str | nn.Module, weights: str | os.PathLike | None, dev
                 f"[0, 1]; got {given[name]}. Divide by 255 what is meant for values up to 255"
             )
     modified = None
-    if weights is not None and weights != "auto":
+    if weights is not None and weights != "auto" and not isinstance(weights, Enum):
         if not Path(weights).is_file():
             raise FileNotFoundError(f"weights={os.fspath(weights)!r} is not a file; pass a checkpoint's path, 'auto' or None")
         weights = os.path.abspath(weights)
         modified = os.stat(weights).st_mtime_ns
     content = model if isinstance(model, str) else (_layout(model), module_digest(model))
-    source = (content, weights, modified, device)
+    options = dict(model_kwargs or {})
+    key = _Key(content, weights, modified, device, pool, layers, fingerprint(options))
     # Tensors that are created in inference mode never have gradients.
     with _lock, standard_torch_modes():
         if isinstance(model, str):
             cache, max_networks = _cache_by_name, _MAX_CACHED_BY_NAME
         else:
             cache, max_networks = _cache_by_module.setdefault(model, OrderedDict()), _MAX_CACHED_PER_MODULE
-            for key in [key for key in cache if key[0][0] != content]:  # networks of the module's earlier states
-                del cache[key]
-        return _cached(cache, max_networks, source, given, lambda: _load(model, weights, device, given.get("image_size")))
+            for old in [old for old in cache if old[0].content != content]:  # networks of the module's earlier states
+                del cache[old]
+        return _cached(cache, max_networks, key, given, lambda: _load(model, key, given.get("image_size"), options))
 
 
-def n_features_of(model: nn.Module, image_size: int | None) -> int | None:
+def n_features_of(model: nn.Module, image_size: int | None, pool: str, layers: int) -> int | None:
     """Number of features of a module that this process has loaded, if its layers have not changed; does not read the weights."""
     with _lock:
-        for (source, size), backbones in _cache_by_module.get(model, {}).items():
-            if size == image_size and source[0][0] == _layout(model):
+        for (key, size), backbones in _cache_by_module.get(model, {}).items():
+            if (size, key.pool, key.layers) == (image_size, pool, layers) and key.content[0] == _layout(model):
                 return next(iter(backbones.values())).n_features
     return None
 
@@ -109,7 +134,7 @@ def _layout(module: nn.Module) -> tuple:
     return repr(module), *(tuple(parameter.shape) for parameter in module.parameters())
 
 
-def _cached(cache: _Cache, max_networks: int, source: tuple, given: dict[str, Any], load: Callable[[], Backbone]) -> Backbone:
+def _cached(cache: _Cache, max_networks: int, source: _Key, given: dict[str, Any], load: Callable[[], Backbone]) -> Backbone:
     """The backbone from the cache, or a loaded one. Backbones that differ only in crop or normalisation share one network."""
     key = (source, given.get("image_size"))
     if key not in cache:
@@ -122,98 +147,59 @@ def _cached(cache: _Cache, max_networks: int, source: tuple, given: dict[str, An
     variant = tuple(sorted(rest.items()))
     if variant not in variants:
         own = variants[()]
-        preprocessing = replace(own.preprocessing, **rest)
-        variants[variant] = Backbone(own.module, preprocessing, own.n_features, own.device, own.weights_sha256, own.layout)
+        variants[variant] = own.with_preprocessing(replace(own.preprocessing, **rest))
     return variants[variant]
 
 
-def _load(model: str | nn.Module, weights: str | None, device: torch.device, image_size: int | None) -> Backbone:
+def _load(model: str | nn.Module, key: _Key, image_size: int | None, options: dict[str, Any]) -> Backbone:
     """A network for an image size, with its own crop and normalisation."""
-    size = {} if image_size is None else {"image_size": image_size}
-    if isinstance(model, str):
-        return _load_named(model, weights, device, size)
-    module = copy_module(model)
-    if weights is not None and weights != "auto":
-        load_strictly(module, read_state_dicts(weights), weights)
-    backbone = _freeze(module, _preprocessing(module, size), device, model)
-    warn_of_head(model, backbone.n_features)
-    return backbone
-
-
-def _load_named(name: str, weights: str | None, device: torch.device, size: dict[str, int]) -> Backbone:
-    import timm
-
-    spec = BACKBONES.get(name, BackboneSpec(name))
-    if not _is_known(spec.architecture):
-        near = difflib.get_close_matches(name, sorted({*BACKBONES, *timm.list_models()}), n=5)
-        raise ValueError(
-            f"unknown encoder {name!r}; {f'did you mean one of {near}? ' if near else ''}"
-            f"Known are {sorted(BACKBONES)} and all names of timm.list_models()"
-        )
-    wanted = {**spec.preprocessing, **size}
     state = torch.default_generator.get_state()
     try:  # untrained weights come from a fixed seed, and the caller's random state is restored
         torch.default_generator.manual_seed(0)
-        module = _create(spec, weights, wanted.get("image_size"))
+        if isinstance(model, str):
+            network, original = create(model, key.weights, image_size, options), None
+        else:
+            network, original = _of_module(model, key.weights, image_size, options), model
+        module = pooled(network, key.pool, key.layers)
     finally:
         torch.default_generator.set_state(state)
-    return _freeze(module, _preprocessing(module, wanted), device)
+    backbone = _freeze(module, _preprocessing(network, image_size), key.device, original)
+    if original is not None and source_of(original) is None:
+        warn_of_head(original, backbone.n_features)
+    return backbone
 
 
-def _is_known(architecture: str) -> bool:
-    import timm
-
-    try:
-        timm.get_pretrained_cfg(architecture)
-    except RuntimeError:  # an unknown tag
-        return False
-    return timm.is_model(architecture) or architecture.startswith("hf-hub:")
-
-
-def _create(spec: BackboneSpec, weights: str | None, image_size: int | None) -> nn.Module:
-    """timm's module without its classifier, with the requested weights."""
-    import timm
-
-    sized: dict[str, Any] = {"img_size": image_size} if image_size and has_fixed_input_size(spec.architecture) else {}
-    packaged = _packaged_weights(spec) if weights == "auto" else None
-    if weights == "auto" and packaged is None and spec.hub_id is None:
-        # timm loads a checkpoint strictly if the model has the checkpoint's classifier.
-        module = _from_hub(spec, lambda: timm.create_model(spec.architecture, pretrained=True, **sized))
-        module.reset_classifier(0)
-        return module
-    module = timm.create_model(spec.architecture, num_classes=0, **sized)
-    if packaged is not None:
-        load_strictly(module, [StateDict("", _packaged_state(spec.architecture, packaged))], packaged)
-    elif weights == "auto" and spec.hub_id is not None:
-        hub_id = spec.hub_id
-        state = _from_hub(spec, lambda: timm.models.load_state_dict_from_hf(hub_id, weights_only=True))
-        load_strictly(module, [StateDict("", state)], hub_id)
-    elif weights is not None:
-        load_strictly(module, read_state_dicts(weights), weights)
-    return module
+def _of_module(model: nn.Module, weights: str | Enum | None, image_size: int | None, options: dict[str, Any]) -> Network:
+    """A network from a copy of a module."""
+    if options:
+        raise ValueError(f"model_kwargs= are for the library that builds a network by name; {type(model).__name__} is built")
+    source = source_of(model)
+    module = copy_module(model)
+    network = Network(module) if source is None else source.adopt(module, image_size, weights)
+    if isinstance(weights, str) and weights != "auto":
+        load_strictly(getattr(network.module, "network", network.module), read_state_dicts(weights), weights)
+    return network
 
 
-def _preprocessing(module: nn.Module, wanted: dict) -> Preprocessing:
-    """timm's configuration if the module has one; other modules get values in [0, 1] without a crop."""
-    own = pretrained_config(module)
-    names = ("mean", "std", "crop_pct", "interpolation", "crop_mode")
-    config: dict[str, Any] = {key: own[key] for key in names if own.get(key)}
-    if own:
-        channels, *sides = own["input_size"]
-        if channels != 3 or (len(set(sides)) > 1 and "image_size" not in wanted):
+def _preprocessing(network: Network, image_size: int | None) -> Preprocessing:
+    """That of the network's library; other modules get values in [0, 1] without a crop."""
+    config = dict(network.preprocessing)
+    name = type(getattr(network.module, "network", network.module)).__name__
+    channels, *sides = config.pop("input_size", (3, None))
+    if image_size is not None:
+        config["image_size"] = image_size
+    if channels != 3 or (len(set(sides)) > 1 and "image_size" not in config):
+        raise ValueError(
+            f"the input of {name} has size {(channels, *sides)}, but images here are RGB and square"
+            + ("; pass image_size= if it accepts another size" if channels == 3 else "")
+        )
+    if config.setdefault("image_size", sides[0]) is None:
+        raise ValueError(f"the image size of a {name} is unknown: pass image_size=")
+    for field, accepted in (("interpolation", INTERPOLATIONS), ("crop_mode", CROP_MODES)):
+        if config.get(field, accepted[0]) not in accepted:
             raise ValueError(
-                f"the input of {type(module).__name__} has size {tuple(own['input_size'])}, but images here are RGB and square"
-                + ("; pass image_size= if it accepts another size" if channels == 3 else "")
-            )
-        config["image_size"] = sides[0]
-    config.update(wanted)
-    if "image_size" not in config:
-        raise ValueError(f"the image size of a {type(module).__name__} is unknown: pass image_size=")
-    for name, accepted in (("interpolation", INTERPOLATIONS), ("crop_mode", CROP_MODES)):
-        if config.get(name, accepted[0]) not in accepted:
-            raise ValueError(
-                f"the configuration of {type(module).__name__} asks for {name}={config[name]!r}; available are {accepted}. "
-                f"Choose one of them by module.pretrained_cfg[{name!r}]"
+                f"the configuration of {name} asks for {field}={config[field]!r}; available are {accepted}. "
+                f"Choose one of them by module.pretrained_cfg[{field!r}]"
             )
     return Preprocessing(**config)
 
@@ -228,44 +214,3 @@ def _freeze(module: nn.Module, preprocessing: Preprocessing, device: torch.devic
     module, layout, n_features = verified(module, preprocessing, original, fold_all)
     save_less_for_backward(module)
     return Backbone(module.to(device), preprocessing, n_features, device, weights_sha256, layout)
-
-
-def _packaged_weights(spec: BackboneSpec) -> str | None:
-    """Path of the weights in an installed package, if there is one."""
-    if spec.package is None:
-        return None
-    package, name = spec.package.split(":")
-    if importlib.util.find_spec(package) is None:
-        return None
-    return getattr(importlib.import_module(package), name).get_model_file_path()
-
-
-def _packaged_state(architecture: str, path: str) -> dict[str, Tensor]:
-    """State dict of a package, which keeps its authors' parameter names in timm's order, with timm's names."""
-    import timm
-
-    full, state = timm.create_model(architecture).state_dict(), read_state_dicts(path)[0].tensors
-    kinds = [[(key.rpartition(".")[2], value.shape) for key, value in each.items()] for each in (full, state)]
-    if kinds[0] != kinds[1]:
-        raise ValueError(
-            f"the weights in {path} do not fit {architecture}: their number, kinds or shapes differ. "
-            "Install another version of the package, or pass weights= a checkpoint"
-        )
-    return dict(zip(full, state.values(), strict=True))
-
-
-def _from_hub(spec: BackboneSpec, load):
-    try:
-        return load()
-    except RuntimeError as error:  # timm's error for weights that do not fit or do not exist
-        raise ValueError(
-            f"{spec.architecture!r} cannot be loaded with pretrained weights: {error}. Pass weights= a local checkpoint, or "
-            "weights=None for an untrained network"
-        ) from error
-    except Exception as error:  # the hub's client, its transport and its cache raise errors of many types
-        installed = sorted(name for name, spec in BACKBONES.items() if _packaged_weights(spec))
-        raise OSError(
-            f"the pretrained weights of {spec.architecture!r} could not be downloaded ({type(error).__name__}: {error}). "
-            "Without a network, pass weights= a local checkpoint, or choose an encoder whose weights are installed, "
-            f"one of {installed}; weights=None builds it untrained"
-        ) from error

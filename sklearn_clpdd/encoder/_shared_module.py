@@ -104,7 +104,7 @@ def pickle_once(module: nn.Module) -> tuple[str, np.ndarray]:
     except Exception as error:  # pickling a user's module can fail in many ways
         raise PicklingError(
             f"a {type(module).__name__} cannot be saved or sent to another process ({type(error).__name__}: {error}). "
-            "Remove from the module what cannot be pickled; or pass the name of a timm model; or use one process, with n_jobs=1 "
+            "Remove from the module what cannot be pickled; or pass the name of a network; or use one process, with n_jobs=1 "
             "or joblib.parallel_config(backend='threading')"
         ) from error
     return _pickle_cache[module]

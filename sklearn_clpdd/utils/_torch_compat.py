@@ -7,9 +7,10 @@ private name                    public replacement
 =============================== ==============================================================================
 ``fuse_conv_bn_weights``        none for weights; ``fuse_conv_bn_eval`` takes whole modules, also undocumented
 ``aten.hardtanh_backward``      none; torch offers its gradient only as a part of autograd
+``native_layer_norm``             none; only ``F.layer_norm``, which chooses itself what to save
 ``nn.Conv2d._conv_forward``     none; overriding ``forward`` would lose the padding modes
 ``checkpoint_filter_fn``        none; timm's models translate other layouts of checkpoints in it
-``Conv2dSame``                  ``timm.layers.Conv2dSame``, which would import timm
+``Conv2dSame``, ``LayerNorm``     those of ``timm.layers``, which would import timm
 =============================== ==============================================================================
 """
 
@@ -27,6 +28,8 @@ __all__ = [
     "fuse_conv_bn_weights",
     "has_fixed_input_size",
     "is_conv2d_same",
+    "is_layer_norm",
+    "layer_norm_backward",
     "pretrained_config",
 ]
 
@@ -34,6 +37,17 @@ __all__ = [
 def clamp_backward(dy: Tensor, y: Tensor, low: float, high: float) -> Tensor:
     """Gradient of ``y = x.clamp(low, high)`` with respect to ``x``, from ``y``."""
     return torch.ops.aten.hardtanh_backward(dy, y, low, high)
+
+
+def layer_norm_backward(dy: Tensor, x: Tensor, shape, mean: Tensor, rstd: Tensor, weight: Tensor) -> Tensor:
+    """Gradient of a layer norm with respect to its input ``x``."""
+    return torch.ops.aten.native_layer_norm_backward(dy, x, shape, mean, rstd, weight, None, [True, False, False])[0]
+
+
+def is_layer_norm(module: nn.Module) -> bool:
+    """Whether a module is torch's layer norm or timm's, which computes the same."""
+    kind = type(module)
+    return kind is nn.LayerNorm or (kind.__name__ == "LayerNorm" and kind.__module__ == "timm.layers.norm")
 
 
 def is_conv2d_same(module: nn.Module) -> bool:

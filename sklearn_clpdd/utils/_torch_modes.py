@@ -7,6 +7,7 @@ Importing this module also makes torch use one thread in processes that are fork
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from threading import Lock
 from typing import Any
 
@@ -54,6 +55,32 @@ _dtype = _Setting(torch.get_default_dtype, torch.set_default_dtype, torch.float3
 _precision = _Setting(_matmul_precision, torch.set_float32_matmul_precision, "highest")
 
 
+def _conv_tf32() -> bool | None:
+    try:
+        return torch.backends.cudnn.allow_tf32
+    except RuntimeError:  # as above
+        return None
+
+
+def _set_conv_tf32(value: bool) -> None:
+    torch.backends.cudnn.allow_tf32 = value
+
+
+_matmul = partial(_Setting, _matmul_precision, torch.set_float32_matmul_precision)
+_conv = partial(_Setting, _conv_tf32, _set_conv_tf32)
+_float32, _tf32 = (_matmul("highest"), _conv(False)), (_matmul("high"), _conv(True))
+
+
+@contextmanager
+def float32_products(*, tf32: bool) -> Iterator[None]:
+    """Multiply and convolve float32 tensors on GPUs in TF32, or in full float32."""
+    with ExitStack() as stack:
+        for setting in _tf32 if tf32 else _float32:
+            setting.enter()
+            stack.callback(setting.exit)
+        yield
+
+
 def has_full_float32_matmul() -> bool:
     """Whether float32 matrices are multiplied in float32, and not in TF32 or bfloat16, which torch can be told to use."""
     return _matmul_precision() == "highest"
@@ -64,8 +91,7 @@ def standard_torch_modes(device: torch.device | None = None) -> Iterator[None]:
     """Gradients on, inference mode and autocast off, float32 by default and in products, tensors on the CPU by default.
 
     The same results follow from the same call, whatever the caller has set. With a GPU as ``device``, the precision of float32
-    products stays the caller's, because there TF32 is a wish for speed in the network; on CPUs it would be bfloat16. Also a
-    decorator.
+    products outside the network (see `float32_products`) stays the caller's; on CPUs it would be bfloat16. Also a decorator.
     """
     with ExitStack() as stack:
         for context in (torch.inference_mode(False), torch.enable_grad()):

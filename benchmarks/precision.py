@@ -1,0 +1,218 @@
+"""Half precision inside the network: whether features and gradients agree with float32's, and whether it matters to the images.
+
+    python benchmarks/precision.py [SECTION ...] [--data DIR] [--output DIR]
+
+``agreement``: cosines of features and input gradients in bfloat16 with those in float32, on crops of photos, for several networks
+(weights of installed packages, or untrained). ``accuracy``: test accuracy of images distilled through EfficientNet-Lite0
+in float32 and in bfloat16, after equal numbers of steps, three seeds, on DIR/train and DIR/val at 112 px. ``training``: a small
+vision transformer is trained on DIR/train for a few minutes, and images are distilled through it in both precisions.
+
+Where the CPU has no instructions for bfloat16, the network computes in float32, and every value that a layer takes or returns is
+rounded to bfloat16, and every gradient, too (`Rounded`), which takes a tenth of the time; ``agreement`` says how close that is.
+DIR is ``$SKLEARN_CLPDD_DATA/imagenette`` by default.
+"""
+
+import argparse
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+import torch.nn.functional as F
+from measure import format_mean, machine, table, train_and_test
+from torch import nn
+
+from sklearn_clpdd import ClosedFormProbe, CLPDistiller, FrozenEncoder
+from sklearn_clpdd.encoder import _precision as precision
+from sklearn_clpdd.encoder._copying import copy_module
+
+CPU = torch.device("cpu")
+NETWORKS = ["tf_efficientnet_lite0", "tf_efficientnet_lite1", "resnet50", "convnext_tiny", "vit_small_patch14_dinov2"]
+NETWORKS += ["vit_base_patch16_224"]
+TRAINED = NETWORKS[:2]
+
+
+class _Round(torch.autograd.Function):
+    """To bfloat16 and back, also in the backward pass."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.bfloat16().float()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient.bfloat16().float()
+
+
+def rounded(module, dtype=torch.bfloat16):
+    """A copy of a module that computes in float32 what it would compute in bfloat16, up to the order of sums."""
+
+    def after(layer, inputs, output):
+        return _Round.apply(output) if isinstance(output, torch.Tensor) else output
+
+    def before(layer, inputs):
+        return tuple(_Round.apply(one) if isinstance(one, torch.Tensor) else one for one in inputs)
+
+    copied = copy_module(module)
+    for layer in copied.modules():
+        if isinstance(layer, nn.LayerNorm):
+            continue  # autocast leaves it in float32
+        for tensor in (*layer.parameters(recurse=False), *layer.buffers(recurse=False)):
+            if tensor.is_floating_point():
+                tensor.data = tensor.data.bfloat16().float()
+        layer.register_forward_pre_hook(before)
+        layer.register_forward_hook(after)
+    return copied
+
+
+class Rounded(precision.Precisions):
+    """A network whose bfloat16 is rounded float32."""
+
+    def run(self, images, precision):
+        """Output of the network."""
+        if precision != "bfloat16":
+            return super().run(images, precision)
+        if "rounded" not in self._casts:
+            with torch.inference_mode(False):
+                self._casts["rounded"] = rounded(self.module)
+        return self._casts["rounded"](images)
+
+
+def round_instead(extractor):
+    """Make a loaded network round; its gradients then are in bfloat16."""
+    backbone = extractor.backbone
+    if not isinstance(backbone.precisions, Rounded):
+        backbone.precisions = Rounded(backbone.module, backbone.device)
+        backbone.precisions._chosen[False] = "float32"
+
+
+def distilled(encoder, X, y, X_test, y_test, gradient, **parameters):
+    """Test accuracy and seconds of the steps, with gradients in a precision."""
+    backbone = encoder.load().backbone
+    backbone.precisions._chosen = {False: "float32", True: gradient}
+    distiller = CLPDistiller(encoder, **parameters).fit(X, y)
+    return distiller.score(X_test, y_test), distiller.history_[-1]["seconds"]
+
+
+def agreement(arguments):
+    rows = []
+    for name in NETWORKS:
+        weights = "auto" if name in TRAINED else None
+        extractor = FrozenEncoder(name, weights=weights, image_size=arguments.size, device="cpu").load()
+        backbone = extractor.backbone
+        images = precision.photo_crops(backbone.preprocessing, arguments.images)
+        runs = {"bfloat16": backbone, "rounded": None}
+        cells = [f"`{name}`", "trained" if weights else "untrained"]
+        for kind in runs:
+            if kind == "rounded":
+                backbone.precisions = Rounded(backbone.module, CPU)
+            for seen in (precision._features, precision._gradients):
+                cosines = F.cosine_similarity(seen(backbone, images, "bfloat16"), seen(backbone, images, "float32"), dim=1)
+                cells.append(f"{cosines.min():.4f}")
+        rows.append(cells)
+        print(cells, flush=True)
+    heads = [f"{arguments.size} px, {arguments.images} crops of photos", "weights", "features", "gradients"]
+    return table([*heads, "rounded: features", "gradients"], rows)
+
+
+def compared(encoder, sets, arguments, **parameters):
+    rows = []
+    for steps in arguments.steps:
+        scores = {one: [] for one in ("float32", "bfloat16")}
+        for seed in range(arguments.seeds):
+            for one, values in scores.items():
+                values.append(distilled(encoder, *sets, one, max_iter=steps, random_state=seed, **parameters))
+                print(steps, seed, one, values[-1], flush=True)
+        accuracies = {one: [accuracy for accuracy, _ in values] for one, values in scores.items()}
+        rows.append([steps, *map(format_mean, accuracies.values())])
+        rows[-1].append(f"{np.mean(accuracies['bfloat16']) - np.mean(accuracies['float32']):+.4f}")
+    return table(["steps", "gradients in float32", "in bfloat16", "difference"], rows)
+
+
+def accuracy(arguments):
+    encoder = FrozenEncoder(image_size=arguments.size, n_jobs=-1, memory=arguments.memory, dtype="auto", device="cpu")
+    if not precision.candidates(CPU):
+        round_instead(encoder.load())
+    return compared(encoder, train_and_test(arguments.data), arguments)
+
+
+def training(arguments):
+    """A vision transformer of 64 px and 8 px patches, trained with random crops and flips."""
+    X, y, X_test, y_test = train_and_test(arguments.data)
+    classes, codes = np.unique(y, return_inverse=True)
+    torch.manual_seed(0)
+    options = {"img_size": 64, "patch_size": 8, "embed_dim": 192, "depth": 6, "num_heads": 3, "global_pool": "avg"}
+    network = timm.create_model("vit_tiny_patch16_224", num_classes=len(classes), drop_path_rate=0.1, **options)
+    loader = FrozenEncoder(nn.Flatten(), image_size=72, n_jobs=-1, l2_normalize=False)
+    pixels = torch.from_numpy(loader.transform(X)).view(len(X), 3, 72, 72)
+    codes = torch.from_numpy(codes)
+    optimizer = torch.optim.AdamW(network.parameters(), 1e-3, weight_decay=0.05)
+    begin, step, total = time.perf_counter(), 0, arguments.seconds
+    network.train()
+    while (done := (time.perf_counter() - begin) / total) < 1:
+        optimizer.param_groups[0]["lr"] = 1e-3 * min(1, 20 * done) * (1 - done)
+        rows = torch.randint(len(X), (128,))
+        top, left = torch.randint(9, (2,)).tolist()
+        batch = pixels[rows, :, top : top + 64, left : left + 64]
+        batch = batch.flip(3) if torch.rand(()) < 0.5 else batch
+        loss = F.cross_entropy(network(2 * batch - 1), codes[rows], label_smoothing=0.1)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        step += 1
+    network.eval().reset_classifier(0)
+    encoder = FrozenEncoder(
+        network,
+        image_size=64,
+        crop_pct=64 / 72,
+        mean=(0.5,) * 3,
+        std=(0.5,) * 3,
+        n_jobs=-1,
+        memory=arguments.memory,
+        device="cpu",
+    )
+    backbone = encoder.load().backbone
+    probe = ClosedFormProbe().fit(encoder.transform(X), y)
+    full = probe.score(encoder.transform(X_test), y_test)
+    if not precision.candidates(CPU):
+        round_instead(encoder.load())
+    images = precision.photo_crops(backbone.preprocessing, arguments.images)
+    seen = [precision._gradients(backbone, images, one) for one in ("bfloat16", "float32")]
+    cosine = F.cosine_similarity(*seen, dim=1).min()
+    yield f"{step} steps of training in {total:.0f} s. All real images: {full:.3f}. Least cosine of gradients: {cosine:.4f}."
+    yield ""
+    yield from compared(encoder, (X, y, X_test, y_test), arguments)
+
+
+SECTIONS = {"agreement": agreement, "accuracy": accuracy, "training": training}
+
+
+def main():
+    data = os.environ.get("SKLEARN_CLPDD_DATA")
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("sections", nargs="*", help=", ".join(SECTIONS))
+    parser.add_argument("--data", type=Path, default=Path(data, "imagenette") if data else None)
+    parser.add_argument("--size", type=int, default=112)
+    parser.add_argument("--images", type=int, default=6)
+    parser.add_argument("--steps", type=int, nargs="+", default=[240, 600])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=300.0)
+    parser.add_argument("--memory", type=Path)
+    parser.add_argument("--output", type=Path)
+    arguments = parser.parse_args()
+    for name in arguments.sections or SECTIONS:
+        if name != "agreement" and arguments.data is None:
+            parser.error("give --data, the folder of a data set, or set SKLEARN_CLPDD_DATA to the folder that holds imagenette/")
+        has = "with" if precision.candidates(CPU) else "without"
+        title = f"{machine()}, {has} instructions for bfloat16; `python benchmarks/precision.py {name}`"
+        lines = [title, "", *SECTIONS[name](arguments)]
+        print("\n".join(lines), flush=True)
+        if arguments.output is not None:
+            arguments.output.mkdir(parents=True, exist_ok=True)
+            (arguments.output / f"precision-{name}.md").write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()

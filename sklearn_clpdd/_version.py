@@ -1,0 +1,3 @@
+"""The version, which can be read in a checkout that is not installed."""
+
+__version__ = "0.1.0"

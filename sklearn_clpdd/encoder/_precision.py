@@ -1,0 +1,285 @@
+"""The precision in which a frozen network computes: float32, or the fastest one whose features or gradients agree with float32's.
+
+Both are measured, once for each network and device in a process, on crops of the two photos that come with scikit-learn. The
+network stays in float32; for half precision there is a copy of it whose convolutions and linear layers have half the weights,
+so that autocast need not convert them in each pass.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import cache
+from threading import RLock
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from sklearn.datasets import load_sample_images
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from ..utils._torch_modes import float32_products
+from ._copying import copy_module
+from ._folding import SameConv2d
+from ._frozen_layers import FrozenConv2d
+from ._preprocessing import Preprocessing
+
+# From the most exact to the least exact; the type of the products, where it is not float32.
+PRECISIONS: dict[str, torch.dtype | None] = {
+    "float32": None,
+    "tf32": None,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+# Least cosine with float32, of the features and of the input gradient of each image.
+FEATURES_AGREE, GRADIENTS_AGREE = 0.9995, 0.99
+# A precision replaces a more exact one if it takes at most this fraction of its time.
+_WORTHWHILE = 0.9
+# Networks with fewer parameters stay in float32: calls, not products, take their time.
+_MIN_PARAMETERS = 1_000_000
+# Images whose features are compared; images in a timed pass on CPUs and on GPUs; timed passes.
+_N_LOOK, _N_TIMED, _N_TIMED_GPU, _ROUNDS = 6, 2, 32, 2
+_CASTABLE = nn.Linear, nn.Conv2d, FrozenConv2d, SameConv2d
+
+Run = Callable[[Tensor, str], Tensor]
+
+
+def check_precision(precision: str, device: torch.device) -> None:
+    """Raise if a device cannot compute in a precision.
+
+    Raises
+    ------
+    ValueError
+        If that is so.
+    """
+    needed = {"tf32": ("cuda",), "float16": ("cuda", "mps")}.get(precision, (device.type,))
+    if device.type not in needed:
+        raise ValueError(
+            f"dtype={precision!r} is a precision of GPUs, and the network is on {str(device)!r}; choose 'auto', 'float32' or "
+            "'bfloat16', or another device"
+        )
+
+
+def candidates(device: torch.device) -> list[str]:
+    """Precisions that a device computes in by itself and faster than in float32, from the most exact to the least exact."""
+    if device.type == "cuda":
+        generation = torch.cuda.get_device_capability(device)[0]
+        return [*(["tf32", "bfloat16"] if generation >= 8 else []), *(["float16"] if generation >= 7 else [])]
+    if device.type == "cpu" and _has_fast_bfloat16(torch.get_num_threads()):
+        return ["bfloat16"]
+    return []
+
+
+@cache
+def _has_fast_bfloat16(n_threads: int) -> bool:
+    """Whether this CPU multiplies bfloat16 matrices faster than float32 ones; without such instructions it takes far longer."""
+    one = torch.ones(192, 192, dtype=torch.float32, device="cpu")
+    half = one.bfloat16()
+    seconds: dict[torch.dtype, list[float]] = {}
+    for matrix in (one, half, one, half, one, half):
+        begin = time.perf_counter()
+        torch.mm(matrix, matrix)
+        seconds.setdefault(matrix.dtype, []).append(time.perf_counter() - begin)
+    return min(seconds[torch.bfloat16]) < min(seconds[torch.float32])
+
+
+class Precisions:
+    """A frozen network in any precision, and the precisions that serve best.
+
+    Parameters
+    ----------
+    module : nn.Module
+        Frozen, in float32.
+    device : torch.device
+    """
+
+    def __init__(self, module: nn.Module, device: torch.device):
+        self.module = module
+        self.device = device
+        self._casts: dict[str, nn.Module] = {"float32": module, "tf32": module}
+        self._chosen: dict[bool, str] = {}
+        self._lock = RLock()
+
+    def run(self, images: Tensor, precision: str) -> Tensor:
+        """Output of the network in a precision, as float32, for normalised float32 images.
+
+        Where ``"tf32"`` and ``"float32"`` differ, the caller has to be in `float32_products`, for the backward pass too.
+        """
+        dtype = PRECISIONS[precision]
+        if dtype is None:
+            with torch.autocast(self.device.type, enabled=False):
+                return self.module(images)
+        module = self._cast(precision, dtype)
+        scale = _GradientScale() if dtype == torch.float16 and torch.is_grad_enabled() and images.requires_grad else None
+        with torch.autocast(self.device.type, dtype):
+            output = module(images if scale is None else scale.undo(images))
+        return _as_float(output) if scale is None else scale.apply(_as_float(output))
+
+    def weights(self, precision: str) -> set[int]:
+        """Addresses of the weights and buffers that the network has in a precision."""
+        dtype = PRECISIONS[precision]
+        module = self.module if dtype is None else self._cast(precision, dtype)
+        return {tensor.untyped_storage().data_ptr() for tensor in (*module.parameters(), *module.buffers())}
+
+    def _cast(self, precision: str, dtype: torch.dtype) -> nn.Module:
+        with self._lock:
+            if precision not in self._casts:
+                with torch.inference_mode(False):  # tensors that are created in it never have gradients
+                    self._casts[precision] = with_weights_of(self.module, dtype)
+            return self._casts[precision]
+
+    def fastest(self, run: Run, preprocessing: Preprocessing, *, gradient: bool) -> str:
+        """The most exact precision that no other one beats noticeably, among those that agree with float32.
+
+        Parameters
+        ----------
+        run : callable
+            ``(images in [0, 1], precision) → features``.
+        preprocessing : Preprocessing
+            How photos become these images.
+        gradient : bool
+            Whether the gradient with respect to the images is meant, or the features.
+        """
+        with self._lock:
+            if gradient not in self._chosen:
+                self._chosen[gradient] = self._measured(run, preprocessing, gradient)
+            return self._chosen[gradient]
+
+    def _measured(self, run: Run, preprocessing: Preprocessing, gradient: bool) -> str:
+        if sum(parameter.numel() for parameter in self.module.parameters()) < _MIN_PARAMETERS:
+            return "float32"
+        others = candidates(self.device)
+        if not others:
+            return "float32"
+        images = photo_crops(preprocessing, _N_LOOK).to(self.device)
+        seen = _gradients if gradient else _features
+        try:
+            wanted = seen(run, images, "float32")
+        except RuntimeError:  # features without a gradient, or too little memory, which the user is told elsewhere
+            return "float32"
+        agreeing = [one for one in others if self._agrees(run, images, one, wanted, gradient)]
+        timed = images.repeat(_N_TIMED_GPU // _N_LOOK + 1, 1, 1, 1)[: _N_TIMED if self.device.type == "cpu" else _N_TIMED_GPU]
+        seconds = {one: float("inf") for one in ("float32", *agreeing)}
+        for _ in range(_ROUNDS if agreeing else 0):
+            for one in seconds:
+                seconds[one] = min(seconds[one], self._seconds(seen, run, timed, one))
+        best = "float32"
+        for one in agreeing:
+            if seconds[one] < _WORTHWHILE * seconds[best]:
+                best = one
+        for one in set(self._casts) - {"float32", "tf32", *self._chosen.values(), best}:
+            del self._casts[one]  # copies that nobody will use
+        return best
+
+    def _agrees(self, run: Run, images: Tensor, precision: str, wanted: Tensor, gradient: bool) -> bool:
+        try:
+            found = (_gradients if gradient else _features)(run, images, precision)
+        except RuntimeError:  # layers that do not exist in this precision, or too little memory
+            return False
+        cosines = F.cosine_similarity(found.double(), wanted.double(), dim=1)
+        return bool((cosines >= (GRADIENTS_AGREE if gradient else FEATURES_AGREE)).all())  # False for NaN
+
+    def _seconds(self, seen: Callable, run: Run, images: Tensor, precision: str) -> float:
+        begin = time.perf_counter()
+        try:
+            seen(run, images, precision)
+        except torch.cuda.OutOfMemoryError:
+            return float("inf")
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter() - begin
+
+
+def _features(run: Run, images: Tensor, precision: str) -> Tensor:
+    with torch.inference_mode(), products_of(precision, images.device):
+        return run(images, precision).float()
+
+
+def _gradients(run: Run, images: Tensor, precision: str) -> Tensor:
+    """Gradients ``(n, ·)`` of a loss that pulls the features of each image towards those of the next one."""
+    images = images.detach().clone().requires_grad_()
+    with torch.enable_grad(), products_of(precision, images.device):
+        Z = F.normalize(run(images, precision).float(), dim=1)
+        (gradient,) = torch.autograd.grad((Z - Z.detach().roll(1, 0)).square().sum(), images)
+    return gradient.flatten(1)
+
+
+@contextmanager
+def products_of(precision: str, device: torch.device) -> Iterator[None]:
+    """Let a GPU multiply float32 matrices in TF32 if that is the precision, and not otherwise."""
+    with ExitStack() as stack:
+        if device.type == "cuda":
+            stack.enter_context(float32_products(tf32=precision == "tf32"))
+        yield
+
+
+def photo_crops(preprocessing: Preprocessing, n: int) -> Tensor:
+    """``n`` different squares of scikit-learn's two photos, as the network gets images: ``(n, 3, s, s)`` in [0, 1]."""
+    photos = load_sample_images().images
+    rng = np.random.RandomState(0)
+    crops = []
+    for i in range(n):
+        photo = photos[i % len(photos)]
+        side = rng.randint(200, min(photo.shape[:2]) + 1)
+        top, left = (rng.randint(length - side + 1) for length in photo.shape[:2])
+        pixels = torch.from_numpy(photo[top : top + side, left : left + side].copy()).permute(2, 0, 1)
+        crops.append(preprocessing(pixels[None].to(torch.float32) / 255))
+    return torch.cat(crops)
+
+
+def with_weights_of(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A copy whose convolutions and linear layers have weights of a half-precision type, as autocast would convert them."""
+    copied = copy_module(module)
+    for layer in copied.modules():
+        if type(layer) in _CASTABLE:
+            for own in layer.modules():
+                for name, weight in own.named_parameters(recurse=False):
+                    setattr(own, name, nn.Parameter(weight.to(dtype), requires_grad=False))
+                for name, buffer in own.named_buffers(recurse=False):
+                    setattr(own, name, buffer.to(dtype))
+    return copied
+
+
+def _as_float(output: Tensor) -> Tensor:
+    return output.float() if isinstance(output, Tensor) else output
+
+
+class _GradientScale:
+    """Scales gradients inside a network to a largest entry of about 1, because float16 has no small numbers."""
+
+    def __init__(self):
+        self.factor: Tensor | None = None
+
+    def apply(self, output: Tensor) -> Tensor:
+        """The output itself, whose gradient is scaled."""
+        return _Scale.apply(output, self)
+
+    def undo(self, images: Tensor) -> Tensor:
+        """The input itself, whose gradient is scaled back."""
+        return _Unscale.apply(images, self)
+
+
+class _Scale(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, output: Tensor, scale: _GradientScale) -> Tensor:
+        ctx.scale = scale
+        return output.view_as(output)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor):
+        largest = gradient.abs().amax().clamp_min(torch.finfo(torch.float32).tiny)
+        ctx.scale.factor = torch.exp2(-torch.floor(torch.log2(largest)))  # a power of two, so that nothing is rounded
+        return gradient * ctx.scale.factor, None
+
+
+class _Unscale(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, images: Tensor, scale: _GradientScale) -> Tensor:
+        ctx.scale = scale
+        return images.view_as(images)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor):
+        return gradient / ctx.scale.factor, None
