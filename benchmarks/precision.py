@@ -15,6 +15,7 @@ DIR is ``$SKLEARN_CLPDD_DATA/imagenette`` by default.
 import argparse
 import os
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -108,8 +109,9 @@ def agreement(arguments):
         for kind in runs:
             if kind == "rounded":
                 backbone.precisions = Rounded(backbone.module, CPU)
-            for seen in (precision._features, precision._gradients):
-                cosines = F.cosine_similarity(seen(backbone, images, "bfloat16"), seen(backbone, images, "float32"), dim=1)
+            gradients = partial(precision._gradients, directions=precision._directions(backbone, images))
+            for seen in (precision._features, gradients):
+                cosines = precision.cosines(seen(backbone, images, "bfloat16"), seen(backbone, images, "float32"))
                 cells.append(f"{cosines.min():.4f}")
         rows.append(cells)
         print(cells, flush=True)
@@ -179,8 +181,10 @@ def training(arguments):
     if not precision.candidates(CPU):
         round_instead(encoder.load())
     images = precision.photo_crops(backbone.preprocessing, arguments.images)
-    seen = [precision._gradients(backbone, images, one) for one in ("bfloat16", "float32")]
-    cosine = F.cosine_similarity(*seen, dim=1).min()
+    directions = precision._directions(backbone, images)
+    cosine = precision.cosines(
+        *(precision._gradients(backbone, images, one, directions) for one in ("bfloat16", "float32"))
+    ).min()
     yield f"{step} steps of training in {total:.0f} s. All real images: {full:.3f}. Least cosine of gradients: {cosine:.4f}."
     yield ""
     yield from compared(encoder, (X, y, X_test, y_test), arguments)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from sklearn_clpdd import FrozenEncoder
-from sklearn_clpdd.encoder._frozen_layers import FrozenConv2d, FrozenHardtanh, save_less_for_backward
+from sklearn_clpdd.encoder._frozen_layers import FrozenConv2d, FrozenHardtanh, FrozenLayerNorm, save_less_for_backward
 
 CONVOLUTIONS = {
     "plain": {},
@@ -49,6 +49,48 @@ def test_convolutions_are_torchs(settings, x):
     dy = torch.randn_like(plain(x.double()))
     for one, other in zip(gradient(ours, x.double(), dy), gradient(plain, x.double(), dy), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(("kernel", "shape"), [(4, (8, 12)), ((2, 3), (8, 12)), (5, (8, 12)), (1, (3, 5))])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels last"])
+def test_convolutions_of_patches_are_torchs(kernel, shape, layout):
+    plain = nn.Conv2d(3, 7, kernel, stride=kernel).requires_grad_(False).double()
+    ours = copy.deepcopy(plain)
+    save_less_for_backward(ours)
+    images = torch.rand(2, 3, *shape, dtype=torch.float64).contiguous(memory_format=layout)
+    dy = torch.randn_like(plain(images))
+    for one, other in zip(gradient(ours, images, dy), gradient(plain, images, dy), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("plain", [nn.LayerNorm(12), nn.LayerNorm((3, 12), bias=False), timm.layers.LayerNorm(12)])
+def test_layer_norms_are_torchs(plain):
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(0)
+        for parameter in plain.parameters():
+            parameter.normal_()
+        tokens = torch.randn(5, 3, 12) + 1
+    plain.requires_grad_(False)
+    ours = copy.deepcopy(plain)
+    save_less_for_backward(ours)
+    assert type(ours) is FrozenLayerNorm
+    for one, other in zip(gradient(ours, tokens, tokens), gradient(plain, tokens, tokens), strict=True):
+        assert torch.equal(one, other)
+    saved = {}
+    for module in (ours, plain):
+        with torch.autocast("cpu", torch.bfloat16):
+            saved[module] = kept(module, tokens.clone())
+    assert saved[ours] < 0.7 * saved[plain]
+    with torch.autocast("cpu", torch.bfloat16):
+        results = [gradient(module, tokens, tokens) for module in (ours, plain)]
+    assert torch.equal(results[0][0], results[1][0])
+    torch.testing.assert_close(results[0][1], results[1][1], rtol=0.02, atol=0.02)
+
+
+def test_layer_norms_without_weights_stay():
+    plain = nn.LayerNorm(12, elementwise_affine=False)
+    save_less_for_backward(plain)
+    assert type(plain) is nn.LayerNorm
 
 
 def test_convolutions_under_autocast_are_torchs(x):

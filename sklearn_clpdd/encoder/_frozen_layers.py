@@ -76,6 +76,8 @@ class _Conv2d(torch.autograd.Function):
         stride, padding, dilation, groups = ctx.settings
         if dy.device.type != "cpu":  # torch has special kernels for depthwise gradients
             dx = conv2d_input(ctx.shape, weight, dy, *ctx.settings)
+        elif _is_of_patches(ctx.shape, weight, *ctx.settings):
+            dx = _gradient_of_patches(dy, weight)
         else:
             # On CPUs the equivalent transposed convolution is up to twice as fast. The kernel may not have covered the last rows
             # and columns; `output_padding` restores them.
@@ -87,6 +89,22 @@ class _Conv2d(torch.autograd.Function):
             ]
             dx = torch.conv_transpose2d(dy, weight, None, stride, padding, output_padding, groups, dilation)
         return dx, *[None] * 6
+
+
+def _is_of_patches(shape, weight: Tensor, stride, padding, dilation, groups: int) -> bool:
+    """Whether a convolution divides its input into patches, as the first layer of vision transformers does."""
+    kernel = weight.shape[-2:]
+    whole = all(side % k == 0 for side, k in zip(shape[-2:], kernel, strict=True))
+    return whole and tuple(stride) == tuple(kernel) and not any(padding) and groups == 1 and all(d == 1 for d in dilation)
+
+
+def _gradient_of_patches(dy: Tensor, weight: Tensor) -> Tensor:
+    """Gradient ``(n, c, H, W)`` of a convolution of patches: one matrix product, three times as fast as a convolution."""
+    n, features, rows, columns = dy.shape
+    channels, height, width = weight.shape[1:]
+    patches = dy.permute(0, 2, 3, 1).reshape(-1, features) @ weight.reshape(features, -1)
+    patches = patches.view(n, rows, columns, channels, height, width)
+    return patches.permute(0, 3, 1, 4, 2, 5).reshape(n, channels, rows * height, columns * width)
 
 
 class _LayerNorm(torch.autograd.Function):

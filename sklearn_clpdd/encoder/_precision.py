@@ -8,7 +8,7 @@ so that autocast need not convert them in each pass.
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import cache
+from functools import cache, partial
 from threading import RLock
 
 import numpy as np
@@ -152,17 +152,19 @@ class Precisions:
         if not others:
             return "float32"
         images = photo_crops(preprocessing, _N_LOOK).to(self.device)
-        seen = _gradients if gradient else _features
+        seen = partial(_gradients, directions=_directions(run, images)) if gradient else _features
         try:
             wanted = seen(run, images, "float32")
         except RuntimeError:  # features without a gradient, or too little memory, which the user is told elsewhere
             return "float32"
-        agreeing = [one for one in others if self._agrees(run, images, one, wanted, gradient)]
+        agreeing = [
+            one for one in others if _agrees(seen, run, images, one, wanted, GRADIENTS_AGREE if gradient else FEATURES_AGREE)
+        ]
         timed = images.repeat(_N_TIMED_GPU // _N_LOOK + 1, 1, 1, 1)[: _N_TIMED if self.device.type == "cpu" else _N_TIMED_GPU]
         seconds = {one: float("inf") for one in ("float32", *agreeing)}
         for _ in range(_ROUNDS if agreeing else 0):
             for one in seconds:
-                seconds[one] = min(seconds[one], self._seconds(seen, run, timed, one))
+                seconds[one] = min(seconds[one], self._seconds(_gradients if gradient else _features, run, timed, one))
         best = "float32"
         for one in agreeing:
             if seconds[one] < _WORTHWHILE * seconds[best]:
@@ -170,14 +172,6 @@ class Precisions:
         for one in set(self._casts) - {"float32", "tf32", *self._chosen.values(), best}:
             del self._casts[one]  # copies that nobody will use
         return best
-
-    def _agrees(self, run: Run, images: Tensor, precision: str, wanted: Tensor, gradient: bool) -> bool:
-        try:
-            found = (_gradients if gradient else _features)(run, images, precision)
-        except RuntimeError:  # layers that do not exist in this precision, or too little memory
-            return False
-        cosines = F.cosine_similarity(found.double(), wanted.double(), dim=1)
-        return bool((cosines >= (GRADIENTS_AGREE if gradient else FEATURES_AGREE)).all())  # False for NaN
 
     def _seconds(self, seen: Callable, run: Run, images: Tensor, precision: str) -> float:
         begin = time.perf_counter()
@@ -195,13 +189,34 @@ def _features(run: Run, images: Tensor, precision: str) -> Tensor:
         return run(images, precision).float()
 
 
-def _gradients(run: Run, images: Tensor, precision: str) -> Tensor:
-    """Gradients ``(n, ·)`` of a loss that pulls the features of each image towards those of the next one."""
+def _directions(run: Run, images: Tensor) -> Tensor:
+    """From the features of each image to those of the next one: what losses of distillation are made of."""
+    Z = F.normalize(_features(run, images, "float32"), dim=1)
+    return Z.roll(1, 0) - Z
+
+
+def _gradients(run: Run, images: Tensor, precision: str, directions: Tensor | None = None) -> Tensor:
+    """Gradients ``(n, ·)`` of the normalised features along directions, by default their sum."""
     images = images.detach().clone().requires_grad_()
     with torch.enable_grad(), products_of(precision, images.device):
         Z = F.normalize(run(images, precision).float(), dim=1)
-        (gradient,) = torch.autograd.grad((Z - Z.detach().roll(1, 0)).square().sum(), images)
+        (gradient,) = torch.autograd.grad(Z, images, torch.ones_like(Z) if directions is None else directions.clone())
     return gradient.flatten(1)
+
+
+def _agrees(seen: Callable, run: Run, images: Tensor, precision: str, wanted: Tensor, least: float) -> bool:
+    """Whether what is seen in a precision has at least this cosine with what is wanted, for each image."""
+    try:
+        found = seen(run, images, precision)
+    except RuntimeError:  # layers that do not exist in this precision, or too little memory
+        return False
+    return bool((cosines(found, wanted) >= least).all())  # False for NaN
+
+
+def cosines(one: Tensor, other: Tensor) -> Tensor:
+    """Cosine of each pair of rows, however small they are; NaN for zeros."""
+    one, other = (rows.double() / torch.linalg.vector_norm(rows.double(), dim=1, keepdim=True) for rows in (one, other))
+    return (one * other).sum(dim=1)
 
 
 @contextmanager
