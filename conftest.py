@@ -42,16 +42,16 @@ distiller = CLPDistiller(encoder, random_state=0).fit(X, y)
 
 def _cut_short(patch):
     from sklearn_clpdd.distill import _gradient
-    from sklearn_clpdd.encoder import _loading
+    from sklearn_clpdd.encoder.sources import _timm
     from sklearn_clpdd.evaluation import _head
 
-    create, optimize, train_head = _loading._create, _gradient.optimize, _head._train_head
+    create, optimize, train_head = _timm.create_module, _gradient.optimize, _head._train_head
 
-    def created(spec, weights, image_size):
-        from_hub = weights == "auto" and _loading._packaged_weights(spec) is None
-        return create(spec, None if from_hub else weights, image_size)
+    def created(spec, weights, image_size, options):
+        from_hub = weights == "auto" and _timm._packaged_weights(spec) is None
+        return create(spec, None if from_hub else weights, image_size, options)
 
-    patch.setattr(_loading, "_create", created)
+    patch.setattr(_timm, "create_module", created)
     patch.setattr(_gradient, "optimize", lambda *args, **kwargs: islice(optimize(*args, **kwargs), 2))
     patch.setattr(_head, "_train_head", lambda task, read, n_epochs, random: train_head(task, read, 2, random))
 

@@ -5,9 +5,9 @@
 At most eight minutes on one H100. No download, untrained weights, random images; runs in a plain checkout that is not installed.
 ``tests``: ``tests/test_cuda.py``. ``step``: 1,000 classes of one image of 256 px, views of 224 px, ViT-B/16, 1 and 3 views,
 beside LGM's published step (``lgm.py``: autocast in half precision, real views encoded in each step, second order) with as many
-views, each in its own process. ``encode``: ViT-B/16, 224 px, in each precision beside timm's network under autocast. ``probe``:
-1,281,167 rows of 768 features in 1,000 classes, beside `RidgeClassifierCV` on tensors of the GPU. The page is written after
-each row, so that what was done stays if the run is cut off. With ``--small --device cpu`` all sections run anywhere.
+views, each in its own process. ``probe``: 1,281,167 rows of 768 features in 1,000 classes, beside `RidgeClassifierCV` on tensors
+of the GPU. ``encode``: ViT-B/16, 224 px, in each precision beside timm's network under autocast. The page is written after each
+row, so that what was done stays if the run is cut off. With ``--small --device cpu`` all sections run anywhere.
 """
 
 import argparse
@@ -242,7 +242,7 @@ def probe_section(options):
             yield from table([*cells, formatted(accuracy, "{:.3f}")], [])[:1]
 
 
-SECTIONS = {"tests": tests_section, "step": step_section, "encode": encode_section, "probe": probe_section}
+SECTIONS = {"tests": tests_section, "step": step_section, "probe": probe_section, "encode": encode_section}
 
 
 def main():

@@ -3,9 +3,10 @@
     python benchmarks/precision.py [SECTION ...] [--data DIR] [--output DIR]
 
 ``agreement``: cosines of features and input gradients in bfloat16 with those in float32, on crops of photos, for several networks
-(weights of installed packages, or untrained). ``accuracy``: test accuracy of images distilled through EfficientNet-Lite0
-in float32 and in bfloat16, after equal numbers of steps, three seeds, on DIR/train and DIR/val at 112 px. ``training``: a small
-vision transformer is trained on DIR/train for a few minutes, and images are distilled through it in both precisions.
+(weights of installed packages, or untrained). ``blame``: which layers make Lite0's disagree. ``accuracy``: test accuracy of
+images distilled through EfficientNet-Lite0 in float32 and in bfloat16, after equal numbers of steps, three seeds, on DIR/train
+and DIR/val at 112 px. ``training``: a small vision transformer is trained on DIR/train for minutes, and images are distilled
+through it in both precisions.
 
 Where the CPU has no instructions for bfloat16, the network computes in float32, and every value that a layer takes or returns is
 rounded to bfloat16, and every gradient, too (`Rounded`), which takes a tenth of the time; ``agreement`` says how close that is.
@@ -27,7 +28,10 @@ from torch import nn
 
 from sklearn_clpdd import ClosedFormProbe, CLPDistiller, FrozenEncoder
 from sklearn_clpdd.encoder import _precision as precision
+from sklearn_clpdd.encoder._backbone import Backbone
 from sklearn_clpdd.encoder._copying import copy_module
+from sklearn_clpdd.encoder.sources._names import BACKBONES
+from sklearn_clpdd.encoder.sources._timm import create_module
 
 CPU = torch.device("cpu")
 NETWORKS = ["tf_efficientnet_lite0", "tf_efficientnet_lite1", "resnet50", "convnext_tiny", "vit_small_patch14_dinov2"]
@@ -36,32 +40,39 @@ TRAINED = NETWORKS[:2]
 
 
 class _Round(torch.autograd.Function):
-    """To bfloat16 and back, also in the backward pass."""
+    """To bfloat16 and back, in the passes ``forward`` and ``backward`` or in one of them."""
 
     @staticmethod
-    def forward(ctx, x):
-        return x.bfloat16().float()
+    def forward(ctx, x, passes):
+        ctx.passes = passes
+        return x.bfloat16().float() if "forward" in passes else x.clone()
 
     @staticmethod
     def backward(ctx, gradient):
-        return gradient.bfloat16().float()
+        return gradient.bfloat16().float() if "backward" in ctx.passes else gradient, None
 
 
-def rounded(module, dtype=torch.bfloat16):
-    """A copy of a module that computes in float32 what it would compute in bfloat16, up to the order of sums."""
+BOTH = ("forward", "backward")
+
+
+def rounded(module, passes=BOTH, exact=()):
+    """A copy of a module that computes in float32 what it would compute in bfloat16, up to the order of sums.
+
+    Layers whose names begin with one of ``exact`` are not rounded.
+    """
 
     def after(layer, inputs, output):
-        return _Round.apply(output) if isinstance(output, torch.Tensor) else output
+        return _Round.apply(output, passes) if isinstance(output, torch.Tensor) else output
 
     def before(layer, inputs):
-        return tuple(_Round.apply(one) if isinstance(one, torch.Tensor) else one for one in inputs)
+        return tuple(_Round.apply(one, passes) if isinstance(one, torch.Tensor) else one for one in inputs)
 
     copied = copy_module(module)
-    for layer in copied.modules():
-        if isinstance(layer, nn.LayerNorm):
-            continue  # autocast leaves it in float32
+    for name, layer in copied.named_modules():
+        if isinstance(layer, nn.LayerNorm) or not name or name.startswith(tuple(exact)):
+            continue  # autocast leaves layer norms in float32
         for tensor in (*layer.parameters(recurse=False), *layer.buffers(recurse=False)):
-            if tensor.is_floating_point():
+            if tensor.is_floating_point() and "forward" in passes:
                 tensor.data = tensor.data.bfloat16().float()
         layer.register_forward_pre_hook(before)
         layer.register_forward_hook(after)
@@ -117,6 +128,42 @@ def agreement(arguments):
         print(cells, flush=True)
     heads = [f"{arguments.size} px, {arguments.images} crops of photos", "weights", "features", "gradients"]
     return table([*heads, "rounded: features", "gradients"], rows)
+
+
+def blame(arguments):
+    """Where the gradients of EfficientNet-Lite0 lose their agreement."""
+    backbone = FrozenEncoder(image_size=arguments.size, device="cpu").load().backbone
+    images = precision.photo_crops(backbone.preprocessing, arguments.images)
+    directions = precision._directions(backbone, images)
+    wanted = precision._gradients(backbone, images, "float32", directions)
+    plain = create_module(BACKBONES["tf_efficientnet_lite0"], "auto", None, {}).eval().requires_grad_(False)
+    folded = backbone.module
+    ways = {"everything in bfloat16": rounded(folded)}
+    ways["the same, batch norms not folded"] = rounded(plain)
+    ways |= {f"only the {one} pass": rounded(folded, (one,)) for one in BOTH}
+    rectifiers = [name for name, layer in folded.named_modules() if isinstance(layer, nn.Hardtanh)]
+    for title, exact in {
+        "all but the stem": ["conv_stem", "bn1", "act1"],
+        "all but the first two stages": ["conv_stem", "bn1", "act1", "blocks.0", "blocks.1"],
+        "all but the first four stages": ["conv_stem", "bn1", "act1", *(f"blocks.{i}" for i in range(4))],
+        "all but the last three stages": ["blocks.4", "blocks.5", "blocks.6", "conv_head", "bn2"],
+    }.items():
+        ways[title] = rounded(folded, BOTH, exact)
+    rows = []
+    for title, module in ways.items():
+        network = Backbone(module, backbone.preprocessing, backbone.n_features, CPU)
+        cosines = precision.cosines(precision._gradients(network, images, "float32", directions), wanted)
+        rows.append([title, f"{cosines.min():.3f}", f"{cosines.mean():.3f}"])
+    masks = [[], []]
+    for module, seen in zip((folded, rounded(folded)), masks, strict=True):
+        for name in rectifiers:
+            module.get_submodule(name).register_forward_hook(lambda layer, x, y, seen=seen: seen.append((y > 0) & (y < 6)))
+        with torch.no_grad():
+            Backbone(module, backbone.preprocessing, backbone.n_features, CPU)(images)
+    flipped = np.mean([(one != other).float().mean().item() for one, other in zip(*masks, strict=True)])
+    yield from table(["EfficientNet-Lite0", "least cosine with float32's gradient", "mean"], rows)
+    yield ""
+    yield f"In bfloat16, {100 * flipped:.1f} % of the {len(rectifiers)} rectifiers' derivatives are others (0 for 1, or 1 for 0)."
 
 
 def compared(encoder, sets, arguments, **parameters):
@@ -190,7 +237,7 @@ def training(arguments):
     yield from compared(encoder, (X, y, X_test, y_test), arguments)
 
 
-SECTIONS = {"agreement": agreement, "accuracy": accuracy, "training": training}
+SECTIONS = {"agreement": agreement, "blame": blame, "accuracy": accuracy, "training": training}
 
 
 def main():
@@ -207,7 +254,7 @@ def main():
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     for name in arguments.sections or SECTIONS:
-        if name != "agreement" and arguments.data is None:
+        if name in ("accuracy", "training") and arguments.data is None:
             parser.error("give --data, the folder of a data set, or set SKLEARN_CLPDD_DATA to the folder that holds imagenette/")
         has = "with" if precision.candidates(CPU) else "without"
         title = f"{machine()}, {has} instructions for bfloat16; `python benchmarks/precision.py {name}`"

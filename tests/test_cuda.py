@@ -9,11 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from sklearn.base import clone
 
-from sklearn_clpdd import DSA, ClosedFormProbe, CLPDistiller, FrozenEncoder
-from sklearn_clpdd.baselines import ClassCentroids, DMDistiller, LGMDistiller, RandomSubset
+from sklearn_clpdd import DSA, ClosedFormProbe, CLPDistiller, DistilledSampler, FrozenEncoder
+from sklearn_clpdd.baselines import ClassCentroids, DMDistiller, LGMDistiller, NearestReals, RandomSubset
+from sklearn_clpdd.distill import _adapters as adapters
+from sklearn_clpdd.distill import _augmentations as augmentations
+from sklearn_clpdd.encoder._precision import PRECISIONS
 from sklearn_clpdd.evaluation import closed_form_probe_scores, compare_with_real, probe_scores, sgd_probe_scores
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA device")
@@ -33,9 +37,81 @@ DISTILLERS = {
 }
 
 
+# Each kind of random views, and where they come from.
+VIEWS = {
+    "dsa": DSA(),
+    "zeros outside": DSA(outside="zeros"),
+    "noise": DSA(noise=0.1, noise_mean=0.1, noise_probability=0.5),
+    "three views": DSA(n_views=3, unaugmented_weight=0.0),
+    "LGM's": augmentations.LGM_DISTILLATION_VIEWS,
+    "LGM's probe": augmentations.LGM_PROBE_VIEWS,
+}
+
+
 @pytest.fixture
 def encoders(module):
     return {device: FrozenEncoder(module, image_size=14, device=device) for device in ("cpu", "cuda")}
+
+
+@pytest.fixture
+def transformers():
+    """A vision transformer of more than a million parameters, on both devices."""
+    model = timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=8, depth=3, num_classes=0)
+    own = {"image_size": 32, "mean": (0.5,) * 3, "std": (0.5,) * 3, "dtype": "float32"}
+    return {device: FrozenEncoder(model, device=device, **own) for device in ("cpu", "cuda")}
+
+
+@pytest.mark.parametrize("dtype", ["auto", *PRECISIONS])
+def test_each_precision_follows_the_cpu(dtype, transformers, colors):
+    X, y = colors
+    encoder = clone(transformers["cuda"]).set_params(dtype=dtype)
+    assert encoder.dtype_ in PRECISIONS
+    expected = transformers["cpu"].transform(X)
+    assert (encoder.transform(X) * expected).sum(axis=1).min() > 0.999
+    losses = [
+        [record["loss"] for record in CLPDistiller(one, max_iter=6, random_state=0).fit(X, y).history_]
+        for one in (encoder, transformers["cpu"])
+    ]
+    np.testing.assert_allclose(*losses, rtol=0.05, atol=1e-3)
+
+
+def test_tf32_is_set_in_the_network_only(transformers, colors):
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    CLPDistiller(clone(transformers["cuda"]).set_params(dtype="tf32"), max_iter=3, random_state=0).fit(*colors)
+    assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == before
+
+
+@pytest.mark.parametrize("pool", ["token", "avg", "token+avg"])
+@pytest.mark.parametrize("layers", [1, 2])
+def test_pools_agree_with_the_cpu(pool, layers, transformers, colors):
+    on = [clone(one).set_params(pool=pool, layers=layers).transform(colors[0]) for one in transformers.values()]
+    np.testing.assert_allclose(on[1], on[0], atol=1e-3)
+
+
+@pytest.mark.parametrize("views", VIEWS.values(), ids=VIEWS)
+@pytest.mark.parametrize("chunk", ["auto", 2], ids=["one pass", "two passes"])
+def test_views_follow_the_cpu(views, chunk, encoders, colors):
+    losses = []
+    for encoder in encoders.values():
+        distiller = CLPDistiller(encoder, augmentation=views, encoder_batch_size=chunk, max_iter=5, random_state=0)
+        losses.append([record["loss"] for record in distiller.fit(*colors).history_])
+    np.testing.assert_allclose(losses[1][0], losses[0][0], rtol=0.3 if views.noise else 0.02)
+    assert np.isfinite(losses[1]).all()
+
+
+def test_graphs_keep_to_the_limits(transformers, colors, monkeypatch):
+    """With a tenth of the memory for graphs, a step needs less, and its loss is the same."""
+    peaks, losses = [], []
+    encoder = transformers["cuda"]
+    one = encoder.load().backbone.graph_bytes()
+    for limit in (40 * one, 4 * one):
+        monkeypatch.setattr(adapters, "graph_memory_limits", lambda device, limit=limit: (limit, limit))
+        torch.cuda.reset_peak_memory_stats()
+        distiller = CLPDistiller(encoder, images_per_class=4, max_iter=3, random_state=0).fit(*colors)
+        peaks.append(torch.cuda.max_memory_allocated())
+        losses.append([record["loss"] for record in distiller.history_])
+    assert peaks[1] < 0.7 * peaks[0]
+    np.testing.assert_allclose(losses[1], losses[0], rtol=0.02)
 
 
 def test_features_agree_with_the_cpu(encoders, colors):
@@ -101,9 +177,13 @@ def test_a_checkpoint_of_the_gpu_is_resumed(resumed_on, encoders, colors, tmp_pa
     np.testing.assert_allclose(losses[0], losses[1], rtol=0.2, atol=1e-2)
 
 
-@pytest.mark.parametrize("kind", [ClassCentroids, RandomSubset])
+@pytest.mark.parametrize("kind", [ClassCentroids, NearestReals, RandomSubset])
 def test_selections_are_the_cpus(kind, encoders, colors):
-    chosen = [kind(encoder, random_state=0).fit(*colors).transform() for encoder in encoders.values()]
+    chosen = []
+    for encoder in encoders.values():
+        distiller = CLPDistiller(encoder, max_iter=3, random_state=0)
+        one = kind(distiller) if kind is NearestReals else kind(encoder, random_state=0)
+        chosen.append(one.fit(*colors).transform())
     np.testing.assert_allclose(chosen[1], chosen[0], atol=1e-3)
 
 
@@ -130,3 +210,8 @@ def test_pickles_load_without_a_gpu(encoders, colors, tmp_path):
     folders = [str(Path(__file__).parent), *sys.path]
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": os.pathsep.join(filter(None, folders))}
     subprocess.run([sys.executable, "-c", script, str(tmp_path / "pickle")], check=True, env=environment)
+
+
+def test_a_sampler(encoders, colors):
+    images, labels = DistilledSampler(CLPDistiller(encoders["cuda"], max_iter=3, random_state=0)).fit_resample(*colors)
+    assert (images.shape, len(labels)) == ((3, 14, 14, 3), 3)
