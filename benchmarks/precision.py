@@ -23,7 +23,7 @@ import numpy as np
 import timm
 import torch
 import torch.nn.functional as F
-from measure import format_mean, machine, table, train_and_test
+from measure import RESULTS, format_mean, machine, recorded, table, train_and_test
 from torch import nn
 
 from sklearn_clpdd import ClosedFormProbe, CLPDistiller, FrozenEncoder
@@ -105,7 +105,7 @@ def distilled(encoder, X, y, X_test, y_test, gradient, **parameters):
     backbone = encoder.load().backbone
     backbone.precisions._chosen = {False: "float32", True: gradient}
     distiller = CLPDistiller(encoder, **parameters).fit(X, y)
-    return distiller.score(X_test, y_test), distiller.history_[-1]["seconds"]
+    return {"accuracy": distiller.score(X_test, y_test), "seconds": distiller.history_[-1]["seconds"]}
 
 
 def agreement(arguments):
@@ -166,17 +166,18 @@ def blame(arguments):
     yield f"In bfloat16, {100 * flipped:.1f} % of the {len(rectifiers)} rectifiers' derivatives are others (0 for 1, or 1 for 0)."
 
 
-def compared(encoder, sets, arguments, **parameters):
+def compared(encoder, sets, arguments, name):
+    """Table of test accuracies; the runs are recorded, so that an interrupted study goes on."""
     rows = []
     for steps in arguments.steps:
-        scores = {one: [] for one in ("float32", "bfloat16")}
+        found = {one: [] for one in ("float32", "bfloat16")}
         for seed in range(arguments.seeds):
-            for one, values in scores.items():
-                values.append(distilled(encoder, *sets, one, max_iter=steps, random_state=seed, **parameters))
-                print(steps, seed, one, values[-1], flush=True)
-        accuracies = {one: [accuracy for accuracy, _ in values] for one, values in scores.items()}
-        rows.append([steps, *map(format_mean, accuracies.values())])
-        rows[-1].append(f"{np.mean(accuracies['bfloat16']) - np.mean(accuracies['float32']):+.4f}")
+            for one, accuracies in found.items():
+                settings = {"network": name, "steps": steps, "seed": seed, "gradients": one, "size": arguments.size}
+                work = partial(distilled, encoder, *sets, one, max_iter=steps, random_state=seed)
+                accuracies.append(recorded(arguments.records, settings, work)["accuracy"])
+        difference = np.mean(found["bfloat16"]) - np.mean(found["float32"])
+        rows.append([steps, *map(format_mean, found.values()), f"{difference:+.4f}"])
     return table(["steps", "gradients in float32", "in bfloat16", "difference"], rows)
 
 
@@ -184,7 +185,7 @@ def accuracy(arguments):
     encoder = FrozenEncoder(image_size=arguments.size, n_jobs=-1, memory=arguments.memory, dtype="auto", device="cpu")
     if not precision.candidates(CPU):
         round_instead(encoder.load())
-    return compared(encoder, train_and_test(arguments.data), arguments)
+    return compared(encoder, train_and_test(arguments.data), arguments, "tf_efficientnet_lite0")
 
 
 def training(arguments):
@@ -234,7 +235,7 @@ def training(arguments):
     ).min()
     yield f"{step} steps of training in {total:.0f} s. All real images: {full:.3f}. Least cosine of gradients: {cosine:.4f}."
     yield ""
-    yield from compared(encoder, (X, y, X_test, y_test), arguments)
+    yield from compared(encoder, (X, y, X_test, y_test), arguments, backbone.weights_sha256)
 
 
 SECTIONS = {"agreement": agreement, "blame": blame, "accuracy": accuracy, "training": training}
@@ -250,7 +251,8 @@ def main():
     parser.add_argument("--steps", type=int, nargs="+", default=[240, 600])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=300.0)
-    parser.add_argument("--memory", type=Path)
+    parser.add_argument("--memory", type=Path, help="folder for a cache of features")
+    parser.add_argument("--records", type=Path, default=RESULTS / "precision.json")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     for name in arguments.sections or SECTIONS:

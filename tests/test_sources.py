@@ -4,7 +4,9 @@ All networks are small and untrained, with weights large enough that their featu
 loaded from local folders. What is expected comes from the library's own model and preprocessing.
 """
 
+import inspect
 import json
+import subprocess
 import sys
 
 import numpy as np
@@ -175,15 +177,52 @@ def test_transformers_pools(saved, pool, layers):
     check(f"transformers:{folder}", pixels, expected, pool, layers)
 
 
-def test_another_image_size_resamples_positions(tmp_path):
-    model = enlivened(transformers.Dinov2Model(CONFIGS["dinov2"]))
-    model.save_pretrained(tmp_path)
-    pixels = torch.rand(3, 3, 48, 48)
+@pytest.mark.parametrize("size", [40, 48])
+def test_another_image_size_resamples_positions_once(saved, size):
+    """As transformers does in each pass."""
+    name, folder, model, _ = saved
+    norm, n_prefix, auto = TRANSFORMERS[name]
+    tower = getattr(model, "vision_model", model)
+    pixels, options = torch.rand(4, 3, size, size), {}
+    if "interpolate_pos_encoding" in inspect.signature(tower.forward).parameters:
+        options["interpolate_pos_encoding"] = True
+    if name == "mae":
+        tower.config.mask_ratio = 0.0
+        options["noise"] = torch.arange((size // 8) ** 2 * 1.0).expand(4, -1)
     with torch.no_grad():
-        expected = model(pixels).pooler_output
-    extractor = FrozenEncoder(f"transformers:{tmp_path}", image_size=48, mean=(0,) * 3, std=(1,) * 3, l2_normalize=False).load()
-    assert_same_features(extractor(pixels).numpy(), expected)
-    assert extractor.backbone.module.network.embeddings.position_embeddings.shape[1] == 1 + 36
+        output = tower(pixel_values=pixels, output_hidden_states=True, **options)
+    expected = output.pooler_output.flatten(1) if auto is None else None
+    if auto is not None:
+        expected = pooled([getattr(tower, norm)(output.hidden_states[-1])], n_prefix, auto)
+    own = {"image_size": size, "crop_pct": 1.0, "mean": (0,) * 3, "std": (1,) * 3, "l2_normalize": False, "device": "cpu"}
+    extractor = FrozenEncoder(f"transformers:{folder}", **own).load()
+    with torch.no_grad():
+        assert_same_features(extractor(pixels).numpy(), expected)
+    positions = getattr(getattr(extractor.backbone.module.network, "embeddings", None), "position_embeddings", None)
+    if isinstance(positions, nn.Parameter):
+        before = model.embeddings.position_embeddings.shape[1] - (model.config.image_size // 8) ** 2
+        assert positions.shape[1] == before + (size // 8) ** 2
+
+
+def test_features_of_transformers_are_cached_and_resumed(tmp_path, colors):
+    """Also with hidden states, for which transformers adds hooks; in another process, from another folder."""
+    model = enlivened(transformers.Dinov2Model(CONFIGS["dinov2"]))
+    identities = []
+    for folder in ("one", "other"):
+        model.save_pretrained(tmp_path / folder)
+        own = {"image_size": 32, "mean": (0.5,) * 3, "std": (0.2,) * 3, "layers": 2, "memory": tmp_path / "cache"}
+        encoder = FrozenEncoder(f"transformers:{tmp_path / folder}", **own)
+        first = encoder.transform(photos())
+        np.testing.assert_array_equal(encoder.transform(photos()), first)
+        identities.append(encoder.load().identity())
+    assert identities[0] == identities[1]
+    script = (
+        "import sys; from sklearn_clpdd import FrozenEncoder\n"
+        "own = {'image_size': 32, 'mean': (0.5,) * 3, 'std': (0.2,) * 3, 'layers': 2}\n"
+        "print(FrozenEncoder('transformers:' + sys.argv[1], **own).load().identity())"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path / "one")], check=True, capture_output=True, text=True)
+    assert done.stdout.split()[-1] == identities[0]
 
 
 def test_a_classifier_of_transformers_loses_its_head(tmp_path):
@@ -450,6 +489,15 @@ def test_gated_files_say_how_to_get_them(monkeypatch):
     monkeypatch.setattr(timm, "create_model", refuse)
     with pytest.raises(OSError, match=r"Accept its conditions .* log in with `hf auth login`"):
         FrozenEncoder("hf-hub:MahmoodLab/UNI").load()
+
+
+def test_weights_of_torchvision_for_another_library():
+    weights = torchvision.models.ResNet18_Weights.DEFAULT
+    for model in ("resnet18", timm.create_model("resnet18")):
+        with pytest.raises(ValueError, match="are torchvision's; pass model='torchvision:NAME'"):
+            FrozenEncoder(model, weights=weights).load()
+    with pytest.raises(ValueError, match=r"are not those of 'torchvision:resnet34'; torchvision has \['IMAGENET1K_V1'\]"):
+        FrozenEncoder("torchvision:resnet34", weights=weights).load()
 
 
 def test_missing_folders(tmp_path):

@@ -10,7 +10,8 @@ file                      what it holds
 ``_resampling.py``        one picture resized and cropped, strip by strip
 ``_preprocessing.py``     sizes and positions of resizing and cropping, as timm has them
 ``_loading.py``           from a name or a module to a frozen network, once per process
-``_names.py``             names that need more than timm's configuration; add one here
+``sources/``              names and modules of timm, transformers, open_clip and torchvision; add one there
+``_precision.py``         float32, or the fastest precision that agrees with it
 ``_backbone.py``          a frozen network and its preprocessing
 ``_weights.py``           weights files, and which of several networks in one is loaded
 ``_copying.py``           copies of a user's network with its hooks and closures

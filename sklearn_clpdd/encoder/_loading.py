@@ -23,7 +23,7 @@ from ._frozen_layers import save_less_for_backward
 from ._preprocessing import CROP_MODES, INTERPOLATIONS, Preprocessing
 from ._verification import verified, warn_of_head
 from ._weights import load_strictly, read_state_dicts
-from .sources import Network, create, pooled, source_of
+from .sources import TORCHVISION, Network, create, pooled, source_of
 
 # Loaded networks by source and image size; each maps the rest of the preprocessing to a backbone that shares the network.
 _Cache = OrderedDict[tuple["_Key", int | None], dict[tuple, Backbone]]
@@ -100,6 +100,8 @@ def load_backbone(
                 f"{name} has to be three numbers {'> 0' if name == 'std' else 'from -1 to 1'}, one for each channel of RGB in "
                 f"[0, 1]; got {given[name]}. Divide by 255 what is meant for values up to 255"
             )
+    if isinstance(weights, Enum) and not _is_of_torchvision(model):
+        raise ValueError(f"weights={weights} are torchvision's; pass model='torchvision:NAME', or one of torchvision's modules")
     modified = None
     if weights is not None and weights != "auto" and not isinstance(weights, Enum):
         if not Path(weights).is_file():
@@ -118,6 +120,10 @@ def load_backbone(
             for old in [old for old in cache if old[0].content != content]:  # networks of the module's earlier states
                 del cache[old]
         return _cached(cache, max_networks, key, given, lambda: _load(model, key, given.get("image_size"), options))
+
+
+def _is_of_torchvision(model: str | nn.Module) -> bool:
+    return model.startswith(TORCHVISION.prefix) if isinstance(model, str) else source_of(model) is TORCHVISION
 
 
 def n_features_of(model: nn.Module, image_size: int | None, pool: str, layers: int) -> int | None:

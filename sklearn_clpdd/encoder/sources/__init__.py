@@ -25,7 +25,7 @@ from ._timm import TIMM
 from ._torchvision import TORCHVISION
 from ._transformers import TRANSFORMERS
 
-__all__ = ["Network", "TokenNetwork", "create", "pooled", "source_of"]
+__all__ = ["TORCHVISION", "Network", "TokenNetwork", "create", "pooled", "source_of"]
 
 # A name belongs to the first source whose prefix it has; timm's is empty.
 SOURCES: list[Source] = [TRANSFORMERS, OPEN_CLIP, TORCHVISION, TIMM]

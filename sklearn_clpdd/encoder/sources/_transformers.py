@@ -1,6 +1,7 @@
 """Networks of transformers: ``transformers:NAME``, of the hub or of a local folder, and objects."""
 
 import inspect
+import threading
 from typing import Any, NamedTuple
 
 import torch
@@ -68,17 +69,26 @@ def adopt(module: Any, image_size: int | None = None, weights: object = None, *,
     model = module if hasattr(module, "embeddings") else getattr(module, "base_model", module)  # without a head
     model = getattr(model, "vision_model", model)
     config = model.config
+    for part in (config, *model.modules()):
+        if hasattr(part, "name_or_path"):
+            part.name_or_path = ""  # the same network in another folder is the same
     family = _FAMILIES.get(config.model_type)
     if family is not None and family.probed != "own" and hasattr(model, "pooler"):
         model.pooler = None  # it serves another feature, and its weights are often missing
-    side = image_size or preprocessing.get("image_size") or getattr(config, "image_size", None)
-    if isinstance(side, int):
-        _resample_positions(model, side)
+    if getattr(config, "mask_ratio", 0):
+        config.mask_ratio = 0.0
+    side = image_size or preprocessing.get("image_size") or _side(getattr(config, "image_size", 224))
+    _resample_positions(model, side)
     own = _PooledOutput(model)
     tokens = None
     if family is not None or getattr(config, "patch_size", None) is not None:
-        tokens = lambda pool, layers: TransformersTokens(model, pool, layers)  # noqa: E731
+        tokens = lambda pool, layers: TransformersTokens(model, pool, layers, side)  # noqa: E731
     return Network(own, preprocessing, "other", "own" if family is None else family.probed, tokens)
+
+
+def _side(size: Any) -> int:
+    """The first side of a size, which may be a number."""
+    return size if isinstance(size, int) else size[0]
 
 
 class _Model(nn.Module):
@@ -92,7 +102,7 @@ class _Model(nn.Module):
         if "interpolate_pos_encoding" in accepted:
             options["interpolate_pos_encoding"] = True
         if "noise" in accepted:  # MAE shuffles the patches, and masks most of them
-            patches = (images.shape[-1] // self.network.config.patch_size) ** 2
+            patches = (images.shape[-1] // _side(self.network.config.patch_size)) ** 2
             options["noise"] = torch.arange(patches, dtype=images.dtype, device=images.device).expand(len(images), -1)
         return self.network(pixel_values=images, return_dict=True, **options)
 
@@ -118,22 +128,23 @@ class _PooledOutput(_Model):
 class TransformersTokens(TokenNetwork, _Model):
     """Tokens of a vision transformer of transformers, after the final norm."""
 
-    def __init__(self, network: Any, pool: str, layers: int):
-        config = network.config
-        self._family = _FAMILIES.get(config.model_type)
+    def __init__(self, network: Any, pool: str, layers: int, side: int):
         name = type(network).__name__
+        self._family = _FAMILIES.get(network.config.model_type)
         if layers > 1 and self._family is None:
             raise ValueError(
                 f"layers={layers} needs the tokens and the final norm of {name}; known are those of {sorted(_FAMILIES)}"
             )
-        if getattr(config, "mask_ratio", 0):
-            config.mask_ratio = 0.0
-        n_prefix = _n_prefix(network)
+        n_prefix = _n_prefix(network, side)
         if n_prefix < 0:
             raise ValueError(f"pool={pool!r} needs the tokens of a vision transformer, and {name} merges them; pass pool='auto'")
-        has_class_token = n_prefix > 0
-        n_blocks = getattr(config, "num_hidden_layers", 1)
-        super().__init__(network, pool, layers, n_prefix=n_prefix, has_class_token=has_class_token, n_blocks=n_blocks)
+        n_blocks = getattr(network.config, "num_hidden_layers", 1)
+        super().__init__(network, pool, layers, n_prefix=n_prefix, has_class_token=n_prefix > 0, n_blocks=n_blocks)
+        if layers > 1:
+            lists = (one for one in network.modules() if isinstance(one, nn.ModuleList) and len(one) == n_blocks)
+            blocks = next(lists)
+            for i in range(n_blocks - layers, n_blocks):
+                blocks[i] = _Tapped(blocks[i])
 
     def tokens(self, images: Tensor) -> list[Tensor]:
         """Tokens of the last blocks."""
@@ -142,21 +153,47 @@ class TransformersTokens(TokenNetwork, _Model):
             last = self.call(images).last_hidden_state
             return [last if family is None or family.is_normed else getattr(self.network, family.norm)(last)]
         assert family is not None
-        states = self.call(images, output_hidden_states=True).hidden_states
+        states: list[Tensor] = []
+        _tapped.outputs = states
+        try:
+            self.call(images)
+        finally:
+            del _tapped.outputs
         norm = getattr(self.network, family.norm)
-        return [norm(state) for state in states[-self.layers :]]
+        return [norm(state) for state in states]
 
 
-def _n_prefix(network: Any) -> int:
-    """Tokens before those of the patches, found by a look at the network's output."""
-    config = network.config
-    side = getattr(config, "image_size", 224)
-    side = side if isinstance(side, int) else side[0]
-    patch = config.patch_size if isinstance(config.patch_size, int) else config.patch_size[0]
-    look = _PooledOutput(network)
+# Outputs of the tapped blocks in the present forward pass of a thread.
+_tapped = threading.local()
+
+
+class _Tapped(nn.Module):
+    """A block that notes its output; hooks, by which transformers returns hidden states, could not be pickled."""
+
+    def __init__(self, block: nn.Module):
+        super().__init__()
+        self.block = block
+
+    def forward(self, *arguments, **options):
+        """Output of the block."""
+        output = self.block(*arguments, **options)
+        if hasattr(_tapped, "outputs"):
+            _tapped.outputs.append(output[0] if isinstance(output, tuple) else output)
+        return output
+
+    def __getattr__(self, name: str) -> Any:
+        """An attribute of the block."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("block"), name)
+
+
+def _n_prefix(network: Any, side: int) -> int:
+    """Tokens before those of the patches, found by a look at the output for an image of this side."""
     with torch.no_grad():
-        n_tokens = look.call(torch.zeros(1, 3, side, side)).last_hidden_state.shape[1]
-    return n_tokens - (side // patch) ** 2
+        n_tokens = _PooledOutput(network).call(torch.zeros(1, 3, side, side)).last_hidden_state.shape[1]
+    return n_tokens - (side // _side(network.config.patch_size)) ** 2
 
 
 def _resample_positions(model: Any, side: int) -> None:
@@ -165,10 +202,9 @@ def _resample_positions(model: Any, side: int) -> None:
     positions, resample = (getattr(embeddings, name, None) for name in ("position_embeddings", "interpolate_pos_encoding"))
     if not isinstance(positions, nn.Parameter) or resample is None:
         return
-    patch = model.config.patch_size
-    n = (side // (patch if isinstance(patch, int) else patch[0])) ** 2
+    before, now = ((one // _side(model.config.patch_size)) ** 2 for one in (_side(model.config.image_size), side))
     with torch.no_grad():
-        resampled = resample(positions.new_zeros(1, 1 + n, positions.shape[2]), side, side)
+        resampled = resample(positions.new_zeros(1, positions.shape[1] - before + now, positions.shape[2]), side, side)
     embeddings.position_embeddings = nn.Parameter(resampled.clone(), requires_grad=False)
 
 
