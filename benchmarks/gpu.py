@@ -30,7 +30,7 @@ import sklearn
 import timm
 import torch
 from lgm import PublishedRecipe
-from measure import machine, memory_in_use, peak_memory, reset_peak_memory, table
+from measure import RESULTS, machine, memory_in_use, peak_memory, reset_peak_memory, table
 from sklearn.linear_model import RidgeClassifierCV
 from step import Case
 
@@ -121,7 +121,7 @@ def step(options, variant, precision, classes, views):
         while recipe.pyramid[-1].shape[-1] < 256:
             recipe.extend()
         before, work = memory_in_use(device), recipe.step
-    with products_of(precision, torch.device(device)):
+    with products_of("float32", torch.device(device)):  # outside our network; the published step has half precision
         work()
         reset_peak_memory(device)
         seconds = median_seconds(work, options, warm_up=1)
@@ -250,22 +250,23 @@ def main():
     parser.add_argument("sections", nargs="*", help=", ".join(SECTIONS))
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--small", action="store_true")
-    parser.add_argument("--output", type=Path)
+    parser.add_argument("--output", type=Path, help="folder of gpu.md; benchmarks/results without --small")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
         one(*json.loads(arguments.one))
         return
     options = (SMALL if arguments.small else FULL) | {"device": arguments.device}
+    output = arguments.output or (None if arguments.small else RESULTS)
     lines = [f"{machine()}; `SCIPY_ARRAY_API=1 python benchmarks/gpu.py`"]
     for name in arguments.sections or SECTIONS:
         begin = time.perf_counter()
         for line in itertools.chain([""], SECTIONS[name](options)):
             lines.append(line)
             print(line, flush=True)
-            if arguments.output is not None:
-                arguments.output.mkdir(parents=True, exist_ok=True)
-                (arguments.output / "gpu.md").write_text("\n".join(lines) + "\n")
+            if output is not None:
+                output.mkdir(parents=True, exist_ok=True)
+                (output / "gpu.md").write_text("\n".join(lines) + "\n")
         print(f"[{name}: {time.perf_counter() - begin:.0f} s]", flush=True)
 
 

@@ -32,7 +32,7 @@ import torch.nn.functional as F
 
 from sklearn_clpdd import DSA, FrozenEncoder, LinearSchedule
 from sklearn_clpdd.distill._adapters import ImageAdapter
-from sklearn_clpdd.distill._loop import State, ViewPlan, optimize
+from sklearn_clpdd.distill._loop import ChunkPlan, State, ViewPlan, optimize
 from sklearn_clpdd.distill._objectives import CrossEntropy, WithNeighbors
 from sklearn_clpdd.distill._parametrizations import Pyramid
 from sklearn_clpdd.distill._real_features import BatchSampler, RealFeatures
@@ -41,7 +41,7 @@ from sklearn_clpdd.encoder._extractor import FeatureExtractor
 from sklearn_clpdd.encoder._folding import fold_batch_norms, fold_paddings
 from sklearn_clpdd.encoder._frozen_layers import save_less_for_backward
 from sklearn_clpdd.encoder._images import as_images
-from sklearn_clpdd.encoder._precision import candidates
+from sklearn_clpdd.encoder._precision import candidates, products_of
 from sklearn_clpdd.utils._heap import reuse_freed_memory
 
 CPU = torch.device("cpu")
@@ -115,6 +115,7 @@ class Case:
             learning_rate=LinearSchedule().rate,
             progress=lambda: 0.5,
             chunk_plan=self.plan,
+            differentiating=partial(products_of, self.precision, self.extractor.device),
         )
 
     @property
@@ -261,6 +262,10 @@ def gradient(extractor, pixels):
     torch.autograd.grad(Z, views, Z.detach())
 
 
+# A case of ViT-S/14.
+VIT = "ViT-S/14"
+
+
 def parts(output):
     heads = ["classes × views, pixels", "views in a chunk", "pass twice", "encoder (floor)", "step", "step / floor"]
     yield table_row([*heads, "images", "views", "outer loss", "Adam"])
@@ -272,10 +277,13 @@ def parts(output):
         (10, 10, 224, 100),
         (10, 10, 224, None),
         (1000, 2, 112, None),
-        (10, 3, 224, 30),
+        (10, 3, 224, VIT),
     ):
-        vit = FrozenEncoder("vit_small_patch14_dinov2", weights=None, image_size=224, device="cpu") if chunk == 30 else None
-        case = Case(classes, views, size, chunk=chunk, encoder=vit)
+        vit = FrozenEncoder("vit_small_patch14_dinov2", weights=None, image_size=224, device="cpu") if chunk == VIT else None
+        case = Case(classes, views, size, chunk=None if chunk == VIT else chunk, encoder=vit)
+        if chunk == VIT:  # all views in one pass
+            case.plan = ChunkPlan(case.plan.chunk_size, case.total)
+            case.chunks, case.kept = case.plan.chunks(classes, views)
         steps = case.steps()
         rounds = 3 if case.total * size**2 > 1e7 else ROUNDS
         with reuse_freed_memory():  # as in `fit`

@@ -118,7 +118,7 @@ def test_a_step_stays_on_the_device(augmentation, kind, sampling, fake, monkeypa
     weight = 0.5 if augmentation.is_random else 0.0
     plan = ViewPlan(augmentation, 2 if augmentation.is_random else 1, weight)
 
-    def backpropagate(parametrization, features, loss_of, chunks, k, n_kept_chunks, others):
+    def backpropagate(parametrization, features, loss_of, chunks, k, n_kept_chunks, others, differentiating):
         """Its forward part."""
         Zs = []
         for rows in chunks:

@@ -54,7 +54,7 @@ def test_one_that_does_not_agree_is_not_taken(gradient, fast_bfloat16):
 
     def noisy(images, one):
         output = module(images)
-        return output if one == "float32" else output + 2 * output.detach().roll(1, 1) * images.mean((1, 2, 3))[:, None]
+        return output if one == "float32" else output.roll(1, 1)
 
     assert chosen(module, gradient, noisy) == "float32"
 
@@ -109,11 +109,11 @@ def test_features_are_those_of_the_precision(fast_bfloat16, tmp_path):
     assert not np.array_equal(Z["auto"], Z["float32"])
     assert (Z["auto"] * Z["float32"]).sum(1).min() > 0.9995
     identities = {one.dtype: one.load().identity() for one in (auto, exact, half)}
-    assert len(set(identities.values())) == 3  # keys of the cache
+    assert identities["auto"] == identities["bfloat16"] != identities["float32"]  # keys of the cache
     assert [one.load().provenance()["dtype"] for one in (auto, exact, half)] == ["bfloat16", "float32", "bfloat16"]
     auto.load().backbone.precisions._chosen.clear()
     fast_bfloat16["bfloat16"] = 2.0
-    assert auto.load().identity() not in identities.values()  # another machine does not take these features for its own
+    assert auto.load().identity() == identities["float32"]  # another machine does not take these features for its own
 
 
 def test_half_weights_are_what_autocast_computes_with():
@@ -130,7 +130,8 @@ def test_gradients_in_float16_are_scaled(monkeypatch):
     """Gradients of a loss as small as those of many real samples, which float16 cannot represent."""
     module = network()
     images = photo_crops(SMALL, 3)
-    small = 1e-9 * torch.randn(3, 800, generator=torch.Generator().manual_seed(0))
+    small = torch.randn(3, 800, generator=torch.Generator().manual_seed(0))
+    small *= torch.tensor([1e-9, 1e-5, 1.0])[:, None]  # each image has its own scale
     one = Precisions(module, CPU)
 
     def gradient(kind):
@@ -139,14 +140,14 @@ def test_gradients_in_float16_are_scaled(monkeypatch):
 
     wanted = gradient("float32")
     assert cosines(gradient("float16"), wanted).min() > 0.999
-    assert gradient("float16").norm() == pytest.approx(wanted.norm().item(), rel=1e-2)
+    np.testing.assert_allclose(gradient("float16").norm(dim=1), wanted.norm(dim=1), rtol=1e-2)
 
     def unscaled(ctx, dy):
-        ctx.scale.factor = 1.0
+        ctx.scale.factor = torch.ones(1, 1)
         return dy, None
 
     monkeypatch.setattr(precision._Scale, "backward", staticmethod(unscaled))
-    assert gradient("float16").norm() < 0.5 * wanted.norm()
+    assert gradient("float16")[0].norm() < 0.5 * wanted[0].norm()
 
 
 def test_features_that_overflow_float16_are_computed_in_float32():

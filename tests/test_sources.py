@@ -70,12 +70,19 @@ def check(given, pixels, expected, pool="auto", layers=1, **parameters):
         assert_same_features(extractor(plain).numpy(), expected)
 
 
-def pooled(blocks, n_prefix, pool):
-    """Features of the tokens of each of the last blocks, as the documentation says."""
-    tokens, averages = [block[:, 0] for block in blocks], [block[:, n_prefix:].mean(1) for block in blocks]
+def pooled(blocks, n_prefix, pool, norm=None):
+    """Features of the tokens of each of the last blocks, as the documentation says; some networks norm what is pooled."""
+    norm = norm or nn.Identity()
+    tokens, averages = [norm(block[:, 0]) for block in blocks], [norm(block[:, n_prefix:].mean(1)) for block in blocks]
     return torch.cat({"token": tokens, "avg": averages, "token+avg": [*tokens, averages[-1]]}[pool], dim=1)
 
 
+def norm_of_pooled(tower):
+    """BEiT's, which its pooler has."""
+    return getattr(getattr(tower, "pooler", None), "layernorm", None)
+
+
+PLAIN = {"mean": (0.0,) * 3, "std": (1.0,) * 3}
 POOLS = [("token", 1), ("avg", 1), ("token+avg", 1), ("token", 2), ("avg", 2), ("token+avg", 3)]
 
 
@@ -113,7 +120,7 @@ TRANSFORMERS = {
     "dinov3": ("norm", 3, "token"),
     "mae": ("layernorm", 1, "token"),
     "msn": ("layernorm", 1, "token"),
-    "beit": ("layernorm", 1, None),
+    "beit": ("layernorm", 1, "avg"),
     "ijepa": ("layernorm", 0, "avg"),
     "clip": ("post_layernorm", 1, "token"),
     "siglip": ("post_layernorm", 0, None),
@@ -159,7 +166,7 @@ def test_transformers_auto(saved):
     if auto is None:
         expected = output.pooler_output.flatten(1)
     else:
-        expected = pooled([getattr(tower, norm)(output.hidden_states[-1])], n_prefix, auto)
+        expected = pooled([getattr(tower, norm)(output.hidden_states[-1])], n_prefix, auto, norm_of_pooled(tower))
     check(f"transformers:{folder}", pixels, expected)
     check(transformers.AutoModel.from_pretrained(folder), pixels, expected)
 
@@ -173,7 +180,9 @@ def test_transformers_pools(saved, pool, layers):
             encoded(f"transformers:{folder}", pool, layers)
         return
     tower, pixels, output = outputs(model, processor, name)
-    expected = pooled([getattr(tower, norm)(state) for state in output.hidden_states[-layers:]], n_prefix, pool)
+    expected = pooled(
+        [getattr(tower, norm)(state) for state in output.hidden_states[-layers:]], n_prefix, pool, norm_of_pooled(tower)
+    )
     check(f"transformers:{folder}", pixels, expected, pool, layers)
 
 
@@ -193,7 +202,7 @@ def test_another_image_size_resamples_positions_once(saved, size):
         output = tower(pixel_values=pixels, output_hidden_states=True, **options)
     expected = output.pooler_output.flatten(1) if auto is None else None
     if auto is not None:
-        expected = pooled([getattr(tower, norm)(output.hidden_states[-1])], n_prefix, auto)
+        expected = pooled([getattr(tower, norm)(output.hidden_states[-1])], n_prefix, auto, norm_of_pooled(tower))
     own = {"image_size": size, "crop_pct": 1.0, "mean": (0,) * 3, "std": (1,) * 3, "l2_normalize": False, "device": "cpu"}
     extractor = FrozenEncoder(f"transformers:{folder}", **own).load()
     with torch.no_grad():
@@ -239,32 +248,98 @@ def test_a_classifier_of_transformers_loses_its_head(tmp_path):
         assert encoded(given).shape == (6, 24)
 
 
-def test_missing_weights_of_transformers_are_refused(tmp_path):
+@pytest.mark.parametrize("name", ["vit", "clip", "siglip", "convnext"])
+def test_missing_weights_of_transformers_are_refused(name, tmp_path):
     from safetensors.torch import load_file, save_file
 
-    model = transformers.ViTModel(CONFIGS["vit"], add_pooling_layer=False)
-    model.save_pretrained(tmp_path)
+    transformers.AutoModel.from_config(CONFIGS[name]).save_pretrained(tmp_path)
     state = load_file(tmp_path / "model.safetensors")
-    del state[next(key for key in state if "1" in key and key.endswith("weight"))]
+    key = next(key for key in state if "text" not in key and "pooler" not in key and state[key].ndim > 1)
+    del state[key]
     save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match="lack 1 parameter"):
         FrozenEncoder(f"transformers:{tmp_path}").load()
 
 
+@pytest.mark.parametrize("kind", ["missing", "broken", "rescaled", "not resized"])
+def test_an_image_processor_that_is_not_followed_is_told(kind, tmp_path):
+    transformers.ViTModel(CONFIGS["vit"]).save_pretrained(tmp_path)
+    options = {"rescaled": {"rescale_factor": 1 / 127.5}, "not resized": {"do_resize": False}}.get(kind, {})
+    if kind != "missing":
+        transformers.ViTImageProcessor(size={"height": 32, "width": 32}, **options).save_pretrained(tmp_path)
+    if kind == "broken":
+        (tmp_path / "preprocessor_config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"how ViTModel wants its images is not known: its .* Pass image_size=, mean= and std="):
+        FrozenEncoder(f"transformers:{tmp_path}").load()
+    assert FrozenEncoder(f"transformers:{tmp_path}", image_size=32, **PLAIN).load().preprocessing.std == (1.0,) * 3
+
+
+def test_a_folder_that_changes_is_noticed(tmp_path):
+    features = []
+    for factor in (1, 2):
+        model = enlivened(transformers.Dinov2Model(CONFIGS["dinov2"]))
+        with torch.no_grad():
+            model.embeddings.patch_embeddings.projection.weight.mul_(factor)
+        model.save_pretrained(tmp_path)
+        features.append(FrozenEncoder(f"transformers:{tmp_path}", image_size=32, **PLAIN).transform(photos()))
+    assert not np.allclose(*features, atol=1e-3)
+
+
+def test_weights_of_a_users_module_are_loaded_as_a_whole(tmp_path):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network, self.proj = nn.Sequential(nn.AvgPool2d(8), nn.Flatten()), nn.Linear(12, 5)
+
+        def forward(self, x):
+            return self.proj(self.network(x))
+
+    one, other = Net(), Net()
+    torch.save(other.state_dict(), tmp_path / "weights.pth")
+    given = {"image_size": 16, "l2_normalize": False}
+    found = FrozenEncoder(one, weights=tmp_path / "weights.pth", **given).transform(photos())
+    np.testing.assert_allclose(found, FrozenEncoder(other, **given).transform(photos()), atol=1e-6)
+
+
+def test_a_head_that_is_not_torchvisions_stays():
+    module = torchvision.models.resnet18()
+    module.fc = nn.Sequential(nn.Linear(512, 256), nn.ReLU(), nn.Linear(256, 7))
+    assert FrozenEncoder(module, image_size=64).load().n_features == 7
+
+
+def test_pools_that_timm_was_built_with_stay():
+    assert (
+        FrozenEncoder("resnet18", weights=None, image_size=64, model_kwargs={"global_pool": "catavgmax"}).load().n_features
+        == 1024
+    )
+
+
+def test_options_that_are_set_here_are_refused():
+    for name in ("resnet18", "torchvision:resnet18"):
+        with pytest.raises(ValueError, match=r"model_kwargs have \['num_classes'\], which FrozenEncoder sets itself"):
+            FrozenEncoder(name, weights=None, model_kwargs={"num_classes": 7}).load()
+
+
+def test_blocks_of_torchvision_can_be_cached(tmp_path):
+    encoder = FrozenEncoder("torchvision:vit_b_32", weights=None, image_size=64, layers=2, pool="avg", memory=tmp_path)
+    np.testing.assert_array_equal(encoder.transform(photos()), encoder.transform(photos()))
+
+
 def test_an_object_without_a_processor_needs_its_settings():
     model = transformers.ViTModel(CONFIGS["vit"])
-    with pytest.raises(ValueError, match="pass image_size="):
-        FrozenEncoder(model).load()
-    assert FrozenEncoder(model, image_size=32).transform(photos()).shape == (6, 24)
+    for given in ({}, {"image_size": 32}, {"image_size": 32, "mean": (0.5,) * 3}):
+        with pytest.raises(ValueError, match=r"has no image processor. Pass image_size=, mean= and std="):
+            FrozenEncoder(model, **given).load()
+    assert FrozenEncoder(model, image_size=32, **PLAIN).transform(photos()).shape == (6, 24)
 
 
 def test_untrained_weights_and_weights_of_a_file(tmp_path):
     model = enlivened(transformers.ViTModel(CONFIGS["vit"], add_pooling_layer=False))
     model.config.save_pretrained(tmp_path)
     torch.save(model.state_dict(), tmp_path / "weights.pth")
-    one, same = (encoded(f"transformers:{tmp_path}", weights=None, image_size=32) for _ in range(2))
+    one, same = (encoded(f"transformers:{tmp_path}", weights=None, image_size=32, **PLAIN) for _ in range(2))
     np.testing.assert_array_equal(one, same)
-    other = encoded(f"transformers:{tmp_path}", weights=tmp_path / "weights.pth", image_size=32)
+    other = encoded(f"transformers:{tmp_path}", weights=tmp_path / "weights.pth", image_size=32, **PLAIN)
     assert not np.allclose(one, other, atol=1e-2)
 
 
@@ -474,7 +549,7 @@ def test_torchvision_transformer(pool, layers):
         ("torchvision:resnet19", r"unknown encoder 'torchvision:resnet19'; did you mean.*resnet18"),
         ("torchvision:resnet18/IMAGENET", r"unknown weights; torchvision has \['IMAGENET1K_V1'\]"),
         ("open_clip:ViT-B-33", r"unknown encoder 'open_clip:ViT-B-33'; did you mean.*ViT-B-32"),
-        ("open_clip:ViT-B-32", r"pass open_clip:ViT-B-32/PRETRAINED with one of \[.*laion2b"),
+        ("open_clip:ViT-B-32", r"pass open_clip:ViT-B-32/PRETRAINED with a file or one of \[.*laion2b"),
     ],
 )
 def test_unknown_names(name, message, no_encoding):
@@ -512,7 +587,7 @@ def test_weights_of_torchvision_for_another_library():
 def test_missing_folders(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"needs a folder with config.json"):
         FrozenEncoder(f"local-dir:{tmp_path}").load()
-    with pytest.raises(ValueError, match="cannot be loaded with pretrained weights: Unrecognized model"):
+    with pytest.raises(ValueError, match="cannot be used: ValueError: Unrecognized model"):
         FrozenEncoder(f"transformers:{tmp_path}").load()
 
 
@@ -545,7 +620,7 @@ def test_a_search_chooses_the_encoder(colors):
 
 @pytest.mark.parametrize("pool", ["token", "token+avg"])
 def test_distillation_through_tokens(pool, colors):
-    encoder = FrozenEncoder(transformers.ViTModel(CONFIGS["vit"]), image_size=32, pool=pool)
+    encoder = FrozenEncoder(transformers.ViTModel(CONFIGS["vit"]), image_size=32, pool=pool, **PLAIN)
     distiller = CLPDistiller(encoder, max_iter=3, random_state=0).fit(*colors)
     assert distiller.transform().shape == (3, 32, 32, 3)
     assert np.isfinite(distiller.history_[-1]["loss"])

@@ -35,6 +35,7 @@ from sklearn_clpdd import (
     save_distilled,
 )
 from sklearn_clpdd.baselines import ClassCentroids, DMDistiller, LGMDistiller, NearestReals, RandomSubset
+from sklearn_clpdd.utils._torch_modes import float32_products
 
 plt = pytest.importorskip("matplotlib.pyplot")
 rng = np.random.default_rng(0)
@@ -331,3 +332,16 @@ def test_forked_processes_compute_the_same_and_end():
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
     assert process.communicate()[0].decode().splitlines()[-1:] == ["threads 1"]
+
+
+def test_wishes_of_two_threads_end_in_any_order():
+    """The caller's precision is restored, whichever thread ends first."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    one, other = float32_products(tf32=True), float32_products(tf32=False)
+    one.__enter__()
+    other.__enter__()
+    assert torch.get_float32_matmul_precision() == "highest"
+    one.__exit__(None, None, None)
+    assert torch.get_float32_matmul_precision() == "highest"
+    other.__exit__(None, None, None)
+    assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == before

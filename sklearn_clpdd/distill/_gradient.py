@@ -203,8 +203,7 @@ class GradientDistiller(CallbackSupportMixin, BaseDistiller):
             advice=self._advice(),
             verbose=bool(self.verbose),
         )
-        with adapter.differentiating():
-            outcome = trainer.run(self._steps(data, real, state, views, loss, trainer.progress, chunk_plan))
+        outcome = trainer.run(self._steps(data, real, state, views, loss, trainer.progress, chunk_plan))
         try:
             if outcome.error is not None and not outcome.n_steps:
                 raise outcome.error  # there is nothing to keep
@@ -226,6 +225,7 @@ class GradientDistiller(CallbackSupportMixin, BaseDistiller):
             learning_rate=self._schedule().rate,
             progress=progress,
             chunk_plan=chunk_plan,
+            differentiating=adapter.differentiating,
         )
 
     def _result(self, data: FitData, real: RealFeatures, state: State, attributes: dict, outcome: Outcome) -> FitResult:

@@ -8,6 +8,7 @@ the number of views is. Chunks whose graphs fit into memory pass only once.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
@@ -181,6 +182,7 @@ def optimize(
     learning_rate: Callable[[int, float], float],
     progress: Callable[[], float],
     chunk_plan: ChunkPlan,
+    differentiating: Callable[[], AbstractContextManager] = nullcontext,
 ) -> Iterator[Tensor]:
     """Improve the synthetic samples step by step; yield the loss of each step, still on its device, before θ moves.
 
@@ -202,6 +204,8 @@ def optimize(
     progress : callable
         Fraction of the run that is done; the run ends at 1.
     chunk_plan : ChunkPlan
+    differentiating : callable
+        Returns the context in which gradients of ``encode`` are computed.
     """
     m, n, k, weight = len(state.targets), views.n_random, views.per_sample, views.unaugmented_weight
     chunks, n_kept_chunks = chunk_plan.chunks(m, k)
@@ -220,7 +224,8 @@ def optimize(
             random = objective(Z[:, :n].reshape(m * n, -1), Y.repeat_interleave(n, dim=0), R, r)
             return (1 - weight) * random + weight * unaugmented_objective(Z[:, n], Y, R, r)
 
-        yield backpropagate(state.parametrization, features, loss_of, chunks, k, n_kept_chunks, state.learned_targets)
+        others = state.learned_targets
+        yield backpropagate(state.parametrization, features, loss_of, chunks, k, n_kept_chunks, others, differentiating)
         state.update()
 
 
@@ -279,6 +284,7 @@ def backpropagate(
     k: int,
     n_kept_chunks: int = 1,
     others: Sequence[Tensor] = (),
+    differentiating: Callable[[], AbstractContextManager] = nullcontext,
 ) -> Tensor:
     """Compute the loss, and write its gradient to θ and to the other tensors that it depends on.
 
@@ -297,6 +303,8 @@ def backpropagate(
         Number of chunks, the last ones, whose graphs stay in memory until their gradient is computed; the others pass twice.
     others : sequence of Tensor
         Leaves of the loss other than ``Z``.
+    differentiating : callable
+        Returns the context of the backward pass of ``features``.
     """
 
     def forward(rows: slice) -> tuple[list[Tensor], Tensor]:
@@ -318,7 +326,8 @@ def backpropagate(
             other.grad = None if gradient is None else torch.empty_like(other).copy_(gradient)
         for rows in reversed(chunks):
             theta, chunk_Z = graphs.pop() if graphs else forward(rows)
-            gradients = torch.autograd.grad(chunk_Z, theta, dZ[rows], allow_unused=True)
+            with differentiating():
+                gradients = torch.autograd.grad(chunk_Z, theta, dZ[rows], allow_unused=True)
             _write_gradients(parametrization.parameters, gradients, rows, k)
             del theta, chunk_Z
     return loss.detach()

@@ -1,6 +1,7 @@
 """A frozen network with its preprocessing: images → features."""
 
 from functools import cached_property
+from importlib.metadata import version
 
 import joblib
 import torch
@@ -58,6 +59,13 @@ class Backbone:
                 f"pickled ({type(error).__name__}: {error}). Remove from it what cannot be pickled, or leave both at None"
             ) from error
         return joblib.hash((network, self.preprocessing))
+
+    @cached_property
+    def library_versions(self) -> dict[str, str]:
+        """Versions of the libraries, apart from torch and timm, whose layers the network has."""
+        packages = {"transformers": "transformers", "open_clip": "open_clip_torch", "torchvision": "torchvision"}
+        roots = {type(module).__module__.partition(".")[0] for module in self.module.modules()}
+        return {root: version(packages[root]) for root in sorted(roots & packages.keys())}
 
     def with_preprocessing(self, preprocessing: Preprocessing) -> "Backbone":
         """The same network with another crop or normalisation."""

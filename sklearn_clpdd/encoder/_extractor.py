@@ -43,6 +43,10 @@ class FeatureExtractor:
     backbone : Backbone
     model : str
         Name of the model.
+    pool : str
+        How tokens become features.
+    layers : int
+        Blocks whose tokens they are.
     l2_normalize : bool
         Whether features are scaled to unit norm.
     dtype : {"auto", "float32", "tf32", "bfloat16", "float16"}
@@ -59,6 +63,8 @@ class FeatureExtractor:
 
     backbone: Backbone
     model: str = ""
+    pool: str = "auto"
+    layers: int = 1
     l2_normalize: bool = True
     dtype: str = "auto"
     batch_size: int = 64
@@ -186,7 +192,7 @@ class FeatureExtractor:
 
     def identity(self) -> str:
         """Digest of everything that the features of an image depend on, besides the image."""
-        return joblib.hash((self.network_identity(), self.dtype_, VERSIONS))
+        return joblib.hash((self.backbone.digest, self.l2_normalize, self.dtype_, VERSIONS, self.backbone.library_versions))
 
     def network_identity(self) -> str:
         """`identity` without what differs between machines: versions of packages, and the precision that is the fastest."""
@@ -202,6 +208,8 @@ class FeatureExtractor:
         return {
             "model": self.model,
             "weights_sha256": self.backbone.weights_sha256,
+            "pool": self.pool,
+            "layers": self.layers,
             "dtype": self.dtype_,
             "l2_normalize": bool(self.l2_normalize),
             "image_size": int(own.image_size),

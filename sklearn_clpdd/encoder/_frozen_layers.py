@@ -94,6 +94,8 @@ class _Conv2d(torch.autograd.Function):
 def _is_of_patches(shape, weight: Tensor, stride, padding, dilation, groups: int) -> bool:
     """Whether a convolution divides its input into patches, as the first layer of vision transformers does."""
     kernel = weight.shape[-2:]
+    if len(shape) != 4 or tuple(kernel) == (1, 1):
+        return False
     whole = all(side % k == 0 for side, k in zip(shape[-2:], kernel, strict=True))
     return whole and tuple(stride) == tuple(kernel) and not any(padding) and groups == 1 and all(d == 1 for d in dilation)
 

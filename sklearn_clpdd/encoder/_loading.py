@@ -22,8 +22,8 @@ from ._folding import fold
 from ._frozen_layers import save_less_for_backward
 from ._preprocessing import CROP_MODES, INTERPOLATIONS, Preprocessing
 from ._verification import verified, warn_of_head
-from ._weights import load_strictly, read_state_dicts
-from .sources import TORCHVISION, Network, create, pooled, source_of
+from ._weights import load_file
+from .sources import TORCHVISION, Network, create, local_files, name_of, pooled, source_of
 
 # Loaded networks by source and image size; each maps the rest of the preprocessing to a backbone that shares the network.
 _Cache = OrderedDict[tuple["_Key", int | None], dict[tuple, Backbone]]
@@ -31,6 +31,8 @@ _cache_by_name: _Cache = OrderedDict()
 _cache_by_module: WeakKeyDictionary[nn.Module, _Cache] = WeakKeyDictionary()  # a module's networks are freed with it
 # Held while a network is loaded, so that threads load it only once, and because untrained weights use torch's global generator.
 _lock = RLock()
+# Options of the libraries that are set here.
+_OWN_OPTIONS = {"pretrained", "weights", "load_weights", "num_classes", "checkpoint_path", "output_loading_info", "return_dict"}
 # How many networks are kept: in total for names, and for each module.
 _MAX_CACHED_BY_NAME, _MAX_CACHED_PER_MODULE = 8, 4
 
@@ -45,6 +47,8 @@ class _Key(NamedTuple):
     pool: str
     layers: int
     options: str  # fingerprint of the options of the function that builds the network
+    files: tuple  # sizes and times of the local files that a name stands for
+    is_complete: bool  # whether image size, mean and standard deviation are given
 
 
 def load_backbone(
@@ -110,7 +114,10 @@ def load_backbone(
         modified = os.stat(weights).st_mtime_ns
     content = model if isinstance(model, str) else (_layout(model), module_digest(model))
     options = dict(model_kwargs or {})
-    key = _Key(content, weights, modified, device, pool, layers, fingerprint(options))
+    _check_options(model, options)
+    files = local_files(model) if isinstance(model, str) else ()
+    is_complete = {"image_size", "mean", "std"} <= given.keys()
+    key = _Key(content, weights, modified, device, pool, layers, fingerprint(options), files, is_complete)
     # Tensors that are created in inference mode never have gradients.
     with _lock, standard_torch_modes():
         if isinstance(model, str):
@@ -120,6 +127,16 @@ def load_backbone(
             for old in [old for old in cache if old[0].content != content]:  # networks of the module's earlier states
                 del cache[old]
         return _cached(cache, max_networks, key, given, lambda: _load(model, key, given.get("image_size"), options))
+
+
+def _check_options(model: str | nn.Module, options: dict[str, Any]) -> None:
+    if options and not isinstance(model, str):
+        raise ValueError(f"model_kwargs= are for the library that builds a network by name; {type(model).__name__} is built")
+    if _OWN_OPTIONS & options.keys():
+        raise ValueError(
+            f"model_kwargs have {sorted(_OWN_OPTIONS & options.keys())}, which FrozenEncoder sets itself: there is weights=, and "
+            "classifiers are not used"
+        )
 
 
 def _is_of_torchvision(model: str | nn.Module) -> bool:
@@ -165,32 +182,30 @@ def _load(model: str | nn.Module, key: _Key, image_size: int | None, options: di
         if isinstance(model, str):
             network, original = create(model, key.weights, image_size, options), None
         else:
-            network, original = _of_module(model, key.weights, image_size, options), model
+            network, original = _of_module(model, key.weights, image_size), model
         module = pooled(network, key.pool, key.layers)
     finally:
         torch.default_generator.set_state(state)
-    backbone = _freeze(module, _preprocessing(network, image_size), key.device, original)
+    backbone = _freeze(module, _preprocessing(network, image_size, key.is_complete), key.device, original)
     if original is not None and source_of(original) is None:
         warn_of_head(original, backbone.n_features)
     return backbone
 
 
-def _of_module(model: nn.Module, weights: str | Enum | None, image_size: int | None, options: dict[str, Any]) -> Network:
+def _of_module(model: nn.Module, weights: str | Enum | None, image_size: int | None) -> Network:
     """A network from a copy of a module."""
-    if options:
-        raise ValueError(f"model_kwargs= are for the library that builds a network by name; {type(model).__name__} is built")
-    source = source_of(model)
-    module = copy_module(model)
-    network = Network(module) if source is None else source.adopt(module, image_size, weights)
-    if isinstance(weights, str) and weights != "auto":
-        load_strictly(getattr(network.module, "network", network.module), read_state_dicts(weights), weights)
-    return network
+    source, module = source_of(model), copy_module(model)
+    if source is not None:
+        return source.adopt(module, image_size, weights)
+    load_file(module, weights)
+    return Network(module)
 
 
-def _preprocessing(network: Network, image_size: int | None) -> Preprocessing:
+def _preprocessing(network: Network, image_size: int | None, is_complete: bool) -> Preprocessing:
     """That of the network's library; other modules get values in [0, 1] without a crop."""
-    config = dict(network.preprocessing)
-    name = type(getattr(network.module, "network", network.module)).__name__
+    config, name = dict(network.preprocessing), name_of(network.module)
+    if network.problem and not is_complete:
+        raise ValueError(f"how {name} wants its images is not known: {network.problem}. Pass image_size=, mean= and std=")
     channels, *sides = config.pop("input_size", (3, None))
     if image_size is not None:
         config["image_size"] = image_size

@@ -11,6 +11,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from ..utils._warnings import warn
 from ._preprocessing import Preprocessing
+from .sources._network import name_of
 
 # Largest difference of features that another layout or folded layers may cause, relative to that between two images.
 _TOLERANCE = 1e-3
@@ -88,7 +89,7 @@ class _FailedError(ValueError):
 
 def _rows(module: nn.Module, images: Tensor, layout: torch.memory_format) -> Tensor:
     """Features of images in a memory layout."""
-    name, size, n = type(module).__name__, images.shape[-1], len(images)
+    name, size, n = name_of(module), images.shape[-1], len(images)
     try:
         with torch.no_grad():
             features = module.to(memory_format=layout)(images.contiguous(memory_format=layout))
@@ -119,7 +120,7 @@ def _rows(module: nn.Module, images: Tensor, layout: torch.memory_format) -> Ten
 
 def _check_rows(module: nn.Module, both: Tensor, error: float) -> None:
     """Raise if features are the same for two images, or depend on the other images of a batch."""
-    name = type(module).__name__
+    name = name_of(module)
     if torch.equal(both[0], both[1]):
         raise ValueError(
             f"{name} returns the same features for two images that differ; check that its output depends on its input, and "

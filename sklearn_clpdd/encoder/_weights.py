@@ -80,6 +80,12 @@ def load_strictly(module: nn.Module, candidates: list[StateDict], source: str) -
     module.load_state_dict({key: state[key] for key in own if key in state}, strict=False)
 
 
+def load_file(module: nn.Module, weights: object) -> None:
+    """Load the weights of a file, if ``weights`` is one, and not ``"auto"``, None, or weights of torchvision."""
+    if isinstance(weights, str) and weights != "auto":
+        load_strictly(module, read_state_dicts(weights), weights)
+
+
 def _translated(to_timm, state: Mapping[str, Tensor], module: nn.Module, source: str) -> Mapping[str, Tensor]:
     try:
         return to_timm(dict(state), module)

@@ -7,7 +7,6 @@ Importing this module also makes torch use one thread in processes that are fork
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from threading import Lock
 from typing import Any
 
@@ -18,30 +17,35 @@ if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
 
 
 class _Setting:
-    """A setting of the whole process, overridden from the first entry to the last exit of any thread.
+    """A setting of the whole process, overridden from the first entry to the last exit of any thread; the latest wish counts.
 
     A value of None cannot be restored, and is left alone.
     """
 
-    def __init__(self, read: Callable[[], Any], write: Callable[[Any], object], value: Any):
-        self._read, self._write, self._value = read, write, value
-        self._lock, self._n_inside, self._callers = Lock(), 0, value
+    def __init__(self, read: Callable[[], Any], write: Callable[[Any], object]):
+        self._read, self._write = read, write
+        self._lock = Lock()
+        self._callers: Any = None
+        self._wishes: list[list] = []  # lists of one value each, which are told apart by identity
 
-    def enter(self) -> None:
-        """Override it."""
+    def enter(self, value: Any) -> list:
+        """Override it; the result ends this by `exit`."""
         with self._lock:
-            self._n_inside += 1
-            if self._n_inside == 1:
+            if not self._wishes:
                 self._callers = self._read()
-                if self._callers not in (self._value, None):
-                    self._write(self._value)
+            self._wishes.append(wish := [value])
+            self._set(value)
+            return wish
 
-    def exit(self) -> None:
-        """Restore the caller's value."""
+    def exit(self, wish: list) -> None:
+        """Return to the latest wish that is left, or to the caller's value."""
         with self._lock:
-            self._n_inside -= 1
-            if self._n_inside == 0 and self._callers not in (self._value, None):
-                self._write(self._callers)
+            self._wishes = [one for one in self._wishes if one is not wish]
+            self._set(self._wishes[-1][0] if self._wishes else self._callers)
+
+    def _set(self, value: Any) -> None:
+        if self._callers is not None and self._read() != value:
+            self._write(value)
 
 
 def _matmul_precision() -> str | None:
@@ -51,8 +55,8 @@ def _matmul_precision() -> str | None:
         return None
 
 
-_dtype = _Setting(torch.get_default_dtype, torch.set_default_dtype, torch.float32)
-_precision = _Setting(_matmul_precision, torch.set_float32_matmul_precision, "highest")
+_dtype = _Setting(torch.get_default_dtype, torch.set_default_dtype)
+_matmul = _Setting(_matmul_precision, torch.set_float32_matmul_precision)
 
 
 def _conv_tf32() -> bool | None:
@@ -66,18 +70,15 @@ def _set_conv_tf32(value: bool) -> None:
     torch.backends.cudnn.allow_tf32 = value
 
 
-_matmul = partial(_Setting, _matmul_precision, torch.set_float32_matmul_precision)
-_conv = partial(_Setting, _conv_tf32, _set_conv_tf32)
-_float32, _tf32 = (_matmul("highest"), _conv(False)), (_matmul("high"), _conv(True))
+_conv = _Setting(_conv_tf32, _set_conv_tf32)
 
 
 @contextmanager
 def float32_products(*, tf32: bool) -> Iterator[None]:
     """Multiply and convolve float32 tensors on GPUs in TF32, or in full float32."""
     with ExitStack() as stack:
-        for setting in _tf32 if tf32 else _float32:
-            setting.enter()
-            stack.callback(setting.exit)
+        for setting, value in ((_matmul, "high" if tf32 else "highest"), (_conv, tf32)):
+            stack.callback(setting.exit, setting.enter(value))
         yield
 
 
@@ -101,7 +102,7 @@ def standard_torch_modes(device: torch.device | None = None) -> Iterator[None]:
         for name in ("cpu", "cuda", "mps"):
             if torch.is_autocast_enabled(name):
                 stack.enter_context(torch.autocast(name, enabled=False))
-        for setting in (_dtype, _precision) if device is None or device.type == "cpu" else (_dtype,):
-            setting.enter()
-            stack.callback(setting.exit)
+        stack.callback(_dtype.exit, _dtype.enter(torch.float32))
+        if device is None or device.type == "cpu":
+            stack.callback(_matmul.exit, _matmul.enter("highest"))
         yield

@@ -15,17 +15,18 @@ file                      what it holds
 Each of the first four files ends with its `Source`.
 """
 
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from ._network import Network, Source, TokenNetwork, pooled
+from ._network import Network, Source, TokenNetwork, name_of, pooled
 from ._open_clip import OPEN_CLIP
 from ._timm import TIMM
 from ._torchvision import TORCHVISION
 from ._transformers import TRANSFORMERS
 
-__all__ = ["TORCHVISION", "Network", "TokenNetwork", "create", "pooled", "source_of"]
+__all__ = ["TORCHVISION", "Network", "TokenNetwork", "create", "local_files", "name_of", "pooled", "source_of"]
 
 # A name belongs to the first source whose prefix it has; timm's is empty.
 SOURCES: list[Source] = [TRANSFORMERS, OPEN_CLIP, TORCHVISION, TIMM]
@@ -35,6 +36,16 @@ def create(name: str, weights: Any, image_size: int | None, options: dict[str, A
     """A network by name, with weights ``"auto"``, of a file, or none; ``options`` are for the function that builds it."""
     source = next(source for source in SOURCES if name.startswith(source.prefix))
     return source.create(name, weights, image_size, options)
+
+
+def local_files(name: str) -> tuple:
+    """Path, size and time of each local file that a name stands for, so that changes are noticed."""
+    rest = name.partition(":")[2]
+    if not rest:
+        return ()
+    paths = {Path(path).expanduser() for path in (rest, rest.partition(":")[2], rest.partition("/")[2]) if path}
+    files = [file for path in paths if path.exists() for file in ([path] if path.is_file() else path.iterdir()) if file.is_file()]
+    return tuple(sorted((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files))
 
 
 def source_of(module: nn.Module) -> Source | None:

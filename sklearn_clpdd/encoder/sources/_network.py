@@ -1,5 +1,6 @@
 """What a source of networks is, and what it returns: a network without its classifier, and what is known about it."""
 
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -21,7 +22,8 @@ class Source(NamedTuple):
     owns : callable
         ``module → bool``: whether a module is one of the library's.
     adopt : callable
-        ``(module, image_size, weights) → Network``: from a copy of such a module, which loses its classifier in place.
+        ``(module, image_size, weights) → Network``: from a copy of such a module, which loses its classifier in place; with the
+        weights of a file, if ``weights`` is one.
     """
 
     prefix: str
@@ -39,7 +41,9 @@ class Network:
     module : nn.Module
         Maps images ``(n, 3, s, s)`` to pooled features ``(n, d)``, as its library does.
     preprocessing : Mapping
-        Fields of `Preprocessing` that it is evaluated with, as far as they are known.
+        Fields of `Preprocessing` that it is evaluated with, as far as they are known; and its ``input_size``, channels first.
+    problem : str
+        Why this is not what its library does, if it is not; an error unless the user gives size, mean and standard deviation.
     own_pool : {"token", "avg", "other"}
         How the module pools: the class token, the average of the others, or in another way, such as by attention.
     probed : {"own", "token", "avg"}
@@ -50,12 +54,24 @@ class Network:
 
     module: nn.Module
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
+    problem: str = ""
     own_pool: str = "other"
     probed: str = "own"
     tokens: "Callable[[str, int], TokenNetwork] | None" = None
 
 
-class TokenNetwork(nn.Module):
+def name_of(module: nn.Module) -> str:
+    """Name of a network for messages, without what it is wrapped in here."""
+    return type(module.network if isinstance(module, Wrapped) else module).__name__
+
+
+class Wrapped(nn.Module):
+    """A network of another library, whose attributes torch's types do not know."""
+
+    network: Any
+
+
+class TokenNetwork(Wrapped):
     """Features from the tokens of the last blocks of a vision transformer.
 
     A subclass implements `tokens`. With several blocks, the class tokens of all of them come first, and are followed by the
@@ -89,8 +105,6 @@ class TokenNetwork(nn.Module):
             raise ValueError(f"layers={layers} is more than the {n_blocks} blocks of {name}")
         self.network, self.pool, self.layers, self.n_prefix = network, pool, layers, n_prefix
 
-    network: Any  # of another library
-
     def tokens(self, images: Tensor) -> list[Tensor]:
         """Tokens ``(n, n_prefix + patches, d)`` of each of the last blocks, as their authors normalise them."""
         raise NotImplementedError
@@ -108,6 +122,49 @@ class TokenNetwork(nn.Module):
         return torch.cat([self.normalized(part) for part in parts], dim=1)
 
 
+# Outputs of the tapped blocks in the present forward pass of a thread.
+_tapped = threading.local()
+
+
+class _Tapped(nn.Module):
+    """A block that notes its output. Unlike a hook it can be pickled, and unlike a traced graph it is the library's own code."""
+
+    def __init__(self, block: nn.Module):
+        super().__init__()
+        self.block = block
+
+    def forward(self, *arguments, **options):
+        """Output of the block."""
+        output = self.block(*arguments, **options)
+        if hasattr(_tapped, "outputs"):
+            _tapped.outputs.append(output[0] if isinstance(output, tuple) else output)
+        return output
+
+    def __getattr__(self, name: str) -> Any:
+        """An attribute of the block."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("block"), name)
+
+
+def tap(blocks: Any, n: int) -> None:
+    """Let the last ``n`` of a list or a sequence of blocks note their outputs."""
+    for i in range(len(blocks) - n, len(blocks)):
+        blocks[i] = _Tapped(blocks[i])
+
+
+def tapped_outputs(call: Callable[[], Any]) -> list[Tensor]:
+    """Outputs of the tapped blocks during a call."""
+    outputs: list[Tensor] = []
+    _tapped.outputs = outputs
+    try:
+        call()
+    finally:
+        del _tapped.outputs
+    return outputs
+
+
 def pooled(network: Network, pool: str, layers: int) -> nn.Module:
     """A module that maps images to features as ``pool`` and ``layers`` of `FrozenEncoder` say.
 
@@ -116,7 +173,7 @@ def pooled(network: Network, pool: str, layers: int) -> nn.Module:
     ValueError
         If the network cannot be pooled in this way.
     """
-    name = type(network.module).__name__
+    name = name_of(network.module)
     kind = network.probed if pool == "auto" else pool
     if kind == "own" and layers > 1 and network.tokens is not None:
         kind = network.own_pool

@@ -2,6 +2,9 @@
 
 import importlib
 import importlib.util
+import inspect
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from ...utils._torch_compat import has_fixed_input_size, pretrained_config
-from .._weights import StateDict, load_strictly, read_state_dicts
+from .._weights import StateDict, load_file, load_strictly, read_state_dicts
 from ._hub import from_hub, unknown
 from ._names import BACKBONES, BackboneSpec
-from ._network import Network, Source, TokenNetwork
+from ._network import Network, Source, TokenNetwork, name_of
 
 _SCHEMES = ("hf-hub:", "hf_hub:", "local-dir:")
 # What the authors of these families probe, where timm pools in another way. Parts of timm's names.
@@ -24,9 +27,9 @@ def create(name: str, weights: str | None, image_size: int | None, options: dict
     spec = BACKBONES.get(name, BackboneSpec(name))
     _check_name(name, spec.architecture)
     wanted = {**spec.preprocessing, **({} if image_size is None else {"image_size": image_size})}
-    network = adopt(create_module(spec, weights, wanted.get("image_size"), options))
+    network = adopt(create_module(spec, weights, wanted.get("image_size"), options), image_size, None)
     probed = "own" if "global_pool" in options else network.probed
-    return Network(network.module, {**network.preprocessing, **wanted}, network.own_pool, probed, network.tokens)
+    return replace(network, preprocessing={**network.preprocessing, **wanted}, probed=probed)
 
 
 def owns(module: nn.Module) -> bool:
@@ -34,52 +37,56 @@ def owns(module: nn.Module) -> bool:
     return type(module).__module__.startswith("timm.models.") or bool(pretrained_config(module))
 
 
-def adopt(module: Any, image_size: int | None = None, weights: object = None) -> Network:
+def adopt(module: Any, image_size: int | None, weights: object) -> Network:
     """A network from a module, whose classifier is removed in place."""
     _without_classifier(module)
+    load_file(module, weights)
     own = pretrained_config(module)
     preprocessing = {key: own[key] for key in ("mean", "std", "crop_pct", "interpolation", "crop_mode") if own.get(key)}
     if own:
         preprocessing["input_size"] = tuple(own["input_size"])
-    own_pool = _own_pool(module)
+    kinds = {"token": "token", "avg": "avg"} if not hasattr(module, "head_dist") else {}  # which averages two tokens
+    own_pool = kinds.get(_pool_type(module), "other")
     has_tokens = hasattr(module, "num_prefix_tokens") and hasattr(module, "blocks")
     probed = next((pool for part, pool in _PROBED.items() if part in str(own.get("architecture", ""))), "own")
-    return Network(
-        module,
-        preprocessing,
-        own_pool,
-        probed if has_tokens else "own",
-        (lambda pool, layers: TimmTokens(module, pool, layers)) if has_tokens else None,
-    )
+    tokens = (lambda pool, layers: TimmTokens(module, pool, layers)) if has_tokens else None
+    return Network(module, preprocessing, own_pool=own_pool, probed=probed if has_tokens else "own", tokens=tokens)
 
 
 def _without_classifier(module: Any) -> Any:
     if hasattr(module, "reset_classifier"):
-        module.reset_classifier(0)
+        kind = _pool_type(module)
+        # Up to timm 1.0.20 another pool than the average would be lost.
+        module.reset_classifier(0, *([kind] if kind in ("max", "avgmax", "catavgmax") else []))
     return module
 
 
-def _own_pool(module: nn.Module) -> str:
+def _pool_type(module: Any) -> str:
     """How a network of timm pools: for transformers a word, else a layer of the network or of its head."""
     layers = [getattr(owner, "global_pool", None) for owner in (module, getattr(module, "head", None))]
     kinds = [getattr(layer, "pool_type", layer) for layer in layers]
-    return next((kind for kind in kinds if kind in ("token", "avg")), "other")
+    return next((kind for kind in kinds if isinstance(kind, str) and kind), "other")
 
 
 class TimmTokens(TokenNetwork):
     """Tokens of timm's vision transformers, after the final norm."""
 
     def __init__(self, network: Any, pool: str, layers: int):
-        has_class_token = getattr(network, "cls_token", None) is not None
+        class_tokens = [getattr(owner, "cls_token", None) for owner in (network, getattr(network, "embeds", None))]
         sizes = {"n_prefix": network.num_prefix_tokens, "n_blocks": len(network.blocks)}
-        super().__init__(network, pool, layers, has_class_token=has_class_token, **sizes)
+        super().__init__(network, pool, layers, has_class_token=any(one is not None for one in class_tokens), **sizes)
         self.after_pooling = getattr(network, "fc_norm", None) or nn.Identity()
+        needed = {"norm", "output_fmt", "return_prefix_tokens"}
+        if layers > 1 and not needed <= set(inspect.signature(network.forward_intermediates).parameters):
+            raise ValueError(
+                f"layers={layers} needs the tokens of earlier blocks, which timm does not return for {name_of(self)}"
+            )
 
     def tokens(self, images: Tensor) -> list[Tensor]:
         """Tokens of the last blocks."""
         if self.layers == 1:
             return [self.network.forward_features(images)]
-        options = {"return_prefix_tokens": True, "norm": True, "output_fmt": "NLC", "intermediates_only": True}
+        options = {"norm": True, "output_fmt": "NLC", "intermediates_only": True, "return_prefix_tokens": self.n_prefix > 0}
         blocks = self.network.forward_intermediates(images, indices=self.layers, **options)
         return [torch.cat([block[1], block[0]], dim=1) if isinstance(block, tuple) else block for block in blocks]
 
@@ -92,7 +99,7 @@ def _check_name(name: str, architecture: str) -> None:
     import timm
 
     if architecture.startswith("local-dir:"):
-        folder = Path(architecture.removeprefix("local-dir:"))
+        folder = Path(architecture.removeprefix("local-dir:")).expanduser()
         if not (folder / "config.json").is_file():
             raise FileNotFoundError(f"{name!r} needs a folder with config.json and weights, as timm and the hub save models")
     if architecture.startswith(_SCHEMES):
@@ -103,9 +110,10 @@ def _check_name(name: str, architecture: str) -> None:
             return
     except RuntimeError:  # an unknown tag
         pass
+    hint = f"; a repository of the hub is 'transformers:{name}' or 'hf-hub:{name}'" if "/" in name else ""
     accepted = (
         f"{sorted(BACKBONES)}, all names of timm.list_models(), and 'hf-hub:', 'local-dir:', 'transformers:', 'open_clip:' and "
-        "'torchvision:' followed by a name"
+        "'torchvision:' followed by a name" + hint
     )
     raise unknown(name, name, {*BACKBONES, *timm.list_models()}, accepted)
 
@@ -121,7 +129,7 @@ def create_module(spec: BackboneSpec, weights: str | None, image_size: int | Non
         # timm loads a checkpoint strictly if the model has the checkpoint's classifier.
         return _without_classifier(from_hub(name, lambda: _timm_model(name, pretrained=True, **sized), _installed()))
     if name.startswith(_SCHEMES):
-        module = _without_classifier(from_hub(name, lambda: _timm_model(name, pretrained=False, **sized)))
+        module = _without_classifier(from_hub(name, lambda: _timm_model(name, pretrained=False, **sized), what="configuration"))
     else:
         module = _timm_model(name, num_classes=0, **sized)
     if packaged is not None:
@@ -132,8 +140,7 @@ def create_module(spec: BackboneSpec, weights: str | None, image_size: int | Non
         hub_id = spec.hub_id
         state = from_hub(name, lambda: timm.models.load_state_dict_from_hf(hub_id, weights_only=True), _installed())
         load_strictly(module, [StateDict("", state)], hub_id)
-    elif weights is not None:
-        load_strictly(module, read_state_dicts(weights), weights)
+    load_file(module, weights)
     return module
 
 
@@ -151,7 +158,8 @@ def _has_fixed_size(spec: BackboneSpec, options: dict[str, Any]) -> bool:
     if options.get("dynamic_img_size"):
         return False
     if spec.architecture.startswith(_SCHEMES):  # the configuration is in the folder or on the hub
-        module = from_hub(spec.architecture, lambda: _timm_model(spec.architecture, pretrained=False, **options))
+        build = partial(_timm_model, spec.architecture, pretrained=False, **options)
+        module = from_hub(spec.architecture, build, what="configuration")
         return bool(pretrained_config(module).get("fixed_input_size"))
     return has_fixed_input_size(spec.architecture)
 

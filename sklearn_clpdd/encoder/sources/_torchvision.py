@@ -5,14 +5,20 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .._weights import load_strictly, read_state_dicts
+from .._weights import load_file
 from ._hub import from_hub, imported, unknown
-from ._network import Network, Source, TokenNetwork
+from ._network import Network, Source, TokenNetwork, tap, tapped_outputs
 
 PREFIX, EXTRA = "torchvision:", "torchvision"
 # Those of torchvision's first weights of each network, for a module of unknown weights.
 _IMAGENET: dict[str, Any] = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "interpolation": "bilinear"}
 _IMAGENET |= {"image_size": 224, "crop_pct": 224 / 256}
+# Layers with weights in the classifiers of torchvision, where there is more than one.
+_N_LAYERS = {"AlexNet": 3, "VGG": 3, "MobileNetV3": 2, "MaxVit": 2}
+# These do not average.
+_WITHOUT_AVERAGE = ("AlexNet", "VGG", "MaxVit")
+# Their pretrained weights are for pixels that they normalise in another way by themselves.
+_NORMALISE = ("inception_v3", "googlenet")
 
 
 def create(name: str, weights: str | Enum | None, image_size: int | None, options: dict[str, Any]) -> Network:
@@ -23,19 +29,22 @@ def create(name: str, weights: str | Enum | None, image_size: int | None, option
     if architecture not in known:
         raise unknown(name, architecture, known, f"{known[:3]} … of torchvision.models.list_models(module=torchvision.models)")
     versions = models.get_model_weights(architecture)
+    names = [one.name for one in versions]
     if version and version not in versions.__members__:
-        raise ValueError(f"{name!r} names unknown weights; torchvision has {[one.name for one in versions]} of {architecture}")
+        raise ValueError(f"{name!r} names unknown weights; torchvision has {names} of {architecture}")
+    if isinstance(weights, Enum) and weights not in versions:
+        raise ValueError(f"weights={weights} are not those of {name!r}; torchvision has {names}")
     chosen = weights if isinstance(weights, Enum) else versions[version] if version else versions.DEFAULT
-    if chosen not in versions:
-        raise ValueError(f"weights={chosen} are not those of {name!r}; torchvision has {[one.name for one in versions]}")
-    sized = dict(options)
-    if image_size is not None and architecture.startswith("vit_"):
-        sized["image_size"] = image_size
-    wanted = chosen if weights == "auto" or isinstance(weights, Enum) else None
-    module = from_hub(name, lambda: models.get_model(architecture, weights=wanted, **sized))
-    if isinstance(weights, str) and weights != "auto":
-        load_strictly(module, read_state_dicts(weights), weights)
-    return adopt(module, image_size, chosen)
+    own = dict(options)
+    is_pretrained = weights == "auto" or isinstance(weights, Enum)
+    if architecture.startswith("vit_") and (image_size is not None or not is_pretrained):
+        own["image_size"] = image_size or from_weights(chosen)["image_size"]
+    if architecture in _NORMALISE and isinstance(weights, str):
+        own.setdefault("transform_input", True)
+    module = from_hub(name, lambda: models.get_model(architecture, weights=chosen if is_pretrained else None, **own))
+    network = adopt(module, image_size, chosen)
+    load_file(module, weights)
+    return network
 
 
 def owns(module: nn.Module) -> bool:
@@ -43,21 +52,26 @@ def owns(module: nn.Module) -> bool:
     return type(module).__module__.startswith("torchvision.models.")
 
 
-def adopt(module: Any, image_size: int | None = None, weights: object = None) -> Network:
-    """A network from a module, whose classifier is removed in place."""
+def adopt(module: Any, image_size: int | None, weights: object) -> Network:
+    """A network from a module, whose classifier is removed in place; its preprocessing is that of torchvision's weights."""
     _remove_classifier(module)
+    load_file(module, weights)
     preprocessing = from_weights(weights) if isinstance(weights, Enum) else dict(_IMAGENET)
     is_transformer = hasattr(module, "class_token") and hasattr(module, "encoder")
     if is_transformer:
         preprocessing["image_size"] = module.image_size
     tokens = (lambda pool, layers: TorchvisionTokens(module, pool, layers)) if is_transformer else None
-    has_average = any(isinstance(layer, nn.AdaptiveAvgPool2d) and layer.output_size in (1, (1, 1)) for layer in module.modules())
-    return Network(module, preprocessing, "token" if is_transformer else "avg" if has_average else "other", "own", tokens)
+    own_pool = "token" if is_transformer else "other" if type(module).__name__ in _WITHOUT_AVERAGE else "avg"
+    return Network(module, preprocessing, own_pool=own_pool, tokens=tokens)
 
 
 def from_weights(weights: Any) -> dict[str, Any]:
     """Fields of `Preprocessing` that the transforms of torchvision's weights stand for."""
-    transforms = weights.transforms()
+    transforms: Any = getattr(weights, "transforms", lambda: None)()
+    if not hasattr(transforms, "crop_size"):
+        raise ValueError(
+            f"weights={weights} are not those of a classifier of torchvision.models, such as ResNet18_Weights.DEFAULT"
+        )
     side, resized = transforms.crop_size[0], transforms.resize_size[0]
     return {
         "image_size": side,
@@ -72,34 +86,28 @@ class TorchvisionTokens(TokenNetwork):
     """Tokens of torchvision's vision transformers, after the final norm."""
 
     def __init__(self, network: Any, pool: str, layers: int):
-        from torchvision.models.feature_extraction import create_feature_extractor
-
         n_blocks = len(network.encoder.layers)
         super().__init__(network, pool, layers, n_prefix=1, has_class_token=True, n_blocks=n_blocks)
-        blocks = [f"encoder.layers.encoder_layer_{i}" for i in range(n_blocks - layers, n_blocks)]
-        self.norm = network.encoder.ln
-        self.network = create_feature_extractor(network, {block: block for block in blocks})
+        tap(network.encoder.layers, layers)
 
     def tokens(self, images: Tensor) -> list[Tensor]:
         """Tokens of the last blocks."""
-        return [self.norm(block) for block in self.network(images).values()]
+        return [self.network.encoder.ln(block) for block in tapped_outputs(lambda: self.network(images))]
 
 
 def _remove_classifier(module: nn.Module) -> None:
-    """Replace the last layer with weights of the head by the identity, in place."""
-    for head in ("fc", "classifier", "heads", "head"):
-        if not hasattr(module, head):
-            continue
-        owner: nn.Module = module
-        name = head
-        while not isinstance(getattr(owner, name), nn.Linear | nn.Conv2d):
-            owner = getattr(owner, name)
-            layers = [key for key, layer in owner.named_children() if isinstance(layer, nn.Linear | nn.Conv2d | nn.Sequential)]
-            if not layers:
-                return
-            name = layers[-1]
-        setattr(owner, name, nn.Identity())
+    """Replace the last layer of a classifier by the identity, in place; a head that is not torchvision's own stays."""
+    head = next((name for name in ("fc", "classifier", "heads", "head") if hasattr(module, name)), None)
+    if head is None:
         return
+    layers = [f"{head}.{name}".rstrip(".") for name, layer in module.get_submodule(head).named_modules() if _has_weights(layer)]
+    if len(layers) == _N_LAYERS.get(type(module).__name__, 1):
+        owner, _, name = layers[-1].rpartition(".")
+        setattr(module.get_submodule(owner), name, nn.Identity())
+
+
+def _has_weights(layer: nn.Module) -> bool:
+    return isinstance(layer, nn.Linear | nn.Conv2d)
 
 
 TORCHVISION = Source(PREFIX, create, owns, adopt)
