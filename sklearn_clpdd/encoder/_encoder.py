@@ -70,7 +70,7 @@ class FrozenEncoder(SharedModuleMixin, OutputCheckedTransformer, BaseEstimator):
         Precision inside the network; features are always returned as float32. ``"auto"`` is the fastest one of the device whose
         features agree with float32's, to a cosine of at least 0.9995 on each of six crops of photos, measured once per network
         and process (`dtype_`). Distillers likewise choose the precision of their gradients, which have to agree to a cosine of
-        at least 0.5. Networks of less than a million parameters, and devices without fast instructions for half precision,
+        at least 0.6. Networks of less than a million parameters, and devices without fast instructions for half precision,
         stay in float32. ``"tf32"`` and ``"float16"`` need a GPU. Any other value than ``"auto"`` is also that of the gradients.
     n_jobs : int, default=None
         Threads that decode image files. ``None`` is one. ``-1`` is one per core, but at most ``OMP_NUM_THREADS``, which
