@@ -20,7 +20,7 @@ from sklearn_clpdd import ClosedFormProbe, FrozenEncoder
 from sklearn_clpdd.datasets import load_digit_images
 
 X, y = load_digit_images()
-X, y, X_test, y_test = X[:200], y[:200], X[1000:1400], y[1000:1400]
+X, y, X_test, y_test = X[:150], y[:150], X[1000:1250], y[1000:1250]
 
 
 def leave_one_out(pipeline, X, y):

@@ -100,10 +100,16 @@ AUGMENTATIONS = {
 }
 
 
-@pytest.mark.parametrize("augmentation", AUGMENTATIONS.values(), ids=AUGMENTATIONS)
-@pytest.mark.parametrize("kind", [*PARAMETRIZATIONS.values(), LGMPyramid], ids=lambda kind: kind.__name__)
-@pytest.mark.parametrize("sampling", ["uniform", "balanced", "in memory"])
+# Each augmentation, each parametrisation, and each way to draw batches, with the first of the others.
+STEPS = [(name, "pyramid", "uniform") for name in AUGMENTATIONS]
+STEPS += [("dsa", kind, "uniform") for kind in ("pixels", "LGM's")] + [
+    ("dsa", "pyramid", way) for way in ("balanced", "in memory")
+]
+
+
+@pytest.mark.parametrize(("augmentation", "kind", "sampling"), STEPS)
 def test_a_step_stays_on_the_device(augmentation, kind, sampling, fake, monkeypatch):
+    augmentation, kind = AUGMENTATIONS[augmentation], (PARAMETRIZATIONS | {"LGM's": LGMPyramid})[kind]
     with torch.device("cpu"):
         generators = [torch.Generator().manual_seed(i) for i in range(3)]
     parametrization = kind((M, 3, 16, 16), generators[0], device=CUDA)
