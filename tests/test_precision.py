@@ -7,7 +7,6 @@ import pytest
 import timm
 import torch
 from sklearn.base import clone
-from sklearn.datasets import load_sample_images
 from torch import nn
 
 from sklearn_clpdd import CLPDistiller, FrozenEncoder
@@ -76,9 +75,41 @@ def test_small_networks_and_plain_cpus_are_not_measured(fast_bfloat16, monkeypat
     assert chosen(network(), False) == "float32"
 
 
-def test_candidates_of_this_machine():
+@pytest.fixture
+def cpu(monkeypatch):
+    """Seconds of a product on a CPU, by the type of the matrices, and what torch knows about it."""
+    clock, seconds, about = [0.0], {torch.float32: 1.0, torch.bfloat16: 1.0}, {}
+
+    def multiply(one, other):
+        clock[0] += seconds[one.dtype]
+
+    monkeypatch.setattr(torch, "mm", multiply)
+    monkeypatch.setattr(precision.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: about, raising=False)
     precision._has_fast_bfloat16.cache_clear()
-    assert precision.candidates(CPU) in ([], ["bfloat16"])
+    yield seconds, about
+    precision._has_fast_bfloat16.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("bfloat16", "about", "expected"),
+    [
+        (0.5, {}, ["bfloat16"]),
+        (0.95, {}, []),
+        (37.0, {}, []),
+        (0.5, {"architecture": "x86_64", "avx512_bf16": True}, ["bfloat16"]),
+        (0.5, {"architecture": "x86_64", "amx_bf16": True}, ["bfloat16"]),
+        (0.5, {"architecture": "x86_64", "avx512_bf16": False}, []),
+        (0.5, {"architecture": "aarch64"}, ["bfloat16"]),
+    ],
+)
+def test_candidates_of_a_cpu(bfloat16, about, expected, cpu):
+    cpu[0][torch.bfloat16] = bfloat16
+    cpu[1].update(about)
+    assert precision.candidates(CPU) == expected
+
+
+def test_candidates_of_apples_gpus():
     assert precision.candidates(torch.device("mps")) == []
 
 
@@ -142,11 +173,11 @@ def test_gradients_in_float16_are_scaled(monkeypatch):
     assert cosines(gradient("float16"), wanted).min() > 0.999
     np.testing.assert_allclose(gradient("float16").norm(dim=1), wanted.norm(dim=1), rtol=1e-2)
 
-    def unscaled(ctx, dy):
-        ctx.scale.factor = torch.ones(1, 1)
-        return dy, None
+    def unscaled(self, gradient):
+        self.factor = torch.ones(1, 1)
+        return gradient
 
-    monkeypatch.setattr(precision._Scale, "backward", staticmethod(unscaled))
+    monkeypatch.setattr(precision._GradientScale, "scale", unscaled)
     assert gradient("float16")[0].norm() < 0.5 * wanted[0].norm()
 
 
@@ -166,11 +197,10 @@ def test_precisions_of_gpus_are_refused_on_cpus(dtype, no_encoding, colors):
         FrozenEncoder(dtype=dtype, device="cpu").transform(colors[0])
 
 
-def test_photos_are_scikit_learns():
+def test_crops_of_photos_differ_and_are_the_same_each_time():
     crops = photo_crops(Preprocessing(32), 6)
     assert crops.shape == (6, 3, 32, 32)
     assert torch.equal(crops, photo_crops(Preprocessing(32), 6))
-    assert len(load_sample_images().images) == 2
     assert len({tuple(crop.mean((1, 2)).tolist()) for crop in crops}) == 6
 
 

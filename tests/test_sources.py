@@ -369,6 +369,17 @@ def test_local_folders_of_timm(timm_folder):
     check(model, pixels, expected)  # its classifier is not used
 
 
+@pytest.mark.parametrize("size", [32, 48])
+def test_folders_of_timm_at_any_size(timm_folder, size):
+    """Position embeddings are resampled, as timm does it; the network is built once."""
+    folder, _ = timm_folder
+    model = timm.create_model(f"local-dir:{folder}", pretrained=True, img_size=size, num_classes=0).eval()
+    pixels = torch.rand(4, 3, size, size)
+    own = {"image_size": size, "mean": (0.0,) * 3, "std": (1.0,) * 3, "l2_normalize": False, "device": "cpu"}
+    with torch.no_grad():
+        assert_same_features(FrozenEncoder(f"local-dir:{folder}", **own).load()(pixels).numpy(), model(pixels))
+
+
 @pytest.mark.parametrize(("pool", "layers"), POOLS)
 @pytest.mark.parametrize(
     ("name", "options"),

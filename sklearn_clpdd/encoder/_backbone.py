@@ -34,6 +34,7 @@ class Backbone:
         self.device = device
         self.weights_sha256 = weights_sha256  # of the weights as loaded, before folding
         self.layout = layout
+        self._graph_bytes: dict[str, int] = {}  # by precision
         self._mean, self._std = (
             torch.tensor(values, device=device)[:, None, None] for values in (preprocessing.mean, preprocessing.std)
         )
@@ -74,12 +75,7 @@ class Backbone:
 
     def fastest_precision(self, *, gradient: bool) -> str:
         """The fastest precision whose features, or gradients with respect to the images, agree with float32's."""
-        with standard_torch_modes(self.device):
-            return self.precisions.fastest(self, self.preprocessing, gradient=gradient)
-
-    @cached_property
-    def _graph_bytes(self) -> dict[str, int]:
-        return {}
+        return self.precisions.fastest(self, self.preprocessing, gradient=gradient)
 
     def graph_bytes(self, precision: str = "float32") -> int:
         """Bytes that autograd saves to backpropagate to one image, measured on a blank image.

@@ -19,7 +19,7 @@ from sklearn.datasets import load_sample_images
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from ..utils._torch_modes import float32_products
+from ..utils._torch_modes import float32_products, standard_torch_modes
 from ._copying import copy_module
 from ._folding import SameConv2d
 from ._frozen_layers import FrozenConv2d
@@ -38,7 +38,7 @@ PRECISIONS: dict[str, torch.dtype | None] = {
 FEATURES_AGREE, GRADIENTS_AGREE = 0.9995, 0.6
 # A precision replaces a more exact one if it takes at most this fraction of its time.
 _WORTHWHILE = 0.9
-# Networks with fewer parameters stay in float32: calls, not products, take their time.
+# Networks with fewer parameters stay in float32 without a look, for the same results everywhere. (A guess, not a measurement.)
 _MIN_PARAMETERS = 1_000_000
 # Images whose features are compared; images in a timed pass on CPUs and on GPUs; timed passes.
 _N_LOOK, _N_TIMED, _N_TIMED_GPU, _ROUNDS = 6, 2, 32, 2
@@ -115,10 +115,13 @@ class Precisions:
             with torch.autocast(self.device.type, enabled=False):
                 return self.module(images)
         module = self._cast(precision, dtype)
-        scale = _GradientScale() if dtype == torch.float16 and torch.is_grad_enabled() and images.requires_grad else None
+        if dtype != torch.float16 or not (torch.is_grad_enabled() and images.requires_grad):
+            with torch.autocast(self.device.type, dtype):
+                return _as_float(module(images))
+        scale = _GradientScale()
         with torch.autocast(self.device.type, dtype):
-            output = module(images if scale is None else scale.undo(images))
-        return _as_float(output) if scale is None else scale.apply(_as_float(output))
+            output = module(_WithGradient.apply(images, scale.undo))
+        return _WithGradient.apply(_as_float(output), scale.scale)
 
     def weights(self, precision: str) -> set[int]:
         """Addresses of the weights and buffers that the network has in a precision."""
@@ -147,7 +150,8 @@ class Precisions:
         """
         with self._lock:
             if gradient not in self._chosen:
-                self._chosen[gradient] = self._measured(run, preprocessing, gradient)
+                with standard_torch_modes(self.device):
+                    self._chosen[gradient] = self._measured(run, preprocessing, gradient)
             return self._chosen[gradient]
 
     def _measured(self, run: Run, preprocessing: Preprocessing, gradient: bool) -> str:
@@ -267,39 +271,28 @@ def _as_float(output: Tensor) -> Tensor:
 class _GradientScale:
     """Scales the gradient of each image inside a network to a largest entry of about 1: float16 has no small numbers."""
 
-    def __init__(self):
-        self.factor: Tensor | None = None
+    factor: Tensor
 
-    def apply(self, output: Tensor) -> Tensor:
-        """The output itself, whose gradient is scaled."""
-        return _Scale.apply(output, self)
-
-    def undo(self, images: Tensor) -> Tensor:
-        """The input itself, whose gradient is scaled back."""
-        return _Unscale.apply(images, self)
-
-
-class _Scale(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, output: Tensor, scale: _GradientScale) -> Tensor:
-        ctx.scale = scale
-        return output.view_as(output)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, gradient: Tensor):
+    def scale(self, gradient: Tensor) -> Tensor:
+        """The gradient ``(n, d)`` of features, scaled."""
         largest = gradient.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
-        ctx.scale.factor = torch.exp2(-torch.floor(torch.log2(largest)))  # powers of two, so that nothing is rounded
-        return gradient * ctx.scale.factor, None
+        self.factor = torch.exp2(-torch.floor(torch.log2(largest)))  # powers of two, so that nothing is rounded
+        return gradient * self.factor
+
+    def undo(self, gradient: Tensor) -> Tensor:
+        """The gradient ``(n, 3, H, W)`` of the images, scaled back."""
+        return gradient / self.factor[..., None, None]
 
 
-class _Unscale(torch.autograd.Function):
+class _WithGradient(torch.autograd.Function):
+    """A tensor as it is, whose gradient is changed by a function."""
+
     @staticmethod
-    def forward(ctx, images: Tensor, scale: _GradientScale) -> Tensor:
-        ctx.scale = scale
-        return images.view_as(images)
+    def forward(ctx, x: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
+        ctx.change = change
+        return x.view_as(x)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient: Tensor):
-        return gradient / ctx.scale.factor[..., None, None], None
+        return ctx.change(gradient), None

@@ -40,7 +40,7 @@ def from_hub(name: str, load: Callable[[], T], advice: str = "", what: str = "pr
         cause = next((one for one in _causes(error) if isinstance(one, OSError)), None)
         if cause is None:
             raise ValueError(
-                f"the {what} of {name!r} cannot be used: {type(error).__name__}: {error}{_ways_out(what, '')}"
+                f"the {what} of {name!r} cannot be used: {type(error).__name__}: {error}. {_ways_out(what)}"
             ) from error
         kind = type(cause).__name__
         gated = "Gated" in kind or any(code in str(cause) for code in ("401 Client", "403 Client", "gated repo"))
@@ -51,10 +51,10 @@ def from_hub(name: str, load: Callable[[], T], advice: str = "", what: str = "pr
         ) from error
 
 
-def _ways_out(what: str, advice: str) -> str:
+def _ways_out(what: str, advice: str = "") -> str:
     if what != "pretrained weights":
-        return ""
-    return f". Pass weights= a local checkpoint{advice}; weights=None builds it untrained"
+        return "Check the name and model_kwargs="
+    return f"Pass weights= a local checkpoint{advice}; weights=None builds it untrained"
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

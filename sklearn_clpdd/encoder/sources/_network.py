@@ -60,9 +60,14 @@ class Network:
     tokens: "Callable[[str, int], TokenNetwork] | None" = None
 
 
+def unwrapped(module: nn.Module) -> nn.Module:
+    """A network without what it is wrapped in here."""
+    return module.network if isinstance(module, Wrapped) else module
+
+
 def name_of(module: nn.Module) -> str:
-    """Name of a network for messages, without what it is wrapped in here."""
-    return type(module.network if isinstance(module, Wrapped) else module).__name__
+    """Name of a network for messages."""
+    return type(unwrapped(module)).__name__
 
 
 class Wrapped(nn.Module):

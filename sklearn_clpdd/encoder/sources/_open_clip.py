@@ -37,7 +37,8 @@ def create(name: str, weights: str | None, image_size: int | None, options: dict
         )
     own: dict[str, Any] = dict(options) if image_size is None else {"force_image_size": image_size, **options}
     own |= {"pretrained": pretrained or None} if weights == "auto" else {"load_weights": False}
-    return adopt(from_hub(name, lambda: library.create_model(architecture, **own)), image_size, weights)
+    what = "pretrained weights" if weights == "auto" else "network"
+    return adopt(from_hub(name, lambda: library.create_model(architecture, **own), what=what), image_size, weights)
 
 
 def owns(module: nn.Module) -> bool:

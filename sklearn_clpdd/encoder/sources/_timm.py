@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import inspect
+import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -99,8 +100,7 @@ def _check_name(name: str, architecture: str) -> None:
     import timm
 
     if architecture.startswith("local-dir:"):
-        folder = Path(architecture.removeprefix("local-dir:")).expanduser()
-        if not (folder / "config.json").is_file():
+        if not (_folder(architecture) / "config.json").is_file():
             raise FileNotFoundError(f"{name!r} needs a folder with config.json and weights, as timm and the hub save models")
     if architecture.startswith(_SCHEMES):
         return
@@ -122,7 +122,7 @@ def create_module(spec: BackboneSpec, weights: str | None, image_size: int | Non
     """timm's module without its classifier, with the requested weights."""
     name = spec.architecture
     sized = dict(options)
-    if image_size and "img_size" not in options and _has_fixed_size(spec, options):
+    if image_size and "img_size" not in options and _has_fixed_size(name, options):
         sized["img_size"] = image_size
     packaged = _packaged_weights(spec) if weights == "auto" else None
     if weights == "auto" and packaged is None and spec.hub_id is None:
@@ -153,15 +153,25 @@ def _timm_model(name: str, **options) -> nn.Module:
         raise ValueError(f"timm cannot build {name!r} with model_kwargs={options}: {error}") from error
 
 
-def _has_fixed_size(spec: BackboneSpec, options: dict[str, Any]) -> bool:
+def _has_fixed_size(architecture: str, options: dict[str, Any]) -> bool:
     """Whether timm has to be told the image size when it builds a model."""
     if options.get("dynamic_img_size"):
         return False
-    if spec.architecture.startswith(_SCHEMES):  # the configuration is in the folder or on the hub
-        build = partial(_timm_model, spec.architecture, pretrained=False, **options)
-        module = from_hub(spec.architecture, build, what="configuration")
-        return bool(pretrained_config(module).get("fixed_input_size"))
-    return has_fixed_input_size(spec.architecture)
+    if architecture.startswith("local-dir:"):
+        content = json.loads((_folder(architecture) / "config.json").read_text())
+        config, architecture = content.get("pretrained_cfg", content), content["architecture"]
+    elif architecture.startswith(_SCHEMES):
+        import timm
+
+        load = partial(timm.models.load_model_config_from_hf, architecture.partition(":")[2])
+        config, architecture, _ = from_hub(architecture, load, what="configuration")
+    else:
+        config = {}
+    return bool(config.get("fixed_input_size", has_fixed_input_size(architecture)))
+
+
+def _folder(architecture: str) -> Path:
+    return Path(architecture.removeprefix("local-dir:")).expanduser()
 
 
 def _packaged_weights(spec: BackboneSpec) -> str | None:

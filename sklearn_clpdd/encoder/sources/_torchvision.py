@@ -1,6 +1,7 @@
 """Networks of torchvision: ``torchvision:NAME`` or ``torchvision:NAME/WEIGHTS``, and modules."""
 
 from enum import Enum
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -41,7 +42,8 @@ def create(name: str, weights: str | Enum | None, image_size: int | None, option
         own["image_size"] = image_size or from_weights(chosen)["image_size"]
     if architecture in _NORMALISE and isinstance(weights, str):
         own.setdefault("transform_input", True)
-    module = from_hub(name, lambda: models.get_model(architecture, weights=chosen if is_pretrained else None, **own))
+    build = partial(models.get_model, architecture, weights=chosen if is_pretrained else None, **own)
+    module = from_hub(name, build, what="pretrained weights" if is_pretrained else "network")
     network = adopt(module, image_size, chosen)
     load_file(module, weights)
     return network

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from .._preprocessing import Preprocessing
 from .._weights import load_file
 from ._hub import check_folder, from_hub, imported
-from ._network import Network, Source, TokenNetwork, Wrapped, tap, tapped_outputs
+from ._network import Network, Source, TokenNetwork, Wrapped, tap, tapped_outputs, unwrapped
 from ._timm import adopt as adopt_timm
 
 PREFIX, EXTRA = "transformers:", "transformers"
@@ -55,11 +55,10 @@ def create(name: str, weights: str | None, image_size: int | None, options: dict
     check_folder(name, path, "one that save_pretrained has written, or a repository of the hub")
     if weights == "auto":
         model, info = from_hub(name, lambda: library.AutoModel.from_pretrained(path, output_loading_info=True, **options))
-        names = {id(part): key for key, part in model.named_modules()}
+        names = {part: key for key, part in model.named_modules()}
         network = adopt(model, image_size, None)
-        core = getattr(network.module, "network", network.module)
-        prefix = names.get(id(core), "")
-        own = {f"{prefix}.{key}".lstrip(".") for key in core.state_dict()}
+        used = unwrapped(network.module)
+        own = {f"{names[used]}.{key}".lstrip(".") for key in used.state_dict()}
         lost = sorted(own.intersection(info["missing_keys"]))
         if lost:
             raise ValueError(
