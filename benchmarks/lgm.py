@@ -12,7 +12,6 @@ is unchanged, in float32; Adam is reset whenever a level is added to the pyramid
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -23,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from measure import machine, memory_in_use, peak_memory, reset_peak_memory, table, warm
+from measure import data_option, machine, memory_in_use, peak_memory, require_data, reset_peak_memory, table, warm
 from tqdm import trange
 
 from sklearn_clpdd import DSA, CLPDistiller, FrozenEncoder
@@ -309,10 +308,9 @@ SECTIONS = {"gradient": gradient, "step": step, "memory": memory, "published": p
 
 
 def main():
-    data = os.environ.get("SKLEARN_CLPDD_DATA")
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("sections", nargs="*", help=", ".join(SECTIONS))
-    parser.add_argument("--data", type=Path, default=Path(data, "imagenette") if data else None)
+    data_option(parser)
     parser.add_argument("--views", type=int, default=3)
     parser.add_argument("--size", type=int, default=112)
     parser.add_argument("--steps", type=int, default=5000)
@@ -323,8 +321,8 @@ def main():
     if arguments.peak:
         peak(arguments.peak)
         return
-    if arguments.data is None and "published" in (arguments.sections or SECTIONS):
-        parser.error("give --data, the folder of a data set, or set SKLEARN_CLPDD_DATA to the folder that holds imagenette/")
+    if "published" in (arguments.sections or SECTIONS):
+        require_data(parser, arguments)
     for name in arguments.sections or SECTIONS:
         options = f" --steps {arguments.steps} --rate {arguments.rate:g} --views {arguments.views}" if name == "published" else ""
         begin = f"{machine()}; `python benchmarks/lgm.py {name}{options}`"

@@ -89,6 +89,18 @@ def folder_argument(parser, name):
     parser.add_argument("folder", type=Path, help=f"default: {name} in $SKLEARN_CLPDD_DATA, if that is set", **default)
 
 
+def data_option(parser):
+    """Option ``--data``, the folder of a data set: that of Imagenette in ``$SKLEARN_CLPDD_DATA``, if that is set."""
+    data = os.environ.get("SKLEARN_CLPDD_DATA")
+    parser.add_argument("--data", type=Path, default=Path(data, "imagenette") if data else None)
+
+
+def require_data(parser, arguments):
+    """End with an error if there is no folder of a data set."""
+    if arguments.data is None:
+        parser.error("give --data, the folder of a data set, or set SKLEARN_CLPDD_DATA to the folder that holds imagenette/")
+
+
 def defaults():
     """Digest of the default parameters of the distiller, so that records are invalidated when they change."""
     return joblib.hash(sorted(map(repr, CLPDistiller().get_params(deep=False).items())))[:8]

@@ -14,7 +14,6 @@ DIR is ``$SKLEARN_CLPDD_DATA/imagenette`` by default.
 """
 
 import argparse
-import os
 import time
 from functools import partial
 from pathlib import Path
@@ -23,7 +22,7 @@ import numpy as np
 import timm
 import torch
 import torch.nn.functional as F
-from measure import RESULTS, format_mean, machine, recorded, table, train_and_test
+from measure import RESULTS, data_option, format_mean, machine, recorded, require_data, table, train_and_test
 from torch import nn
 
 from sklearn_clpdd import ClosedFormProbe, CLPDistiller, FrozenEncoder
@@ -115,11 +114,9 @@ def agreement(arguments):
         extractor = FrozenEncoder(name, weights=weights, image_size=arguments.size, device="cpu").load()
         backbone = extractor.backbone
         images = precision.photo_crops(backbone.preprocessing, arguments.images)
-        runs = {"bfloat16": backbone, "rounded": None}
         cells = [f"`{name}`", "trained" if weights else "untrained"]
-        for kind in runs:
-            if kind == "rounded":
-                backbone.precisions = Rounded(backbone.module, CPU)
+        for precisions in (backbone.precisions, Rounded(backbone.module, CPU)):
+            backbone.precisions = precisions
             gradients = partial(precision._gradients, directions=precision._directions(backbone, images))
             for seen in (precision._features, gradients):
                 cosines = precision.cosines(seen(backbone, images, "bfloat16"), seen(backbone, images, "float32"))
@@ -238,17 +235,19 @@ def training(arguments):
     yield from compared(encoder, (X, y, X_test, y_test), arguments, backbone.weights_sha256)
 
 
+# What the title of a page says besides the section.
+OPTIONS = {"accuracy": " --steps {all_steps} --seeds {seeds}"}
+OPTIONS["training"] = f"{OPTIONS['accuracy']} --seconds {{seconds:g}}"
 SECTIONS = {"agreement": agreement, "blame": blame, "accuracy": accuracy, "training": training}
 
 
 def main():
-    data = os.environ.get("SKLEARN_CLPDD_DATA")
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("sections", nargs="*", help=", ".join(SECTIONS))
-    parser.add_argument("--data", type=Path, default=Path(data, "imagenette") if data else None)
+    data_option(parser)
     parser.add_argument("--size", type=int, default=112)
     parser.add_argument("--images", type=int, default=6)
-    parser.add_argument("--steps", type=int, nargs="+", default=[240, 600])
+    parser.add_argument("--steps", type=int, nargs="+", default=[240])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=300.0)
     parser.add_argument("--memory", type=Path, help="folder for a cache of features")
@@ -256,10 +255,11 @@ def main():
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     for name in arguments.sections or SECTIONS:
-        if name in ("accuracy", "training") and arguments.data is None:
-            parser.error("give --data, the folder of a data set, or set SKLEARN_CLPDD_DATA to the folder that holds imagenette/")
+        options = OPTIONS.get(name, "").format(**vars(arguments), all_steps=" ".join(map(str, arguments.steps)))
+        if options:
+            require_data(parser, arguments)
         has = "with" if precision.candidates(CPU) else "without"
-        title = f"{machine()}, {has} instructions for bfloat16; `python benchmarks/precision.py {name}`"
+        title = f"{machine()}, {has} instructions for bfloat16; `python benchmarks/precision.py {name}{options}`"
         lines = [title, "", *SECTIONS[name](arguments)]
         print("\n".join(lines), flush=True)
         if arguments.output is not None:

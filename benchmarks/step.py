@@ -2,7 +2,8 @@
 
     python benchmarks/step.py [SECTION ...] [--output DIR]
 
-``encoder``: the optimisations of the encoder, added one by one. ``heap``: the effect of glibc keeping freed memory during a
+``encoder``: the optimisations of the encoder, added one by one, and other networks. ``patches``: the gradient of a convolution of
+patches, in two ways. ``heap``: the effect of glibc keeping freed memory during a
 fit. ``parts``: a step compared with a forward pass and an input gradient of the encoder over the same number of views, in the
 same run, and the share of each part, measured alone. ``memory``: peak memory above the loaded encoder, each figure in its own
 process. ``growth``: how time and memory grow with the parameters, with a plot. ``objective``: the outer loss over features of
@@ -32,14 +33,14 @@ import torch.nn.functional as F
 
 from sklearn_clpdd import DSA, FrozenEncoder, LinearSchedule
 from sklearn_clpdd.distill._adapters import ImageAdapter
-from sklearn_clpdd.distill._loop import ChunkPlan, State, ViewPlan, optimize
+from sklearn_clpdd.distill._loop import State, ViewPlan, optimize
 from sklearn_clpdd.distill._objectives import CrossEntropy, WithNeighbors
 from sklearn_clpdd.distill._parametrizations import Pyramid
 from sklearn_clpdd.distill._real_features import BatchSampler, RealFeatures
 from sklearn_clpdd.encoder._backbone import Backbone
 from sklearn_clpdd.encoder._extractor import FeatureExtractor
 from sklearn_clpdd.encoder._folding import fold_batch_norms, fold_paddings
-from sklearn_clpdd.encoder._frozen_layers import save_less_for_backward
+from sklearn_clpdd.encoder._frozen_layers import _gradient_of_patches, save_less_for_backward
 from sklearn_clpdd.encoder._images import as_images
 from sklearn_clpdd.encoder._precision import candidates, products_of
 from sklearn_clpdd.utils._heap import reuse_freed_memory
@@ -60,7 +61,7 @@ def seconds(work, rounds=ROUNDS):
 
 
 class Case:
-    """One setting: classes, views of an image, pixels, views in a chunk, real features in a step and in all, images per class."""
+    """One setting: classes, views of an image, pixels, views in a chunk, real features in a step and in all, and so on."""
 
     def __init__(
         self,
@@ -73,6 +74,7 @@ class Case:
         images_per_class: int = 1,
         encoder: FrozenEncoder | None = None,
         unaugmented: bool = True,
+        keep_all: bool = False,
     ):
         encoder = encoder or FrozenEncoder(image_size=size, device="cpu")
         self.extractor = encoder.load()
@@ -84,6 +86,8 @@ class Case:
         m = classes * images_per_class
         self.total = m * views
         self.plan = ImageAdapter(as_images(np.zeros((1, size, size), np.uint8)), [encoder], None).chunk_plan(self.total, chunk)
+        if keep_all:  # the graphs of all views, whatever the memory
+            self.plan = self.plan._replace(n_kept_views=self.total)
         self.chunks, self.kept = self.plan.chunks(m, views)
         side = self.extractor.preprocessing.resize_size
         generators = [torch.Generator().manual_seed(i) for i in range(4)]
@@ -262,28 +266,21 @@ def gradient(extractor, pixels):
     torch.autograd.grad(Z, views, Z.detach())
 
 
-# A case of ViT-S/14.
-VIT = "ViT-S/14"
-
-
 def parts(output):
     heads = ["classes × views, pixels", "views in a chunk", "pass twice", "encoder (floor)", "step", "step / floor"]
     yield table_row([*heads, "images", "views", "outer loss", "Adam"])
     yield table_row(["---"] * 10)
-    for classes, views, size, chunk in (
-        (10, 2, 112, None),
-        (10, 10, 112, None),
-        (10, 10, 112, 34),
-        (10, 10, 224, 100),
-        (10, 10, 224, None),
-        (1000, 2, 112, None),
-        (10, 3, 224, VIT),
+    vit = FrozenEncoder("vit_small_patch14_dinov2", weights=None, image_size=224, device="cpu")
+    for classes, views, size, options in (
+        (10, 2, 112, {}),
+        (10, 10, 112, {}),
+        (10, 10, 112, {"chunk": 34}),
+        (10, 10, 224, {"chunk": 100}),
+        (10, 10, 224, {}),
+        (1000, 2, 112, {}),
+        (10, 3, 224, {"encoder": vit, "keep_all": True}),
     ):
-        vit = FrozenEncoder("vit_small_patch14_dinov2", weights=None, image_size=224, device="cpu") if chunk == VIT else None
-        case = Case(classes, views, size, chunk=None if chunk == VIT else chunk, encoder=vit)
-        if chunk == VIT:  # all views in one pass
-            case.plan = ChunkPlan(case.plan.chunk_size, case.total)
-            case.chunks, case.kept = case.plan.chunks(classes, views)
+        case = Case(classes, views, size, **options)
         steps = case.steps()
         rounds = 3 if case.total * size**2 > 1e7 else ROUNDS
         with reuse_freed_memory():  # as in `fit`
@@ -299,7 +296,7 @@ def parts(output):
             shares = [f"{100 * seconds(part, rounds) / floor:.1f} %" for part in parts]
         yield table_row(
             [
-                f"{classes:,} × {views}, {size}" + ("" if vit is None else f", ViT-S/14, {case.precision}"),
+                f"{classes:,} × {views}, {size}" + (f", ViT-S/14, {case.precision}" if "encoder" in options else ""),
                 f"{max(rows.stop - rows.start for rows in case.chunks)}",
                 f"{100 * case.twice:.0f} %",
                 f"{1e3 * floor:.0f} ms",
@@ -451,6 +448,21 @@ def plot(seen, path):
     plt.savefig(path, dpi=100)
 
 
+def patches(output):
+    """Gradients of the first layers of vision transformers and of ConvNeXt, 224 px, in the images."""
+    yield table_row(["patch, features", "transposed convolution", "one matrix product", "ratio"])
+    yield table_row(["---"] * 4)
+    for side, features, n in ((14, 384, 10), (16, 768, 4), (4, 96, 8)):
+        weight = torch.randn(features, 3, side, side)
+        dy = torch.randn(n, features, 224 // side, 224 // side).contiguous(memory_format=torch.channels_last)
+        ways = (lambda dy=dy, weight=weight, side=side: torch.conv_transpose2d(dy, weight, None, side),)
+        ways += (lambda dy=dy, weight=weight: _gradient_of_patches(dy, weight),)
+        with reuse_freed_memory():
+            times = [[seconds_of(way) for way in ways] for _ in range(ROUNDS + 1)][1:]
+        theirs, ours = (statistics.median(one) for one in zip(*times, strict=True))
+        yield table_row([f"{side} px, {features}", f"{1e3 * theirs:.1f} ms", f"{1e3 * ours:.1f} ms", f"{ours / theirs:.2f}"])
+
+
 def objective(output):
     n, d, classes = 1_281_167, 768, 1000
     generator = np.random.default_rng(0)
@@ -479,6 +491,7 @@ def objective(output):
 
 SECTIONS = {
     "encoder": encoder,
+    "patches": patches,
     "heap": heap,
     "parts": parts,
     "memory": memory,
