@@ -99,9 +99,8 @@ class TimmTokens(TokenNetwork):
 def _check_name(name: str, architecture: str) -> None:
     import timm
 
-    if architecture.startswith("local-dir:"):
-        if not (_folder(architecture) / "config.json").is_file():
-            raise FileNotFoundError(f"{name!r} needs a folder with config.json and weights, as timm and the hub save models")
+    if architecture.startswith("local-dir:") and not (_folder(architecture) / "config.json").is_file():
+        raise FileNotFoundError(f"{name!r} needs a folder with config.json and weights, as timm and the hub save models")
     if architecture.startswith(_SCHEMES):
         return
     try:
