@@ -46,8 +46,8 @@ from sklearn_clpdd import Checkpoint, ClosedFormProbe, CLPDistiller, FrozenEncod
 from sklearn_clpdd.baselines import RandomSubset
 from sklearn_clpdd.datasets import load_image_folder
 from sklearn_clpdd.encoder import _feature_cache
-from sklearn_clpdd.encoder._images import as_images
 from sklearn_clpdd.encoder._preprocessing import Preprocessing
+from sklearn_clpdd.encoder.images._forms import as_images
 
 SECONDS, MEGABYTES = 20, 700  # limits of a case
 DOCUMENTED = (ValueError, TypeError, OSError, MemoryError)
@@ -413,14 +413,15 @@ def _member(rng, pixels, path):
     picture, seen = Image.fromarray(pixels), pixels / 255
     file = io.BytesIO()
     picture.save(file, "PNG")
-    way = int(rng.integers(9 if rng.random() < 0.7 else 6))
+    way = int(rng.integers(14 if rng.random() < 0.5 else 10))
     if way == 0:
         path.write_bytes(file.getvalue())
         return (str(path) if rng.random() < 0.5 else path), seen
     good = [None, picture, file.getvalue(), pixels, seen, torch.from_numpy(pixels).permute(2, 0, 1)]
+    good += [(picture, 3), {"bytes": file.getvalue(), "path": None}, file, bytearray(file.getvalue())]
     if way < len(good):
         return good[way], seen
-    return [{"image": picture}, (picture, 3), str(path) + ".missing"][way - len(good)], None
+    return [{"image": picture}, (picture, picture), str(path) + ".missing", None][way - len(good)], None
 
 
 # ---- labels and probes -------------------------------------------------------------------------------------------------

@@ -31,8 +31,8 @@ from sklearn_clpdd.baselines._matching import GradientMatching
 from sklearn_clpdd.datasets import load_image_folder
 from sklearn_clpdd.distill._augmentations import LGM_DISTILLATION_VIEWS, LGM_PROBE_VIEWS
 from sklearn_clpdd.distill._parametrizations import _COLOR
-from sklearn_clpdd.encoder._images import as_images
 from sklearn_clpdd.encoder._preprocessing import Preprocessing
+from sklearn_clpdd.encoder.images._forms import as_images
 from sklearn_clpdd.encoder.sources._names import BACKBONES
 from sklearn_clpdd.encoder.sources._timm import create_module
 from sklearn_clpdd.evaluation import closed_form_probe_scores, sgd_probe_scores

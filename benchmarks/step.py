@@ -41,8 +41,8 @@ from sklearn_clpdd.encoder._backbone import Backbone
 from sklearn_clpdd.encoder._extractor import FeatureExtractor
 from sklearn_clpdd.encoder._folding import fold_batch_norms, fold_paddings
 from sklearn_clpdd.encoder._frozen_layers import _gradient_of_patches, save_less_for_backward
-from sklearn_clpdd.encoder._images import as_images
 from sklearn_clpdd.encoder._precision import candidates, products_of
+from sklearn_clpdd.encoder.images._forms import as_images
 from sklearn_clpdd.utils._heap import reuse_freed_memory
 
 CPU = torch.device("cpu")

@@ -31,13 +31,13 @@ def _case(kind, seed, folder):
     ("kind", "attribute", "wrong", "outcome"),
     [
         ("pictures", "encoder._resampling.Pixels.white", None, "WRONG"),
-        ("pictures", "encoder._decoding._strip", lambda image: 1 / 0, "WRONG"),
+        ("pictures", "encoder.images._decoding._strip", lambda image: 1 / 0, "WRONG"),
         ("labels", "probe._probe.as_labels", lambda y: {}["missing"], "UNDOCUMENTED"),
     ],
 )
 def test_faults_are_found(kind, attribute, wrong, outcome, tmp_path, monkeypatch):
     if wrong is None:
-        monkeypatch.setattr("sklearn_clpdd.encoder._decoding._white", lambda image: 200.0)
+        monkeypatch.setattr("sklearn_clpdd.encoder.images._decoding._white", lambda image: 200.0)
     else:
         monkeypatch.setattr(f"sklearn_clpdd.{attribute}", wrong)
     outcomes = [_case(kind, seed, tmp_path / str(seed)) for seed in range(12)]

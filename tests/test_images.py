@@ -10,8 +10,8 @@ from PIL import Image
 
 from sklearn_clpdd import FrozenEncoder
 from sklearn_clpdd.encoder import _extractor as extractor_module
-from sklearn_clpdd.encoder._images import as_images
 from sklearn_clpdd.encoder._preprocessing import Preprocessing
+from sklearn_clpdd.encoder.images._forms import as_images
 
 
 @pytest.fixture

@@ -21,8 +21,8 @@ from torch import nn
 from torch.utils.data import Dataset, Subset
 
 from sklearn_clpdd import FrozenEncoder
-from sklearn_clpdd.encoder._decoding import decode
 from sklearn_clpdd.encoder._preprocessing import Preprocessing
+from sklearn_clpdd.encoder.images._decoding import decode
 
 SIDE = 48
 
@@ -123,10 +123,10 @@ def test_lists_of_arrays_may_have_different_sizes(seen):
 @pytest.mark.parametrize(
     ("X", "error", "words"),
     [
-        ([(Image.new("RGB", (4, 4)), 0)], TypeError, "element 0 of X is a tuple of 2 .pass images and labels separately"),
+        ([(Image.new("RGB", (4, 4)),) * 2], TypeError, "element 0 of X is a tuple of 2 .pass images and labels separately"),
         ([{"image": Image.new("RGB", (4, 4)), "label": 0}], TypeError, "a dict with the keys .'image', 'label'"),
         ({"a": 1}, TypeError, "X is a dict"),
-        ((i for i in range(3)), TypeError, "X is a generator, .*pass a list"),
+        ((i for i in range(3)), TypeError, "X is a generator, a stream.*iter_transform .*pass a list"),
         (b"\x89PNG", TypeError, "one picture, 4 bytes; pass a list"),
         (np.array([b"ab", b"cd"]), ValueError, "lost zeros"),
         ([Image.new("RGB", (4, 4)), 3], TypeError, "element 1 of X is a int"),

@@ -20,7 +20,7 @@ from sklearn.pipeline import make_pipeline
 from torch import nn
 
 from sklearn_clpdd import ClosedFormProbe, CLPDistiller, FrozenEncoder
-from sklearn_clpdd.encoder._images import as_images
+from sklearn_clpdd.encoder.images._forms import as_images
 
 transformers = pytest.importorskip("transformers")
 open_clip = pytest.importorskip("open_clip")

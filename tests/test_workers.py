@@ -21,10 +21,10 @@ from sklearn.pipeline import make_pipeline
 from torch import nn
 
 from sklearn_clpdd import ClosedFormProbe, CLPDistiller, FrozenEncoder
-from sklearn_clpdd.encoder import _images as images_module
 from sklearn_clpdd.encoder._extractor import FeatureExtractor
 from sklearn_clpdd.encoder._feature_cache import feature_cache
 from sklearn_clpdd.encoder._shared_module import pickle_once
+from sklearn_clpdd.encoder.images._base import n_threads
 
 
 class Noting(nn.Module):
@@ -260,7 +260,7 @@ def test_a_module_that_cannot_be_copied_is_an_error(module, colors):
 @pytest.mark.parametrize(("variable", "wanted"), [("1", 1), ("", joblib.cpu_count()), ("many", joblib.cpu_count())])
 def test_decoding_respects_the_thread_limit_of_a_process(monkeypatch, variable, wanted):
     monkeypatch.setenv("OMP_NUM_THREADS", variable)
-    threads = images_module._n_threads(-1)
+    threads = n_threads(-1)
     assert joblib.effective_n_jobs(threads) == wanted
-    assert images_module._n_threads(5) == 5  # as set by the user
-    assert images_module._n_threads(None) is None
+    assert n_threads(5) == 5  # as set by the user
+    assert n_threads(None) is None

@@ -15,10 +15,12 @@ from torch import Tensor
 
 from ..encoder._encoder import FrozenEncoder
 from ..encoder._extractor import FeatureExtractor, joint_features
-from ..encoder._images import Images, as_images
 from ..encoder._precision import products_of
+from ..encoder.images._base import Images
+from ..encoder.images._forms import as_images
 from ..utils._arrays import row_chunks, standardize
 from ..utils._device import graph_memory_limits
+from ..utils._ranks import ALONE, Ranks
 from ._loop import ChunkPlan
 from ._parametrizations import Parametrization, Points
 
@@ -48,8 +50,8 @@ class DataAdapter(Protocol):
     def scale(self) -> np.generic:
         """What the centred features are divided by."""
 
-    def real_features(self, order: np.ndarray) -> np.ndarray:
-        """Standardised features ``(n, d)`` of the real samples in this order."""
+    def real_features(self, order: np.ndarray, ranks: Ranks = ALONE) -> np.ndarray:
+        """Standardised features ``(n, d)`` of the real samples in this order; several processes share the work."""
 
     def features(self, samples: np.ndarray) -> np.ndarray:
         """Standardised features ``(m, d)`` of synthetic samples in the form of `X_synthetic_`."""
@@ -124,14 +126,14 @@ class ImageAdapter:
                 "use at least that, or FrozenEncoder(image_size=) with a smaller one"
             )
 
-    def real_features(self, order):
+    def real_features(self, order, ranks=ALONE):
         n, d, normalized = len(order), sum(self.widths), self.encoders[0].l2_normalize
         position = np.empty(n, dtype=np.int64)
         position[order] = np.arange(n)
         R = _on_disk(n, d, half=normalized) if 4 * n * d > _IN_MEMORY else np.empty((n, d), dtype=np.float32)
         for extractor, columns in zip(self._extractors, _columns(self.widths), strict=True):
             bad: list[int] = []
-            for rows, Z in extractor.blocks(self._images):
+            for rows, Z in extractor.blocks(self._images, ranks):
                 bad += (rows.start + np.flatnonzero(~np.isfinite(Z).all(axis=1))).tolist()
                 R[position[rows], columns] = Z / np.float32(math.sqrt(len(self.widths)))
             if bad:
@@ -218,7 +220,7 @@ class FeatureAdapter:
         norm = np.sqrt(squares.mean())
         self.scale = np.float64(norm if norm > 0 else 1)
 
-    def real_features(self, order):
+    def real_features(self, order, ranks=ALONE):
         return self.features(self._X[order])
 
     def features(self, samples):

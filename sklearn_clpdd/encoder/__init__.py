@@ -5,9 +5,7 @@ file                      what it holds
 ========================= ==========================================================================================
 ``_encoder.py``           the estimator
 ``_extractor.py``         a loaded network with the estimator's settings: batches, cached blocks, features of several encoders
-``_images.py``            every accepted form of images, read in batches
-``_decoding.py``          what becomes of a picture: orientation, transparency, depth
-``_resampling.py``        one picture resized and cropped, strip by strip
+``images/``               every accepted form of images, and what becomes of one picture
 ``_preprocessing.py``     sizes and positions of resizing and cropping, as timm has them
 ``_loading.py``           from a name or a module to a frozen network, once per process
 ``sources/``              names and modules of timm, transformers, open_clip and torchvision; add one there

@@ -8,16 +8,18 @@ import joblib
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator
+from sklearn.utils import check_scalar
 from torch import nn
 
-from ..utils._device import resolve_device
+from ..utils._device import resolve_devices
 from ..utils._sklearn_compat import Interval, StrOptions, check_output_container
 from ..utils._transformer import OutputCheckedTransformer
 from ._extractor import FeatureExtractor
-from ._images import as_images
 from ._loading import load_backbone, n_features_of
 from ._precision import PRECISIONS, check_precision
 from ._shared_module import SharedModuleMixin
+from ._streams import features_of_stream
+from .images._forms import as_images
 
 
 class FrozenEncoder(SharedModuleMixin, OutputCheckedTransformer, BaseEstimator):
@@ -62,6 +64,9 @@ class FrozenEncoder(SharedModuleMixin, OutputCheckedTransformer, BaseEstimator):
         Whether to scale each feature vector to unit ℓ2 norm.
     image_shape : tuple (H, W) or (H, W, C), default=None
         Shape of the images if ``X`` contains them as rows.
+    missing : {"error", "zero"}, default="error"
+        What becomes of missing pictures (``None``, NaN): an error that names them, or features of zeros, for tables in which not
+        every row has a picture. A distiller needs all of them.
     mean, std : tuple of 3 floats, default=None
         Normalisation of RGB values in [0, 1]. ``None``: the model's own; a module of unknown origin gets none.
     batch_size : int, default=64
@@ -80,8 +85,9 @@ class FrozenEncoder(SharedModuleMixin, OutputCheckedTransformer, BaseEstimator):
         this library. The splits and the processes of a search share them, and an interrupted encoding is resumed to within 1,024
         images. Features that were changed are computed anew. The cache only grows; ``joblib.Memory(memory).clear()`` empties it,
         and ``reduce_size(bytes_limit)`` removes the features of the encoders that were used least recently.
-    device : str or torch.device, default="auto"
-        ``"auto"`` is CUDA if it is available, else the CPU.
+    device : str, torch.device or list of these, default="auto"
+        ``"auto"`` is CUDA if it is available, else the CPU. Of several devices, such as ``["cuda:0", "cuda:1"]``, each encodes
+        one batch at a time; gradients are computed on the first one.
     verbose : int, default=0
         Above 0: show a progress bar.
 
@@ -122,13 +128,14 @@ class FrozenEncoder(SharedModuleMixin, OutputCheckedTransformer, BaseEstimator):
         "crop_pct": [Interval(Real, 0, 1, closed="right"), None],
         "l2_normalize": ["boolean"],
         "image_shape": [tuple, list, None],
+        "missing": [StrOptions({"error", "zero"})],
         "mean": ["array-like", None],
         "std": ["array-like", None],
         "batch_size": [Interval(Integral, 1, None, closed="left")],
         "dtype": [StrOptions({"auto", *PRECISIONS})],
         "n_jobs": [Integral, None],
         "memory": [str, os.PathLike, joblib.Memory, None],
-        "device": [str, torch.device],
+        "device": [str, torch.device, list, tuple],
         "verbose": ["verbose"],
     }
 
@@ -144,6 +151,7 @@ class FrozenEncoder(SharedModuleMixin, OutputCheckedTransformer, BaseEstimator):
         crop_pct=None,
         l2_normalize=True,
         image_shape=None,
+        missing="error",
         mean=None,
         std=None,
         batch_size=64,
@@ -162,6 +170,7 @@ class FrozenEncoder(SharedModuleMixin, OutputCheckedTransformer, BaseEstimator):
         self.crop_pct = crop_pct
         self.l2_normalize = l2_normalize
         self.image_shape = image_shape
+        self.missing = missing
         self.mean = mean
         self.std = std
         self.batch_size = batch_size
@@ -187,7 +196,7 @@ class FrozenEncoder(SharedModuleMixin, OutputCheckedTransformer, BaseEstimator):
         """
         self.load()
         if X is not None:
-            as_images(X, self.image_shape)
+            as_images(X, self.image_shape, self.missing)
         return self
 
     def transform(self, X):
@@ -197,9 +206,10 @@ class FrozenEncoder(SharedModuleMixin, OutputCheckedTransformer, BaseEstimator):
         ----------
         X : images
             ``(n, H, W)`` or ``(n, H, W, 1 or 3)`` arrays or ``(n, 1 or 3, H, W)`` tensors, uint8 or float in [0, 1]; rows, with
-            `image_shape`; or a list, a column, or another sequence of pictures: paths, contents of files as bytes, PIL images,
-            or arrays and tensors of one image each. Pictures are seen as viewers show them: turned as their metadata say, and
-            with white behind transparency.
+            `image_shape`; or a list, a column, a data set of Hugging Face or torch, or another sequence of pictures: paths, URLs,
+            contents of files as bytes, ``{"bytes": ..., "path": ...}``, PIL images, or arrays and tensors of one image each; or
+            pairs of a picture and its label. Pictures are seen as viewers show them: turned as their metadata say, and with white
+            behind transparency.
 
         Returns
         -------
@@ -223,7 +233,46 @@ class FrozenEncoder(SharedModuleMixin, OutputCheckedTransformer, BaseEstimator):
             Features.
         """
         extractor = self.load()
-        return extractor.encode(as_images(X, self.image_shape))
+        return extractor.encode(as_images(X, self.image_shape, self.missing))
+
+    def iter_transform(self, iterable, batch_size=None):
+        """Encode a stream of pictures, block by block.
+
+        While a block passes through the network, the next one is taken from the stream. No more than two are in memory.
+
+        Parameters
+        ----------
+        iterable : iterable of pictures, or of pairs of a picture and its label
+            Pictures of any kind, as in `transform`, such as those of a generator, a Hugging Face data set that is streamed, or
+            webdataset; or batches of images, as a ``DataLoader`` yields them, which are the blocks.
+        batch_size : int, default=None
+            Pictures of a block; ``None``: `batch_size` of the encoder.
+
+        Yields
+        ------
+        features : ndarray of shape (n, n_features), float32
+            Features of a block; with labels, a tuple of these and an array of the labels, for `ClosedFormProbe.partial_fit`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an element is no picture, or cannot be decoded, with its number in the stream. The blocks before it have been
+            yielded then.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from sklearn_clpdd import ClosedFormProbe, FrozenEncoder
+        >>> rng = np.random.default_rng(0)
+        >>> stream = ((rng.random((32, 32)), "cat" if i % 2 else "dog") for i in range(10))
+        >>> probe = ClosedFormProbe(alpha=1.0)
+        >>> for Z, y in FrozenEncoder(image_size=64).iter_transform(stream, batch_size=5):
+        ...     probe = probe.partial_fit(Z, y, classes=["cat", "dog"])
+        >>> probe.coef_.shape
+        (1, 1280)
+        """
+        check_scalar(self.batch_size if batch_size is None else batch_size, "batch_size", Integral, min_val=1)
+        return features_of_stream(self.load(), iterable, batch_size or self.batch_size, self.missing)
 
     def load(self) -> FeatureExtractor:
         """Load the network, or reuse the one loaded in this process.
@@ -237,19 +286,22 @@ class FrozenEncoder(SharedModuleMixin, OutputCheckedTransformer, BaseEstimator):
         self._validate_params()
         if self.n_jobs == 0:
             raise ValueError("n_jobs=0 is no number of threads; pass None, a number above 0, or -1 for one per core")
-        device = resolve_device(self.device)
-        check_precision(self.dtype, device)
-        backbone = load_backbone(
-            self.model,
-            self.weights,
-            device,
-            image_size=self.image_size,
-            pool=self.pool,
-            layers=self.layers,
-            model_kwargs=self.model_kwargs,
-            crop_pct=self.crop_pct,
-            mean=self.mean,
-            std=self.std,
+        devices = resolve_devices(self.device)
+        check_precision(self.dtype, devices[0])
+        backbone, *replicas = (
+            load_backbone(
+                self.model,
+                self.weights,
+                device,
+                image_size=self.image_size,
+                pool=self.pool,
+                layers=self.layers,
+                model_kwargs=self.model_kwargs,
+                crop_pct=self.crop_pct,
+                mean=self.mean,
+                std=self.std,
+            )
+            for device in devices
         )
         return FeatureExtractor(
             backbone,
@@ -262,6 +314,7 @@ class FrozenEncoder(SharedModuleMixin, OutputCheckedTransformer, BaseEstimator):
             n_jobs=self.n_jobs,
             memory=self.memory,
             verbose=self.verbose,
+            replicas=tuple(replicas),
         )
 
     @property

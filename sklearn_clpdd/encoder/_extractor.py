@@ -2,12 +2,14 @@
 
 import math
 import os
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
+from queue import SimpleQueue
 from random import Random
 from typing import Any
 
@@ -21,12 +23,13 @@ from tqdm.auto import tqdm
 
 from .._version import __version__
 from ..utils._heap import reuse_freed_memory
+from ..utils._ranks import ALONE, Ranks
 from ..utils._torch_modes import standard_torch_modes
 from ._backbone import Backbone
 from ._feature_cache import FeatureCache, feature_cache
-from ._images import Images
 from ._precision import products_of
 from ._preprocessing import Preprocessing
+from .images._base import Findings, Images
 
 # Images whose features are written to the cache together.
 _BLOCK = 1024
@@ -59,6 +62,8 @@ class FeatureExtractor:
         Location of the feature cache.
     verbose : int
         Above 0: show a progress bar.
+    replicas : tuple of Backbone
+        The network on further devices, which encode images, too.
     """
 
     backbone: Backbone
@@ -71,6 +76,7 @@ class FeatureExtractor:
     n_jobs: int | None = None
     memory: Any = None
     verbose: int = 0
+    replicas: tuple[Backbone, ...] = ()
 
     @property
     def n_features(self) -> int:
@@ -114,67 +120,115 @@ class FeatureExtractor:
             features[rows] = Z
         return features
 
-    def blocks(self, images: Images) -> Iterator[tuple[slice, np.ndarray]]:
+    def blocks(self, images: Images, ranks: Ranks = ALONE) -> Iterator[tuple[slice, np.ndarray]]:
         """Yield rows and features of one block of images after another.
 
         Each image file is decoded once. Files that cannot be decoded are reported in one error at the end; after the first one,
-        files are only decoded, not encoded.
+        files are only decoded, not encoded. Several processes encode a block each, and exchange the features.
         """
-        cache = self._cache()
+        cache, findings = self._cache(), Findings()
+        if cache is None:
+            images.check()
+        else:
+            images.check(np.flatnonzero(~cache.contains(images.keys())).tolist())
+        blocks = _in_blocks(len(images), min(_BLOCK, -(-len(images) // ranks.size)))
+        if cache is not None and ranks.size == 1:
+            Random().shuffle(blocks)  # so that processes encoding the same images concurrently share the work
+        with tqdm(total=len(images), desc="encoding", unit="img", disable=not self.verbose or ranks.rank > 0) as bar:
+            for start in range(0, len(blocks), ranks.size):
+                several = blocks[start : start + ranks.size]
+                Z = self._block(images, several[ranks.rank], cache, bar, findings) if ranks.rank < len(several) else None
+                for rows, features in zip(several, self._exchanged(several, Z, findings, ranks), strict=True):
+                    if features is not None:
+                        yield slice(rows.start, rows.stop), features
         faults: dict[int, str] = {}
-        with tqdm(total=len(images), desc="encoding", unit="img", disable=not self.verbose) as bar:
-            if cache is not None:
-                yield from self._cached_blocks(images, cache, bar, faults)
-            else:
-                images.check()
-                for rows in _in_blocks(len(images)):
-                    Z = self._encode(images, rows, bar, faults)
-                    if not faults:
-                        yield slice(rows.start, rows.stop), Z
+        for found in ranks.of_all(findings.faults):
+            faults |= found
         images.report(faults)
 
-    def _cached_blocks(
-        self, images: Images, cache: FeatureCache, bar: tqdm, faults: dict[int, str]
-    ) -> Iterator[tuple[slice, np.ndarray]]:
-        keys = images.keys()
-        images.check(np.flatnonzero(~cache.contains(keys)).tolist())
-        blocks = _in_blocks(len(images))
-        Random().shuffle(blocks)  # so that processes encoding the same images concurrently share the work
-        for rows in blocks:
-            Z = np.empty((len(rows), self.n_features), dtype=np.float32)
-            known = cache.read(keys[rows.start : rows.stop], Z)
-            bar.update(int(known.sum()))
-            if not known.all():
-                missing = rows.start + np.flatnonzero(~known)
-                encoded = self._encode(images, missing.tolist() if known.any() else rows, bar, faults)
-                if faults:
-                    continue
-                Z[~known] = encoded
-                cache.write(keys[missing], encoded)
-            if not faults:
-                yield slice(rows.start, rows.stop), Z
+    def _exchanged(
+        self, blocks: list[range], Z: np.ndarray | None, findings: Findings, ranks: Ranks
+    ) -> Sequence[np.ndarray | None]:
+        """Features of these blocks, one of each process; none if one of the processes has found a fault."""
+        if ranks.size == 1:
+            return [Z]
+        findings.elsewhere |= any(ranks.of_all(bool(findings.faults)))
+        if not findings.clean:
+            return [None] * len(blocks)
+        longest = max(map(len, blocks))
+        own = torch.zeros(longest, self.n_features)
+        if Z is not None:
+            own[: len(Z)] = torch.from_numpy(Z)
+        parts = ranks.gather(own, ranks.size, longest).split(longest)
+        return [part[: len(rows)].numpy() for part, rows in zip(parts[: len(blocks)], blocks, strict=True)]
 
-    def _encode(self, images: Images, indices: Sequence[int], bar: tqdm, faults: dict[int, str]) -> np.ndarray:
+    def _block(self, images: Images, rows: range, cache: FeatureCache | None, bar: tqdm, findings: Findings) -> np.ndarray | None:
+        """Features of a block of images, from the cache as far as it has them; ``None`` if an image could not be decoded."""
+        if cache is None:
+            Z = self._encode(images, rows, bar, findings)
+            return Z if findings.clean else None
+        keys = images.keys()[rows.start : rows.stop]
+        Z = np.empty((len(rows), self.n_features), dtype=np.float32)
+        known = cache.read(keys, Z)
+        bar.update(int(known.sum()))
+        if not known.all():
+            missing = rows.start + np.flatnonzero(~known)
+            encoded = self._encode(images, missing.tolist() if known.any() else rows, bar, findings)
+            if findings.clean:
+                Z[~known] = encoded
+                cache.write(keys[~known], encoded)
+        return Z if findings.clean else None
+
+    def _encode(self, images: Images, indices: Sequence[int], bar: tqdm, findings: Findings) -> np.ndarray:
         """Features ``(len(indices), d)`` float32 of the images at these positions; incomplete if there are faults."""
         features = np.empty((len(indices), self.n_features), dtype=np.float32)
         done = 0
-        batches = _in_standard_modes(images.batches(indices, self.batch_size, self.preprocessing, self.n_jobs, faults))
+        batches = _in_standard_modes(images.batches(indices, self.batch_size, self.preprocessing, self.n_jobs, findings))
         if self.device.type != "cpu":
             batches = _prefetched(batches)
         # A single batch has no memory to reuse.
         with reuse_freed_memory() if self.device.type == "cpu" and len(indices) > self.batch_size else nullcontext():
-            for batch in batches:
-                with standard_torch_modes(self.device), torch.inference_mode():
-                    features[done : done + len(batch)] = self._features(batch.to(self.device, non_blocking=True))
-                done += len(batch)
-                bar.update(len(batch))
+            for Z in self._features_of_batches(batches):
+                features[done : done + len(Z)] = Z
+                done += len(Z)
+                bar.update(len(Z))
+        if findings.missing:
+            features[[i in findings.missing for i in indices]] = 0
         return features
 
+    def _features_of_batches(self, batches: Iterator[Tensor]) -> Iterator[np.ndarray]:
+        """Features of one batch after another; several replicas of the network take a batch each."""
+        if not self.replicas:
+            yield from map(self._features, batches)
+            return
+        free: SimpleQueue[FeatureExtractor] = SimpleQueue()
+        for backbone in (self.backbone, *self.replicas):
+            free.put(replace(self, backbone=backbone, replicas=(), dtype=self.dtype_))
+
+        def encode(batch: Tensor) -> np.ndarray:
+            replica = free.get()
+            try:
+                return replica._features(batch)
+            finally:
+                free.put(replica)
+
+        n = 1 + len(self.replicas)
+        with ThreadPoolExecutor(n) as pool:
+            waiting: deque = deque()
+            for batch in batches:
+                waiting.append(pool.submit(encode, batch))
+                if len(waiting) > n:  # one more than there are replicas, so that none waits for the next batch
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+
     def _features(self, batch: Tensor) -> np.ndarray:
-        Z = self(batch).cpu().numpy()
-        if self.dtype_ == "float16" and not np.isfinite(Z).all():  # its range is small
-            return self(batch, "float32").cpu().numpy()
-        return Z
+        with standard_torch_modes(self.device), torch.inference_mode():
+            batch = batch.to(self.device, non_blocking=True)
+            Z = self(batch).cpu().numpy()
+            if self.dtype_ == "float16" and not np.isfinite(Z).all():  # its range is small
+                return self(batch, "float32").cpu().numpy()
+            return Z
 
     def _cache(self) -> FeatureCache | None:
         try:
@@ -227,8 +281,8 @@ def joint_features(extractors: list[FeatureExtractor], images: Images) -> np.nda
     return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1) / np.float32(math.sqrt(len(parts)))
 
 
-def _in_blocks(n: int) -> list[range]:
-    return [range(start, min(start + _BLOCK, n)) for start in range(0, n, _BLOCK)]
+def _in_blocks(n: int, size: int) -> list[range]:
+    return [range(start, min(start + size, n)) for start in range(0, n, size)]
 
 
 def _in_standard_modes(batches: Iterator[Tensor]) -> Iterator[Tensor]:

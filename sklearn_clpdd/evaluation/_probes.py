@@ -16,7 +16,8 @@ from torch import Tensor
 from ..distill._augmentations import DSA, Augmentation
 from ..encoder._encoder import FrozenEncoder, as_encoder
 from ..encoder._extractor import FeatureExtractor
-from ..encoder._images import Images, as_images
+from ..encoder.images._base import Images
+from ..encoder.images._forms import as_images
 from ..probe import ClosedFormProbe
 from ..probe._solved import relative_probe
 from ..utils._labels import as_labels

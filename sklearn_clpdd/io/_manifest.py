@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from sklearn.utils import check_scalar
 
-from ..datasets import split_kind
+from ..datasets._folders import split_kind
 from ..distill._summary import provenance_of
 from ..utils._arrays import check_samples_and_labels
 from ..utils._labels import label_text, labels_from_json, labels_to_json

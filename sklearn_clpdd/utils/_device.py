@@ -1,9 +1,12 @@
 """Device names and available memory."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+
+from ._ranks import is_launched
 
 # Where Linux says how much memory there is, and how much a process and its control groups may use.
 _MEMINFO, _CGROUPS, _OWN_CGROUPS = Path("/proc/meminfo"), Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
@@ -12,7 +15,7 @@ _MEMINFO, _CGROUPS, _OWN_CGROUPS = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 def resolve_device(device) -> torch.device:
     """The torch device that ``device`` names; ``"auto"`` is CUDA if it is available, else the CPU.
 
-    MPS is never chosen automatically, because it has no float64.
+    Each process that torchrun has started gets a GPU of its own. MPS is never chosen automatically, because it has no float64.
 
     Raises
     ------
@@ -24,6 +27,8 @@ def resolve_device(device) -> torch.device:
         present.append("mps")
     if torch.cuda.is_available():
         present += ["cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    if device == "auto" and "cuda" in present and is_launched():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     if device == "auto":
         return torch.device("cuda" if "cuda" in present else "cpu")
     try:
@@ -33,6 +38,22 @@ def resolve_device(device) -> torch.device:
     if resolved is None or str(resolved) not in present:
         raise ValueError(f"device={device!r} is not available on this machine; choose 'auto' or one of {present}")
     return resolved
+
+
+def resolve_devices(given) -> list[torch.device]:
+    """The devices of a name, or of a list of names.
+
+    Raises
+    ------
+    ValueError
+        If the list is empty, or if one of them is not available or of another kind than the first.
+    """
+    if not isinstance(given, list | tuple):
+        return [resolve_device(given)]
+    devices = [resolve_device(one) for one in given]
+    if len({device.type for device in devices}) != 1:
+        raise ValueError(f"device={list(given)!r}: several devices have to be of one kind, such as ['cuda:0', 'cuda:1']")
+    return devices
 
 
 def graph_memory_limits(device: torch.device) -> tuple[int, int]:

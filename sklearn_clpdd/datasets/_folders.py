@@ -1,4 +1,4 @@
-"""Image sets: a folder of class folders, and scikit-learn's digits as images."""
+"""Image sets in folders of class folders."""
 
 import os
 import re
@@ -8,9 +8,8 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from sklearn.datasets import load_digits
 
-from .utils._warnings import warn
+from ..utils._warnings import warn
 
 # Names of folders that hold a split of a data set, in any case.
 SPLITS = {
@@ -174,24 +173,3 @@ def _kind(path: str, known: set[str]) -> str | None:
         return "hidden"
     suffix = os.path.splitext(path)[1].lower()
     return None if suffix in known else suffix or "no extension"
-
-
-def load_digit_images():
-    """The 1,797 handwritten digits bundled with scikit-learn, as images.
-
-    Returns
-    -------
-    images : ndarray of shape (1797, 8, 8), float32
-        Grey values in [0, 1].
-    labels : ndarray of shape (1797,), int
-        Digits 0 to 9.
-
-    Examples
-    --------
-    >>> from sklearn_clpdd.datasets import load_digit_images
-    >>> images, labels = load_digit_images()
-    >>> images.shape, float(images.max())
-    ((1797, 8, 8), 1.0)
-    """
-    digits = load_digits()
-    return (digits.images / 16).astype(np.float32), digits.target

@@ -4,21 +4,19 @@ import io
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Lock
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
-from ._preprocessing import Preprocessing
+from .._preprocessing import Preprocessing
+from ._opening import Picture, UnusablePictureError, is_url, url_content
 from ._resampling import Pixels, resample
-
-Picture: TypeAlias = str | os.PathLike | bytes | Image.Image | np.ndarray | Tensor
-PICTURES = (str, os.PathLike, bytes, Image.Image, np.ndarray, Tensor)
 
 # A format that can decode at a reduced scale keeps at least this multiple of the resized image.
 _REDUCING_GAP = 2
@@ -30,10 +28,6 @@ _GREY_STEPS = {"L;2": 85, "L;4": 17}
 _BITS, _PHOTOMETRIC, _PLANAR = 258, 262, 284
 # Threads that decode one picture of the user's at the same time would read its file at each other's positions.
 _locks = [Lock() for _ in range(64)]
-
-
-class UnusablePictureError(ValueError):
-    """What is wrong with a picture, in words that complete "cannot be read: "."""
 
 
 def decode(picture: Picture, preprocessing: Preprocessing) -> Tensor:
@@ -68,7 +62,8 @@ def decode(picture: Picture, preprocessing: Preprocessing) -> Tensor:
         If the file does not exist.
     """
     try:
-        _check_kind(picture)
+        if is_url(picture):
+            picture = url_content(picture)  # type: ignore[arg-type]
         if isinstance(picture, np.ndarray | Tensor):
             return resample(_array_pixels(picture), preprocessing)
         with _opened(picture) as (image, is_ours):
@@ -85,26 +80,6 @@ def decode(picture: Picture, preprocessing: Preprocessing) -> Tensor:
 
 def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {error}" if str(error) else f"{type(error).__name__}; is the picture's file closed?"
-
-
-def describe(picture) -> str:
-    """What a picture is, for messages."""
-    if isinstance(picture, str | os.PathLike):
-        return os.fspath(picture).encode("utf-8", "backslashreplace").decode()
-    if isinstance(picture, bytes):
-        return f"{len(picture)} bytes"
-    if isinstance(picture, np.ndarray | Tensor):
-        return f"{type(picture).__name__} of shape {tuple(picture.shape)}"
-    if isinstance(picture, Mapping):
-        return f"a {type(picture).__name__} with the keys {list(picture)[:10]}"
-    if isinstance(picture, tuple | list):
-        return f"a {type(picture).__name__} of {len(picture)} (pass images and labels separately)"
-    return repr(picture) if isinstance(picture, Image.Image) else f"a {type(picture).__name__}"
-
-
-def _check_kind(picture) -> None:
-    if not isinstance(picture, PICTURES):
-        raise UnusablePictureError(f"{describe(picture)} is not a picture")
 
 
 @contextmanager
@@ -141,7 +116,6 @@ def picture_content(picture: bytes | Image.Image | np.ndarray | Tensor) -> Itera
 
 
 def _content(picture) -> Iterator[bytes]:
-    _check_kind(picture)
     if isinstance(picture, bytes):
         yield picture
     elif isinstance(picture, Image.Image):

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ._preprocessing import INTERPOLATIONS, Preprocessing
+from .._preprocessing import INTERPOLATIONS, Preprocessing
 
 # Steps from stored pixels to those that are shown, by EXIF orientation: swap the axes, then mirror columns, then mirror rows.
 _ORIENTATIONS = {
