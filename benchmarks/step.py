@@ -33,10 +33,11 @@ import torch.nn.functional as F
 
 from sklearn_clpdd import DSA, FrozenEncoder, LinearSchedule
 from sklearn_clpdd.distill._adapters import ImageAdapter
-from sklearn_clpdd.distill._loop import State, ViewPlan, optimize
+from sklearn_clpdd.distill._loop import ViewPlan, optimize
 from sklearn_clpdd.distill._objectives import CrossEntropy, WithNeighbors
 from sklearn_clpdd.distill._parametrizations import Pyramid
 from sklearn_clpdd.distill._real_features import BatchSampler, RealFeatures
+from sklearn_clpdd.distill._state import State
 from sklearn_clpdd.encoder._backbone import Backbone
 from sklearn_clpdd.encoder._extractor import FeatureExtractor
 from sklearn_clpdd.encoder._folding import fold_batch_norms, fold_paddings

@@ -11,7 +11,7 @@ from sklearn_clpdd.baselines import LGM_PUBLISHED
 from sklearn_clpdd.distill import _objectives as objectives
 from sklearn_clpdd.distill._augmentations import AUGMENTATIONS
 from sklearn_clpdd.distill._checkpoint import read_checkpoint, write_checkpoint
-from sklearn_clpdd.distill._loop import ChunkPlan, State, StepViews, ViewPlan, backpropagate, optimize, split_views
+from sklearn_clpdd.distill._loop import ChunkPlan, StepViews, ViewPlan, backpropagate, optimize, split_views
 from sklearn_clpdd.distill._objectives import (
     OBJECTIVES,
     CosineCrossEntropy,
@@ -26,6 +26,7 @@ from sklearn_clpdd.distill._objectives import (
 )
 from sklearn_clpdd.distill._parametrizations import PARAMETRIZATIONS, Points, Pyramid
 from sklearn_clpdd.distill._real_features import BatchSampler, RealFeatures, held_out_counts, split_order
+from sklearn_clpdd.distill._state import State
 from sklearn_clpdd.encoder._preprocessing import Preprocessing
 from sklearn_clpdd.utils._ridge import relative_penalty, ridge
 

@@ -14,10 +14,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from sklearn_clpdd import DSA
 from sklearn_clpdd.baselines._matching import FeatureMatching, GradientMatching
 from sklearn_clpdd.distill import _augmentations as augmentations
-from sklearn_clpdd.distill._loop import ChunkPlan, State, ViewPlan, optimize
+from sklearn_clpdd.distill._loop import ChunkPlan, ViewPlan, optimize
 from sklearn_clpdd.distill._objectives import OBJECTIVES, MeanOverEncoders, WithNeighbors
 from sklearn_clpdd.distill._parametrizations import PARAMETRIZATIONS, LGMPyramid
 from sklearn_clpdd.distill._real_features import BatchSampler, RealFeatures
+from sklearn_clpdd.distill._state import State
 from sklearn_clpdd.encoder._backbone import Backbone
 from sklearn_clpdd.encoder._extractor import FeatureExtractor
 from sklearn_clpdd.encoder._frozen_layers import save_less_for_backward

@@ -164,6 +164,11 @@ class LGMDistiller(GradientDistiller):
         `n_iter_` and `history_`, whose ``transform()`` returns the current images; the distiller itself is fitted at the end. A
         ``StopIteration`` ends the run. On a GPU, it is called for ten steps at a time. scikit-learn's own callbacks are set by
         `set_callbacks` (scikit-learn 1.9 and later).
+    distributed : bool, default=True
+        Whether the processes of ``torch.distributed`` work on one fit, if this process is one of several that torchrun has
+        started, or that have called ``init_process_group``. All have to call `fit` with the same data and parameters; each
+        learns some of the images, encodes some of the real ones, and ends with the same fitted distiller. ``False``: each
+        process fits on its own.
     random_state : int, RandomState instance or None, default=None
         Seed of the initial images, the views, the batches and the held-out samples.
     verbose : int, default=0
@@ -307,6 +312,11 @@ class DMDistiller(GradientDistiller):
         `n_iter_` and `history_`, whose ``transform()`` returns the current images; the distiller itself is fitted at the end. A
         ``StopIteration`` ends the run. On a GPU, it is called for ten steps at a time. scikit-learn's own callbacks are set by
         `set_callbacks` (scikit-learn 1.9 and later).
+    distributed : bool, default=True
+        Whether the processes of ``torch.distributed`` work on one fit, if this process is one of several that torchrun has
+        started, or that have called ``init_process_group``. All have to call `fit` with the same data and parameters; each
+        learns some of the images, encodes some of the real ones, and ends with the same fitted distiller. ``False``: each
+        process fits on its own.
     random_state : int, RandomState instance or None, default=None
         Seed of the initial images, the views, the batches and the held-out samples.
     verbose : int, default=0

@@ -13,6 +13,7 @@ file                      what it holds
 ``_real_features.py``     features of the real samples, their held-out part, and batches of them
 ``_start.py``             real samples that the synthetic ones start from
 ``_loop.py``              the optimisation: one step, in chunks of views
+``_state.py``             what a run changes, and a checkpoint contains
 ``_objectives.py``        losses; add one here
 ``_parametrizations.py``  what the optimiser moves; add one here
 ``_augmentations.py``     random views; add one here
@@ -20,6 +21,7 @@ file                      what it holds
 ``_trainer.py``           history, held-out scores, stopping, progress
 ``_held_out.py``          loss and accuracy on held-out features
 ``_checkpoint.py``        checkpoint files
+``_identity.py``          what a run shares with its continuation, and with the other processes of the run
 ``_callbacks.py``         what callbacks are told
 ``_allocation.py``        images per class from a total
 ``_sampler.py``           DistilledSampler, for imbalanced-learn

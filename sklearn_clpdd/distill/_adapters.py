@@ -19,7 +19,7 @@ from ..encoder._precision import products_of
 from ..encoder.images._base import Images
 from ..encoder.images._forms import as_images
 from ..utils._arrays import row_chunks, standardize
-from ..utils._device import graph_memory_limits
+from ..utils._device import graph_memory_limits, most_views
 from ..utils._ranks import ALONE, Ranks
 from ._loop import ChunkPlan
 from ._parametrizations import Parametrization, Points
@@ -59,14 +59,20 @@ class DataAdapter(Protocol):
     def identity(self) -> dict[str, str]:
         """Digests of the real samples and of the encoders."""
 
+    def network(self) -> list:
+        """What the same features and gradients need: digests of the encoders, and their precisions."""
+
     def provenance(self) -> list[dict[str, Any]]:
         """Description of each encoder, as JSON-serialisable values."""
 
     def data_digest(self) -> str:
         """Digest of the real samples, the same on every machine with a copy of them."""
 
-    def chunk_plan(self, n_views: int, chunk_size: int | None) -> ChunkPlan:
-        """How the views of a step pass through the encoders; ``chunk_size`` of None is chosen by memory."""
+    def chunk_plan(self, n_views: int, chunk_size: int | None, n_processes: int = 1) -> ChunkPlan:
+        """How the views of a step pass through the encoders; ``chunk_size`` of None is chosen by memory.
+
+        ``n_processes`` share the memory of the machine.
+        """
 
     def read(self, indices: np.ndarray) -> Tensor:
         """Real samples in the form of synthetic ones."""
@@ -152,18 +158,24 @@ class ImageAdapter:
             "encoder": " ".join(extractor.network_identity() for extractor in self._extractors),
         }
 
+    def network(self):
+        return [(own.network_identity(), own.dtype_, own.gradient_dtype_) for own in self._extractors]
+
     def provenance(self):
         return [extractor.provenance() for extractor in self._extractors]
 
     def data_digest(self):
         return joblib.hash(self._images.portable_keys())
 
-    def chunk_plan(self, n_views, chunk_size):
+    def chunk_plan(self, n_views, chunk_size, n_processes=1):
         # Also raises if the encoders have no gradient.
         graph_bytes = sum(extractor.backbone.graph_bytes(extractor.gradient_dtype_) for extractor in self._extractors)
         if chunk_size is not None:
             return ChunkPlan(chunk_size)
         chunk_bytes, total_bytes = graph_memory_limits(self.device)
+        if self.device.type == "cpu":
+            total_bytes //= n_processes
+        n_views = min(n_views, most_views(self.device) or n_views)
         return ChunkPlan(max(1, min(n_views, chunk_bytes // graph_bytes)), total_bytes // graph_bytes)
 
     def read(self, indices):
@@ -229,13 +241,16 @@ class FeatureAdapter:
     def identity(self):
         return {"X": self.data_digest()}
 
+    def network(self):
+        return []
+
     def provenance(self):
         return []
 
     def data_digest(self):
         return joblib.hash(np.ascontiguousarray(self._X))
 
-    def chunk_plan(self, n_views, chunk_size):
+    def chunk_plan(self, n_views, chunk_size, n_processes=1):
         return ChunkPlan(n_views)
 
     def read(self, indices):

@@ -4,11 +4,10 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import torch
 
 from ..utils._sklearn_compat import call_step_callbacks
 from ._fit_data import FitData, FitResult
-from ._loop import State
+from ._state import State
 from ._trainer import Outcome
 
 
@@ -44,8 +43,7 @@ class CallbackNotifier:
         self._copy.__dict__.update(distiller._without_fitted_attributes(), **known)
 
         def present_samples() -> np.ndarray:
-            with torch.no_grad():
-                return data.adapter.to_user(state.parametrization().detach())
+            return data.adapter.to_user(state.samples())
 
         self._copy._present_samples = present_samples
 

@@ -17,6 +17,7 @@ from sklearn.base import BaseEstimator
 from torch import Tensor
 
 from ..utils._fingerprint import tensor_digest
+from ..utils._ranks import ALONE, Ranks
 from ..utils._sklearn_compat import Interval
 from ..utils._warnings import warn
 
@@ -64,11 +65,13 @@ class CheckpointFile:
         Digests of the data.
     versions : dict of str to str
         Versions of the packages that compute the features.
+    ranks : Ranks
+        The processes of the run, of which the first one reads and writes the file.
 
     Attributes
     ----------
     tensors, info : dict
-        Content of the file; empty if it does not exist.
+        Content of the file; empty if it does not exist. Only the first process has the tensors.
 
     Raises
     ------
@@ -78,27 +81,38 @@ class CheckpointFile:
         If its folder does not exist.
     """
 
-    def __init__(self, checkpoint: Checkpoint, parameters: dict[str, str], data: dict[str, str], versions: dict[str, str]):
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        parameters: dict[str, str],
+        data: dict[str, str],
+        versions: dict[str, str],
+        ranks: Ranks = ALONE,
+    ):
         self.path, self._every = Path(checkpoint.path), checkpoint.every
+        self._is_writer = ranks.rank == 0
+        self._run: dict[str, Any] = {"parameters": parameters, "data": data, "versions": versions, "format": _FORMAT}
+        self.tensors: dict[str, Tensor] = {}
+        self.info: dict[str, Any] = ranks.on_first(self._read)
+
+    def _read(self) -> dict[str, Any]:
+        """Read the file, and check that it belongs to this run."""
         if self.path.is_dir() or not self.path.parent.is_dir():
             found = "it is a folder" if self.path.is_dir() else f"there is no folder {str(self.path.parent)!r}"
             raise FileNotFoundError(f"checkpoint={str(self.path)!r} has to be a file in an existing folder; {found}")
-        self._run: dict[str, Any] = {"parameters": parameters, "data": data, "versions": versions, "format": _FORMAT}
-        self.tensors: dict[str, Tensor] = {}
-        self.info: dict[str, Any] = {}
-        if self.path.exists():
-            self.tensors, self.info = read_checkpoint(self.path)
-            differ = self._differences(self.info)
-            if differ:
-                raise ValueError(
-                    f"checkpoint={str(self.path)!r} belongs to another run: {'; '.join(differ)}. "
-                    "Continue with the settings that it was started with, pass another path, or delete the file"
-                )
+        if not self.path.exists():
+            return {}
+        self.tensors, info = read_checkpoint(self.path)
+        differ = self._differences(info)
+        if differ:
+            raise ValueError(
+                f"checkpoint={str(self.path)!r} belongs to another run: {'; '.join(differ)}. "
+                "Continue with the settings that it was started with, pass another path, or delete the file"
+            )
+        self._check_info(info)
+        return info
 
-        if self.info:
-            self._check_info()
-
-    def _check_info(self) -> None:
+    def _check_info(self, info: dict[str, Any]) -> None:
         """Raise unless the state of a run has the types that `Trainer` writes."""
         number = float | int
         kinds: dict[str, Any] = {
@@ -110,11 +124,11 @@ class CheckpointFile:
             "finished": bool,
         }
         kinds |= {"progress": number, "seconds": number, "best": number, "best_accuracy": number, "history": list}
-        wrong = {name for name, kind in kinds.items() if not isinstance(self.info.get(name, ...), kind)}
+        wrong = {name for name, kind in kinds.items() if not isinstance(info.get(name, ...), kind)}
         for name in {"step", "improved", "progress", "seconds"} - wrong:
-            if not 0 <= self.info[name] < 1e18:
+            if not 0 <= info[name] < 1e18:
                 wrong.add(name)
-        if "history" not in wrong and not all(isinstance(record, dict) for record in self.info["history"]):
+        if "history" not in wrong and not all(isinstance(record, dict) for record in info["history"]):
             wrong.add("history")
         if wrong:
             raise ValueError(
@@ -139,7 +153,9 @@ class CheckpointFile:
         return (steps if isinstance(self._every, Integral) else seconds) >= self._every
 
     def write(self, tensors: dict[str, Tensor], info: dict) -> None:
-        """Replace the file. A failure only warns, so that the run continues."""
+        """Replace the file, in the first process. A failure only warns, so that the run continues."""
+        if not self._is_writer:
+            return
         try:
             write_checkpoint(self.path, tensors, info | self._run)
         except OSError as error:

@@ -8,6 +8,7 @@ import joblib
 import numpy as np
 from torch import Tensor
 
+from ..utils._ranks import ALONE, Ranks
 from ._adapters import DataAdapter
 from ._real_features import RealFeatures
 
@@ -64,11 +65,13 @@ class FitData:
         """Digest of the real samples and their labels."""
         return joblib.hash((self.adapter.data_digest(), self.y))
 
-    def real_features(self, order: np.ndarray, n_held_out: int = 0, strata: np.ndarray | None = None) -> RealFeatures:
+    def real_features(
+        self, order: np.ndarray, n_held_out: int = 0, strata: np.ndarray | None = None, ranks: Ranks = ALONE
+    ) -> RealFeatures:
         """Features of the real samples in this order, the last ones held out; ``strata`` is in the order of ``X``."""
         self.digest  # noqa: B018 (computed from the data as they are before the long work)
         strata = None if strata is None else strata[order]
-        return RealFeatures(self.adapter.real_features(order), self.codes[order], order, n_held_out, strata)
+        return RealFeatures(self.adapter.real_features(order, ranks), self.codes[order], order, n_held_out, strata)
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,11 @@ from itertools import islice
 from numbers import Integral, Real
 from typing import Any, NamedTuple
 
-import joblib
 import numpy as np
 import torch
-from sklearn.utils import check_random_state
 from torch import Tensor
 
-from ..encoder._extractor import VERSIONS
-from ..utils._fingerprint import fingerprint
+from ..utils._ranks import Ranks, joined
 from ..utils._sklearn_compat import (
     CallbackSupportMixin,
     Interval,
@@ -27,21 +24,21 @@ from ..utils._sklearn_compat import (
 from ._augmentations import AUGMENTATIONS, Augmentation
 from ._base import BaseDistiller
 from ._callbacks import CallbackNotifier
-from ._checkpoint import Checkpoint, CheckpointFile
+from ._checkpoint import Checkpoint
 from ._fit_data import FitData, FitResult
 from ._held_out import HeldOutScore
-from ._loop import ChunkPlan, State, ViewPlan, optimize
+from ._identity import check_processes, checkpoint_file, seed_of_run
+from ._loop import ChunkPlan, ViewPlan, optimize
 from ._objectives import MeanOverEncoders, OuterLoss
 from ._parametrizations import PARAMETRIZATIONS, Parametrization
 from ._real_features import BatchSampler, RealFeatures, held_out_counts, split_order
 from ._schedule import LinearSchedule
 from ._start import real_start
+from ._state import State
 from ._trainer import Limits, Outcome, Trainer, retry_on_interrupt
 
 # With sampling="auto", classes are balanced if the largest one is more than this many times as large as the smallest one.
 _UNBALANCED = 2
-# Parameters that may differ when a run is resumed; the encoder is compared by its network instead.
-_FREE = {"encoder", "verbose", "callback", "checkpoint"}
 
 
 class Temperatures(NamedTuple):
@@ -74,6 +71,7 @@ class GradientDistiller(CallbackSupportMixin, BaseDistiller):
         "checkpoint": [str, os.PathLike, Checkpoint, None],
         "warm_start": ["boolean"],
         "callback": [callable, None],
+        "distributed": ["boolean"],
     }
 
     def __init__(
@@ -98,6 +96,7 @@ class GradientDistiller(CallbackSupportMixin, BaseDistiller):
         checkpoint=None,
         warm_start=False,
         callback=None,
+        distributed=True,
         random_state=None,
         verbose=0,
     ):
@@ -120,6 +119,7 @@ class GradientDistiller(CallbackSupportMixin, BaseDistiller):
         self.checkpoint = checkpoint
         self.warm_start = warm_start
         self.callback = callback
+        self.distributed = distributed
         self.random_state = random_state
         self.verbose = verbose
 
@@ -167,21 +167,26 @@ class GradientDistiller(CallbackSupportMixin, BaseDistiller):
         finish_callbacks(self, data.X, data.y)
 
     def _distill(self, data):
+        with joined(self.distributed, data.adapter.device) as ranks:
+            return self._distill_with(ranks, data)
+
+    def _distill_with(self, ranks: Ranks, data: FitData) -> FitResult:
         adapter, m = data.adapter, len(data.synthetic_codes)
+        check_processes(self, data, ranks)
         within, fraction = self._held_out_split(data)
         start = self._last_samples(data)
         views = self._view_plan(data)
         given = None if self.encoder_batch_size == "auto" else self.encoder_batch_size
-        chunk_plan = adapter.chunk_plan(m * views.per_sample, given)
-        checkpoint = self._checkpoint_file(data)
-        seed = self._seed(checkpoint)
+        chunk_plan = adapter.chunk_plan(m * views.per_sample, given, ranks.local_size)
+        checkpoint = checkpoint_file(self, data, ranks)
+        seed = seed_of_run(self, checkpoint, ranks)
         rng = np.random.RandomState(seed)
         start_callbacks(self, self.max_iter, data.X, data.y)
 
         order, n_held_out = split_order(within, fraction, rng)
-        real = data.real_features(order, n_held_out, self._strata(data))
+        real = data.real_features(order, n_held_out, self._strata(data), ranks)
         temperatures = self._temperatures(data, real)
-        state = self._initial_state(data, real, rng, start)
+        state = self._initial_state(data, real, rng, start, ranks)
         loss = partial(self._loss, data, temperatures)
         history = [] if start is None else [dict(record) for record in self.history_]
         attributes = self._temperature_attributes(temperatures) | {
@@ -195,7 +200,9 @@ class GradientDistiller(CallbackSupportMixin, BaseDistiller):
             state,
             Limits(self.max_iter, self.time_budget, self.n_iter_no_change, self.tol),
             history,
-            score=self._held_out_score(data, real, state, chunk_plan.chunk_size, partial(loss, unaugmented=unaugmented)),
+            score=self._held_out_score(
+                data, real, state, max(1, chunk_plan.chunk_size // views.per_sample), partial(loss, unaugmented=unaugmented)
+            ),
             notify=CallbackNotifier(self, data, state, history, result_of, attributes),
             checkpoint=checkpoint,
             seed=seed,
@@ -230,8 +237,7 @@ class GradientDistiller(CallbackSupportMixin, BaseDistiller):
 
     def _result(self, data: FitData, real: RealFeatures, state: State, attributes: dict, outcome: Outcome) -> FitResult:
         """The result of a run, for the θ that its state contains."""
-        with torch.no_grad():
-            samples = state.parametrization().detach()
+        samples = state.samples()
         loss, accuracy = (None, None) if outcome.best is None else outcome.best
         of_run: dict[str, Any] = {
             "history_": [dict(record) for record in outcome.history],
@@ -247,27 +253,13 @@ class GradientDistiller(CallbackSupportMixin, BaseDistiller):
 
     # What the fit is made of.
 
-    def _seed(self, checkpoint: CheckpointFile | None) -> int:
-        """Seed of the run: that of the checkpoint, if there is one."""
-        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        return checkpoint.info["seed"] if checkpoint and checkpoint.info else seed
-
-    def _checkpoint_file(self, data: FitData) -> CheckpointFile | None:
-        if self.checkpoint is None:
-            return None
-        checkpoint = self.checkpoint if isinstance(self.checkpoint, Checkpoint) else Checkpoint(self.checkpoint)
-        parameters = {"method": type(self), **self.get_params(deep=False)}
-        # A random_state that is not a number cannot be compared; the seed is read from the file.
-        free = _FREE if isinstance(self.random_state, Real) else _FREE | {"random_state"}
-        parameters = {name: fingerprint(value) for name, value in parameters.items() if name not in free}
-        digests = {"y": joblib.hash(np.ascontiguousarray(data.y)), "groups": joblib.hash(data.groups)}
-        return CheckpointFile(checkpoint, parameters, data.adapter.identity() | digests, VERSIONS)
-
     def _advice(self) -> str:
         """What may help if losses are not finite, for error messages."""
         return f"A learning_rate smaller than {self.learning_rate} may help"
 
-    def _initial_state(self, data: FitData, real: RealFeatures, rng: np.random.RandomState, start: np.ndarray | None) -> State:
+    def _initial_state(
+        self, data: FitData, real: RealFeatures, rng: np.random.RandomState, start: np.ndarray | None, ranks: Ranks
+    ) -> State:
         """What a run begins with: noise, real samples, or the synthetic samples of the last fit."""
         noise, *streams = (torch.Generator().manual_seed(int(seed)) for seed in rng.randint(2**31 - 1, size=4))
         random = dict(zip(("views", "batches", "objective"), streams, strict=True))
@@ -281,7 +273,7 @@ class GradientDistiller(CallbackSupportMixin, BaseDistiller):
         known = self.targets_ if learned and start is not None else np.eye(len(data.classes))[data.synthetic_codes]
         dtype = parametrization.parameters[0].dtype
         targets = torch.tensor(known, dtype=dtype, device=adapter.device, requires_grad=learned)
-        return State(parametrization, targets, random)
+        return State(parametrization, targets, random, ranks)
 
     def _loss(self, data: FitData, temperatures: Temperatures, random: torch.Generator, *, unaugmented: bool) -> OuterLoss:
         """The outer loss, for random views or for unaugmented samples, of the features of all encoders."""

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from ._adapters import DataAdapter
-from ._loop import State, unaugmented_features
+from ._loop import unaugmented_features
 from ._objectives import OuterLoss, inner_weights
 from ._real_features import BatchSampler, RealFeatures
+from ._state import State
 
 # Balanced draws for the loss, at most.
 _MAX_DRAWN = 10_000
@@ -60,12 +61,11 @@ class HeldOutScore:
     @torch.no_grad()
     def __call__(self) -> Tensor:
         Y = self._state.targets
-        Z = unaugmented_features(
-            self._state.parametrization, len(Y), self._adapter.encode, self._adapter.preprocess, self._chunk_size
-        )
+        Z = unaugmented_features(self._state, self._adapter.encode, self._adapter.preprocess, self._chunk_size)
         correct = (self._all @ inner_weights(Z, Y, self._alpha)).argmax(dim=1) == self._classes
         loss = self._loss(torch.Generator().manual_seed(0))(Z, Y, *self._drawn)
-        return torch.stack([loss.cpu().double(), (self._weights * correct.cpu()).sum() / self._weights.sum()])
+        score = torch.stack([loss.cpu().double(), (self._weights * correct.cpu()).sum() / self._weights.sum()])
+        return self._state.ranks.tensor_of_first(score)  # what the processes decide by
 
 
 def balanced_weights(codes: np.ndarray, strata: np.ndarray | None) -> np.ndarray:

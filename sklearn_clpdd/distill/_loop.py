@@ -5,6 +5,13 @@ the loss only through ``Z``. The gradient is therefore computed in two passes: t
 the (small) objective in ``Z`` first, then the vector–Jacobian product from there to θ, one chunk of views at a time. Images are
 decoded chunk by chunk as well. Memory is that of the graph of one chunk, of θ, its gradient and Adam's two moments, whatever
 the number of views is. Chunks whose graphs fit into memory pass only once.
+
+Given the gradient in ``Z``, the images are independent of each other. Several processes therefore own some of the images each,
+with their θ and moments, and exchange only features, never a parameter: each computes the features of its images, all gather
+``Z``, and each passes the gradient of its rows on to its images. The loss and its gradient in ``Z`` are computed in every
+process, which is little work beside the encoder. The images are then the same to the last bit for each number of processes, as
+long as chunks consist of the same views; a sum of shares of the loss would be rounded in another way for each number, and a
+network with rectifiers makes much of such differences.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -16,13 +23,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..utils._ranks import ALONE, Ranks
 from ._augmentations import Augmentation
 from ._objectives import OuterLoss
 from ._parametrizations import Parametrization
 from ._real_features import BatchSampler
-
-# Learning rate of learned targets, relative to that of θ.
-_TARGET_RATE = 0.1
+from ._state import State, padded_like
 
 
 class ChunkPlan(NamedTuple):
@@ -71,105 +77,6 @@ class ViewPlan(NamedTuple):
         return self.n_random + (self.unaugmented_weight > 0)
 
 
-class State:
-    """What a run changes: θ, the targets if they are learned, Adam's moments, the random numbers, and the step.
-
-    Parameters
-    ----------
-    parametrization : Parametrization
-        Contains θ, which is updated in place.
-    targets : Tensor of shape (m, C)
-        Targets of the probe for the synthetic samples, initially one-hot. Learned if they require a gradient.
-    random : dict of str to torch.Generator
-        Generators on the CPU: for the ``"views"``, for the real ``"batches"``, and for whatever else draws in a step.
-    """
-
-    def __init__(self, parametrization: Parametrization, targets: Tensor, random: dict[str, torch.Generator]):
-        self.parametrization = parametrization
-        self.targets = targets
-        self.learned_targets = [targets] if targets.requires_grad else []
-        self.parameters = [*parametrization.parameters, *self.learned_targets]
-        self.random = random
-        self.step, self.progress = 0, 0.0
-        self.between_updates = True  # False while an interrupt would leave the state inconsistent
-        self.begin_step(0.0)
-        # The fused update works in place; it does not exist on all devices.
-        fused = parametrization.parameters[0].device.type in ("cpu", "cuda")
-        rates = [(parametrization.parameters, 1.0), (self.learned_targets, _TARGET_RATE)]
-        groups = [{"params": parameters, "factor": factor} for parameters, factor in rates if parameters]
-        self.optimizer = torch.optim.Adam(groups, fused=fused or None)
-
-    def set_learning_rate(self, rate: float) -> None:
-        """Set Adam's learning rate for θ; that of learned targets is a fraction of it."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate * group["factor"]
-
-    def begin_step(self, progress: float) -> None:
-        """Begin a step at this progress of the run; from then on, `tensors` returns what is needed to repeat the step."""
-        self.between_updates = False
-        self.progress = progress
-        self.parametrization.grow(progress)
-        self._remember_random_state()
-        self.between_updates = True
-
-    def _remember_random_state(self) -> None:
-        self._random_state = {name: generator.get_state() for name, generator in self.random.items()}
-
-    def update(self) -> None:
-        """Move θ along its gradient."""
-        self.between_updates = False
-        self.optimizer.step()
-        self.step += 1
-        self._remember_random_state()
-        self.between_updates = True
-
-    def tensors(self) -> dict[str, Tensor]:
-        """θ, moments and random states at the beginning of the present step."""
-        tensors = {f"random.{name}": state for name, state in self._random_state.items()}
-        for i, theta in enumerate(self.parameters):
-            tensors[f"theta.{i}"] = theta.detach()
-            tensors |= {f"adam.{i}.{name}": value for name, value in self.optimizer.state.get(theta, {}).items()}
-        return tensors
-
-    def _check(self, tensors: dict[str, Tensor]) -> None:
-        needed = {f"random.{name}": generator.get_state() for name, generator in self.random.items()}
-        needed |= {f"theta.{i}": theta for i, theta in enumerate(self.parameters)}
-        like = dict(needed)
-        for i, theta in enumerate(self.parameters):
-            like |= dict.fromkeys((f"best.{i}", f"adam.{i}.exp_avg", f"adam.{i}.exp_avg_sq"), theta)
-            like[f"adam.{i}.step"] = torch.zeros((), dtype=torch.float32, device="cpu")
-        missing = sorted(needed.keys() - tensors.keys())
-        if missing:
-            raise ValueError(f"the checkpoint lacks {', '.join(missing)}")
-        for name, tensor in tensors.items():
-            same = like.get(name)
-            if same is None or (tensor.shape, tensor.dtype) != (same.shape, same.dtype) or not bool(tensor.isfinite().all()):
-                raise ValueError(
-                    f"the checkpoint has {name} of {tensor.dtype} and shape {tuple(tensor.shape)}, not that of this run"
-                )
-
-    def load(self, tensors: dict[str, Tensor], step: int, progress: float) -> None:
-        """Return to the beginning of a step.
-
-        Raises
-        ------
-        ValueError
-            If the tensors are not those of this run: torch's fused optimizers do not check shapes.
-        """
-        self._check(tensors)
-        self.step = step
-        for name, generator in self.random.items():
-            generator.set_state(tensors[f"random.{name}"])
-        self.begin_step(progress)
-        for i, theta in enumerate(self.parameters):
-            with torch.no_grad():
-                theta.copy_(tensors[f"theta.{i}"])
-            prefix = f"adam.{i}."
-            moments = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-            if moments:
-                self.optimizer.state[theta] = {name: value.to(theta.device, copy=True) for name, value in moments.items()}
-
-
 def optimize(
     state: State,
     batches: BatchSampler,
@@ -208,12 +115,13 @@ def optimize(
         Returns the context in which gradients of ``encode`` are computed.
     """
     m, n, k, weight = len(state.targets), views.n_random, views.per_sample, views.unaugmented_weight
-    chunks, n_kept_chunks = chunk_plan.chunks(m, k)
+    ranks, own = state.ranks, state.own
+    chunks, n_kept_chunks = chunk_plan.chunks(own.stop - own.start, k)
     while (done := progress()) < 1:
         state.begin_step(done)
         state.set_learning_rate(learning_rate(state.step, done))
         step_views = StepViews(views, preprocess, m, state.random["views"])
-        features = partial(step_views.features, encode=encode)
+        features = partial(step_views.features, encode=encode, first_sample=own.start)
         R, r = batches.sample(state.random["batches"])
 
         def loss_of(Z: Tensor, R=R, r=r) -> Tensor:
@@ -225,7 +133,7 @@ def optimize(
             return (1 - weight) * random + weight * unaugmented_objective(Z[:, n], Y, R, r)
 
         others = state.learned_targets
-        yield backpropagate(state.parametrization, features, loss_of, chunks, k, n_kept_chunks, others, differentiating)
+        yield backpropagate(state.parametrization, features, loss_of, chunks, k, n_kept_chunks, others, differentiating, ranks, m)
         state.update()
 
 
@@ -248,9 +156,13 @@ class StepViews:
         self._n, self._k = plan.n_random, plan.per_sample
         self._draws = plan.augmentation.draw(m * plan.n_random, generator)
 
-    def features(self, samples: Tensor, rows: slice, encode: Callable[[Tensor], Tensor]) -> Tensor:
-        """Features of the views in these rows, which cover complete samples, or a part of one sample."""
+    def features(self, samples: Tensor, rows: slice, encode: Callable[[Tensor], Tensor], first_sample: int = 0) -> Tensor:
+        """Features of the views in these rows, which cover complete samples, or a part of one sample.
+
+        Rows are counted from those of ``first_sample``.
+        """
         n, k, s = self._n, self._k, len(samples)
+        rows = slice(rows.start + first_sample * k, rows.stop + first_sample * k)
         first, local = rows.start // k, slice(rows.start % k, rows.stop - rows.start + rows.start % k if s == 1 else k)
         drawn = slice(first * n + min(local.start, n), (first + s - 1) * n + min(local.stop, n))
         parts = []
@@ -266,14 +178,23 @@ class StepViews:
 
 
 def split_views(m: int, k: int, size: int) -> list[slice]:
-    """Rows of ``m·k`` views in chunks of about equal size, at most ``size``: of whole samples, or of parts of one sample."""
+    """Rows of ``m·k`` views in chunks of at most ``size``: of whole samples, or of parts of one sample.
+
+    Samples are divided in halves and halves of halves, as they are among processes, so that the chunks of two, four or eight
+    processes are those of one, unless these are larger than a process's share.
+    """
     if k > size:
         parts = -(-k // size)
         ends = [round(k * (part + 1) / parts) for part in range(parts)]
         return [slice(i * k + start, i * k + stop) for i in range(m) for start, stop in pairwise([0, *ends])]
-    parts = -(-m // (size // k))
-    ends = [k * round(m * (part + 1) / parts) for part in range(parts)]
-    return [slice(start, stop) for start, stop in pairwise([0, *ends])]
+
+    def halves(start: int, n: int) -> list[slice]:
+        if n * k <= size:
+            return [slice(start * k, (start + n) * k)]
+        first = -(-n // 2)
+        return halves(start, first) + halves(start + first, n - first)
+
+    return halves(0, m)
 
 
 def backpropagate(
@@ -285,6 +206,8 @@ def backpropagate(
     n_kept_chunks: int = 1,
     others: Sequence[Tensor] = (),
     differentiating: Callable[[], AbstractContextManager] = nullcontext,
+    ranks: Ranks = ALONE,
+    m: int = 0,
 ) -> Tensor:
     """Compute the loss, and write its gradient to θ and to the other tensors that it depends on.
 
@@ -296,7 +219,7 @@ def backpropagate(
     loss_of : callable
         ``Z → scalar``, for the features of all views.
     chunks : list of slice
-        Rows of ``Z``, in order.
+        Rows of the features of the own samples, in order.
     k : int
         Views of each sample.
     n_kept_chunks : int
@@ -305,6 +228,10 @@ def backpropagate(
         Leaves of the loss other than ``Z``.
     differentiating : callable
         Returns the context of the backward pass of ``features``.
+    ranks : Ranks
+        The processes of the run.
+    m : int
+        Samples of all processes.
     """
 
     def forward(rows: slice) -> tuple[list[Tensor], Tensor]:
@@ -317,20 +244,19 @@ def backpropagate(
         Zs = [forward(rows)[1] for rows in chunks[:first]]
     with torch.enable_grad():
         graphs = [forward(rows) for rows in chunks[first:]]
-        Z = torch.cat([*Zs, *(chunk_Z.detach() for _, chunk_Z in graphs)]).requires_grad_()
+        Z = ranks.gather(torch.cat([*Zs, *(chunk_Z.detach() for _, chunk_Z in graphs)]), m, k).requires_grad_()
         loss = loss_of(Z)
         dZ, *gradients_of_others = torch.autograd.grad(loss, [Z, *others], allow_unused=bool(others))
+        dZ = dZ[ranks.own(m).start * k :]
         for other, gradient in zip(others, gradients_of_others, strict=True):
-            # Fused Adam assumes the parameter's memory layout for its gradient; otherwise it updates the wrong entries on CPUs,
-            # and raises on CUDA.
-            other.grad = None if gradient is None else torch.empty_like(other).copy_(gradient)
+            other.grad = None if gradient is None else padded_like(other).copy_(ranks.tensor_of_first(gradient))
         for rows in reversed(chunks):
             theta, chunk_Z = graphs.pop() if graphs else forward(rows)
             with differentiating():
                 gradients = torch.autograd.grad(chunk_Z, theta, dZ[rows], allow_unused=True)
             _write_gradients(parametrization.parameters, gradients, rows, k)
             del theta, chunk_Z
-    return loss.detach()
+    return ranks.tensor_of_first(loss.detach())
 
 
 def _write_gradients(parameters: list[Tensor], gradients: tuple[Tensor | None, ...], rows: slice, k: int) -> None:
@@ -340,7 +266,7 @@ def _write_gradients(parameters: list[Tensor], gradients: tuple[Tensor | None, .
         if gradient is None:
             continue  # a level of the pyramid that is not used yet
         if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
+            parameter.grad = padded_like(parameter)
         if rows.stop % k == 0:
             parameter.grad[samples] = gradient
         else:
@@ -349,15 +275,11 @@ def _write_gradients(parameters: list[Tensor], gradients: tuple[Tensor | None, .
 
 @torch.no_grad()
 def unaugmented_features(
-    parametrization: Parametrization,
-    m: int,
-    encode: Callable[[Tensor], Tensor],
-    preprocess: Callable[[Tensor], Tensor],
-    chunk_size: int,
+    state: State, encode: Callable[[Tensor], Tensor], preprocess: Callable[[Tensor], Tensor], chunk_size: int
 ) -> Tensor:
     """Features ``(m, d)`` of the unaugmented samples, from which a probe will be trained."""
-    parts = []
-    for rows in split_views(m, 1, chunk_size):
+    parametrization, parts = state.parametrization, []
+    for rows in split_views(state.own.stop - state.own.start, 1, chunk_size):
         samples = parametrization.decode([theta.detach()[rows] for theta in parametrization.parameters])
         parts.append(encode(preprocess(samples)))
-    return torch.cat(parts)
+    return state.ranks.gather(torch.cat(parts), len(state.targets))

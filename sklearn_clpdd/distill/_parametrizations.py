@@ -45,6 +45,11 @@ class Parametrization:
         """Random initial values of θ: tensors that require a gradient, whose first axis is that of the samples."""
         raise NotImplementedError
 
+    def keep(self, samples: slice) -> None:
+        """Forget all other samples."""
+        self.parameters = [theta.detach()[samples].clone().requires_grad_() for theta in self.parameters]
+        self.shape = (len(self.parameters[0]), *self.shape[1:])
+
     def __call__(self) -> Tensor:
         """All samples."""
         return self.decode(self.parameters)

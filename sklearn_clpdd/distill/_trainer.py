@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ._checkpoint import CheckpointFile
-from ._loop import State
+from ._state import State
 
 # Steps between two scores on the held-out features; each score costs a forward pass of the unaugmented images.
 _SCORE_EVERY = 20
@@ -99,6 +99,7 @@ class Trainer:
         self._state, self._limits, self.history = state, limits, history
         self._score, self._notify, self._checkpoint, self._seed = score, notify, checkpoint, seed
         self._views_per_step, self._advice, self._verbose = views_per_step, advice, verbose
+        self._ranks = state.ranks
         self._theta = state.parameters
         # θ with the least held-out loss; without held-out features, the last one with a finite loss.
         self._best_theta = [theta.detach().clone() for theta in self._theta]
@@ -114,12 +115,19 @@ class Trainer:
         if checkpoint is not None and checkpoint.info:
             self._resume(checkpoint.tensors, checkpoint.info)
             checkpoint.tensors = {}
-        self._started_at = self._written_at = time.perf_counter()
+        self._agreed_seconds = self._seconds_before_resuming
+        self._agreed_failure: BaseException | None = None
+        self._started_at = time.perf_counter()
+        self._written_at = self.seconds
         self._written_at_step = self._first_step = state.step
 
     @property
     def seconds(self) -> float:
-        """Time in the loop, including that before an interruption."""
+        """Time in the loop, including that before an interruption; several processes agree on that of the last step."""
+        return self._own_seconds if self._ranks.size == 1 else self._agreed_seconds
+
+    @property
+    def _own_seconds(self) -> float:
         return self._seconds_before_resuming + time.perf_counter() - self._started_at
 
     def progress(self) -> float:
@@ -134,13 +142,24 @@ class Trainer:
         """Make the steps, and write `history` and checkpoints.
 
         Ctrl-C and errors end the run and are part of the outcome. A ``StopIteration`` of a callback ends it, too.
+
+        Raises
+        ------
+        BaseException
+            What only this one of several processes has raised: without the others, there is no outcome.
         """
+        with self._ranks.deferred_interrupts():
+            return self._run(steps)
+
+    def _run(self, steps: Iterator[Tensor]) -> Outcome:
         interrupted, error = None, None
         done, total = self._state.step, self._limits.max_iter
-        bar = tqdm(initial=done, total=total, desc="distilling", unit="step", disable=not self._verbose)
+        hidden = not self._verbose or self._ranks.rank > 0
+        bar = tqdm(initial=done, total=total, desc="distilling", unit="step", disable=hidden)
         try:
             try:
                 for loss in steps:
+                    self._agree_on_time()
                     self._pending.append((loss, self.seconds))
                     if self._state.step % self._read_every == 0:
                         self._read_losses(bar)
@@ -155,6 +174,8 @@ class Trainer:
                 interrupted = self._state.step
             self._finish(bar)
         except BaseException as caught:
+            if self._ranks.size > 1 and caught is not self._agreed_failure:
+                raise
             error = caught
             retry_on_interrupt(self._restore_best)
         with suppress(KeyboardInterrupt):
@@ -163,6 +184,45 @@ class Trainer:
             return self._outcome(interrupted, error)
         finally:
             del error  # it references the frames that it has passed through
+
+    def _agree_on_time(self) -> None:
+        if self._ranks.size > 1:
+            own = torch.tensor([self._own_seconds], dtype=torch.float64, device="cpu")
+            self._agreed_seconds = self._ranks.tensor_of_first(own).item()
+
+    def _failure(self, error: BaseException) -> BaseException:
+        """An error that all processes raise, so that they go on together."""
+        self._agreed_failure = error
+        return error
+
+    def _tell(self, records: list[dict[str, float]]) -> None:
+        """Call the callbacks. What ends the run in one of several processes ends it in all of them.
+
+        Raises
+        ------
+        StopIteration, KeyboardInterrupt
+            If a callback, or Ctrl-C, ends the run.
+        Exception
+            What a callback has raised; in the other processes a RuntimeError.
+        """
+        if self._ranks.size == 1:
+            self._notify(records)
+            return
+        caught: BaseException | None = None
+        try:
+            self._notify(records)
+        except BaseException as error:
+            caught = error
+        said = self._ranks.of_all("KeyboardInterrupt" if self._ranks.was_interrupted else caught and type(caught).__name__)
+        ends = (None, "StopIteration", "KeyboardInterrupt")
+        failed = [rank for rank, name in enumerate(said) if name not in ends]
+        if failed and (caught is None or isinstance(caught, StopIteration)):
+            caught = RuntimeError(f"a callback of process {failed[0]} has raised a {said[failed[0]]}; see its output")
+        if failed:
+            raise self._failure(caught)  # type: ignore[arg-type]
+        for kind in (KeyboardInterrupt, StopIteration):
+            if kind.__name__ in said:
+                raise kind
 
     def _outcome(self, interrupted: int | None, error: BaseException | None) -> Outcome:
         best = None if self._best_iter is None else (self._best, self._best_accuracy)
@@ -181,9 +241,8 @@ class Trainer:
         pending, self._pending = self._pending, []
         for loss, (_, seconds) in zip(losses, pending, strict=True):
             if not math.isfinite(loss):
-                raise FloatingPointError(
-                    f"the loss of step {len(self.history)} is {loss}; the last valid images are kept. {self._advice}"
-                )
+                what = f"the loss of step {len(self.history)} is {loss}; the last valid images are kept"
+                raise self._failure(FloatingPointError(f"{what}. {self._advice}"))
             records.append({"step": len(self.history), "loss": loss, "seconds": self._seconds_of_earlier_fits + seconds})
             self.history.append(records[-1])
         if self._score is None:
@@ -194,7 +253,7 @@ class Trainer:
             if patience is not None and self._state.step - self._improved_at_step >= patience:
                 self._finished = True
         self._show(bar, records)
-        self._notify(records)
+        self._tell(records)
 
     def _score_into(self, record: dict[str, float]) -> None:
         """Score the present state, and write the score to a record unless the record already has a better one.
@@ -206,9 +265,8 @@ class Trainer:
         if "val_loss" not in record or loss < record["val_loss"]:
             record |= {"val_loss": loss, "val_accuracy": accuracy}
         if math.isnan(loss):
-            raise FloatingPointError(
-                f"the loss of held-out samples at step {record['step']} is nan; the last valid images are kept. {self._advice}"
-            )
+            what = f"the loss of held-out samples at step {record['step']} is nan; the last valid images are kept"
+            raise self._failure(FloatingPointError(f"{what}. {self._advice}"))
         if loss < self._best - self._limits.tol:
             self._improved_at_step = self._state.step
         if loss < self._best:
@@ -236,10 +294,9 @@ class Trainer:
         """Score the last state, write the last checkpoint, and restore the best state."""
         with suppress(StopIteration):  # the run is ending; these are losses that an interrupt has left
             self._read_losses(bar)
-        if not all(bool(theta.isfinite().all()) for theta in self._theta):
-            raise FloatingPointError(
-                f"step {self._state.step} has led to images that are not finite; the last valid ones are kept. {self._advice}"
-            )
+        if not all(self._ranks.of_all(all(bool(theta.isfinite().all()) for theta in self._theta))):
+            what = f"step {self._state.step} has led to images that are not finite; the last valid ones are kept"
+            raise self._failure(FloatingPointError(f"{what}. {self._advice}"))
         # An unfinished run is saved before it is scored: without the interruption, there would be no score here.
         if not self._finished:
             self._write()
@@ -264,7 +321,7 @@ class Trainer:
     def _write_if_due(self) -> None:
         if self._checkpoint is None:
             return
-        if self._checkpoint.is_due(self._state.step - self._written_at_step, time.perf_counter() - self._written_at):
+        if self._checkpoint.is_due(self._state.step - self._written_at_step, self.seconds - self._written_at):
             self._write()
 
     def _write(self) -> None:
@@ -273,7 +330,7 @@ class Trainer:
             return
         tensors = self._state.tensors()
         if self._score is not None:
-            tensors |= {f"best.{i}": theta for i, theta in enumerate(self._best_theta)}
+            tensors |= self._state.of_all_samples({f"best.{i}": theta for i, theta in enumerate(self._best_theta)})
         info = {
             "step": self._state.step,
             "progress": self._state.progress,
@@ -288,10 +345,10 @@ class Trainer:
             "history": self.history if self._finished else self.history[: self._state.step],
         }
         self._checkpoint.write(tensors, info)
-        self._written_at, self._written_at_step = time.perf_counter(), self._state.step
+        self._written_at, self._written_at_step = self.seconds, self._state.step
 
     def _resume(self, tensors: dict[str, Tensor], info: dict[str, Any]) -> None:
-        self._state.load(tensors, info["step"], info["progress"])
+        tensors = self._state.load(tensors, info["step"], info["progress"])
         for i, (copy, theta) in enumerate(zip(self._best_theta, self._theta, strict=True)):
             copy.copy_(tensors.get(f"best.{i}", theta.detach()))
         self._best_stage = info["best_stage"]

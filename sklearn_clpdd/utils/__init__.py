@@ -6,6 +6,7 @@ file                    what it holds
 ``_ridge.py``           ridge regression in closed form, differentiable
 ``_arrays.py``          large, read-only and memory-mapped arrays
 ``_device.py``          devices and free memory
+``_ranks.py``           processes of torch.distributed that work on one fit
 ``_torch_modes.py``     torch's modes while the library computes, forked processes
 ``_labels.py``          class labels: which ones are accepted, how they are shown and stored
 ``_heap.py``            glibc's allocator during long computations

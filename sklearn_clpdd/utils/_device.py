@@ -56,11 +56,19 @@ def resolve_devices(given) -> list[torch.device]:
     return devices
 
 
+def most_views(device: torch.device) -> int | None:
+    """How many views one chunk may have; ``None`` if only memory limits them.
+
+    On CPUs throughput stops growing at less than twenty views. That all chunks are small makes results independent of the number
+    of processes.
+    """
+    return 20 if device.type == "cpu" else None
+
+
 def graph_memory_limits(device: torch.device) -> tuple[int, int]:
     """Memory limits in bytes: for the autograd graph of one chunk of views, and for all graphs that are kept.
 
-    On CPUs small chunks suffice: throughput stops growing at about twenty views. The limits do not depend on what else is
-    running.
+    The limits do not depend on what else is running.
     """
     if device.type == "cuda":
         quarter = torch.cuda.get_device_properties(device).total_memory // 4

@@ -3,8 +3,12 @@
 Every process makes the same calls in the same order. Each is a collective operation: it returns when all processes have made it.
 """
 
+import atexit
 import multiprocessing
 import os
+import signal
+import socket
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -22,10 +26,12 @@ class Ranks:
     """The processes of a fit, of which this is number ``rank``; by default it is alone, and nothing is exchanged."""
 
     rank, size = 0, 1
+    #: How many of the processes are on this machine.
+    local_size = 1
 
     def counts(self, n: int) -> list[int]:
-        """How many of ``n`` things each process owns; they are divided in order."""
-        return [n // self.size + (rank < n % self.size) for rank in range(self.size)]
+        """How many of ``n`` things each process owns; they are divided in order, in halves and halves of halves."""
+        return _divided(n, self.size)
 
     def own(self, n: int) -> slice:
         """Which of ``n`` things this process owns."""
@@ -36,14 +42,6 @@ class Ranks:
     def gather(self, own: Tensor, n: int, k: int = 1) -> Tensor:
         """The rows of all processes, ``k`` for each of ``n`` things: in every process, the same."""
         return own
-
-    def sum_own(self, values: Tensor, n: int, k: int = 1) -> Tensor:
-        """The own rows of the sum of all processes' values, of which each has ``n·k`` rows."""
-        return values
-
-    def sum(self, values: Tensor) -> Tensor:
-        """The sum of all processes' values."""
-        return values
 
     def of_first(self, value: Any) -> Any:
         """The first process's value."""
@@ -61,8 +59,27 @@ class Ranks:
         """What a function returns in the first process, or the error that it raises there."""
         return work()
 
+    #: Whether Ctrl-C was pressed in `deferred_interrupts`.
+    was_interrupted = False
+
+    @contextmanager
+    def deferred_interrupts(self) -> Iterator[None]:
+        """Context in which Ctrl-C only sets `was_interrupted`, so that all processes end after the same step.
+
+        A second Ctrl-C interrupts as usual. Alone, nothing is deferred.
+        """
+        yield
+
     def leave(self) -> None:
         """End the exchange; processes that wait for this one raise `LostProcessError`."""
+
+
+def _divided(n: int, size: int) -> list[int]:
+    if size == 1:
+        return [n]
+    left = -(-size // 2)
+    first = -(-n * left // size)
+    return _divided(first, left) + _divided(n - first, size - left)
 
 
 ALONE = Ranks()
@@ -76,7 +93,7 @@ class ProcessRanks(Ranks):
     Parameters
     ----------
     device : torch.device
-        Device of the tensors of `gather`, `sum_own` and `sum`.
+        Device of the features.
     """
 
     def __init__(self, device: torch.device):
@@ -84,6 +101,8 @@ class ProcessRanks(Ranks):
         with _told(self):
             self._cpu: Any = dist.new_group(backend="gloo")
             self._gpu: Any = dist.new_group(backend="nccl") if device.type == "cuda" and dist.is_nccl_available() else None
+        hosts = self.of_all(socket.gethostname())
+        self.local_size = hosts.count(hosts[self.rank])
 
     def _group(self, tensor: Tensor) -> Any:
         return self._cpu if tensor.device.type == "cpu" or self._gpu is None else self._gpu
@@ -92,23 +111,10 @@ class ProcessRanks(Ranks):
         counts = [k * count for count in self.counts(n)]
         block = own.new_zeros(max(counts), *own.shape[1:])
         block[: len(own)] = own
-        blocks = block.new_empty(self.size * len(block), *block.shape[1:])
+        blocks = [torch.empty_like(block) for _ in counts]
         with _told(self):
-            dist.all_gather_into_tensor(blocks, block, group=self._group(block))
-        return torch.cat([part[:count] for part, count in zip(blocks.split(len(block)), counts, strict=True)])
-
-    def sum_own(self, values, n, k=1):
-        counts = [k * count for count in self.counts(n)]
-        parts = values.new_empty(self.size * counts[self.rank], *values.shape[1:])
-        with _told(self):
-            dist.all_to_all_single(parts, values.contiguous(), [counts[self.rank]] * self.size, counts, group=self._group(values))
-        return parts.view(self.size, counts[self.rank], *values.shape[1:]).sum(dim=0)
-
-    def sum(self, values):
-        values = values.clone()
-        with _told(self):
-            dist.all_reduce(values, group=self._group(values))
-        return values
+            dist.all_gather(blocks, block, group=self._group(block))
+        return torch.cat([part[:count] for part, count in zip(blocks, counts, strict=True)])
 
     def of_first(self, value):
         values = [value]
@@ -123,9 +129,9 @@ class ProcessRanks(Ranks):
         return values
 
     def tensor_of_first(self, tensor):
-        tensor = tensor.contiguous()
+        tensor = tensor.clone(memory_format=torch.contiguous_format)
         with _told(self):
-            dist.broadcast(tensor, group=self._cpu, group_src=0)
+            dist.broadcast(tensor, group=self._group(tensor), group_src=0)
         return tensor
 
     def on_first(self, work):
@@ -139,6 +145,24 @@ class ProcessRanks(Ranks):
         if failure is not None:
             raise failure
         return value
+
+    @contextmanager
+    def deferred_interrupts(self):
+        self.was_interrupted = False
+        before = signal.getsignal(signal.SIGINT)
+        if threading.current_thread() is not threading.main_thread() or before is None:  # no handler can be set or restored
+            yield
+            return
+
+        def note(number, frame):
+            self.was_interrupted = True
+            signal.signal(signal.SIGINT, before)
+
+        signal.signal(signal.SIGINT, note)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
 
     def leave(self):
         for group in (self._gpu, self._cpu):
@@ -160,14 +184,36 @@ def _told(ranks: Ranks) -> Iterator[None]:
         ) from error
 
 
+def check_same(ranks: Ranks, description: dict[str, Any]) -> None:
+    """Raise unless all processes describe the same fit.
+
+    Raises
+    ------
+    ValueError
+        In all processes, with the names of what differs.
+    """
+    all_of_them = ranks.of_all(description)
+    differ = [name for name in description if any(one.get(name) != all_of_them[0][name] for one in all_of_them)]
+    if differ:
+        name = differ[0]
+        seen = "; ".join(f"process {rank} has {str(one.get(name))[:100]}" for rank, one in enumerate(all_of_them[:4]))
+        raise ValueError(
+            f"the {ranks.size} processes of torch.distributed do not fit the same: they differ in {', '.join(differ)} ({name}: "
+            f"{seen}). Pass the same data and parameters in all of them, or distributed=False for a fit of each on its own"
+        )
+
+
 def is_launched() -> bool:
     """Whether torchrun has started this process as one of several; not in a worker that such a process has started."""
     several = os.environ.get("WORLD_SIZE", "1") != "1"
     return several and dist.is_available() and dist.is_torchelastic_launched() and multiprocessing.parent_process() is None
 
 
-def join(together: bool, device: torch.device) -> Ranks:
-    """The processes of the default process group, which is made if torchrun has started this process.
+@contextmanager
+def joined(together: bool, device: torch.device) -> Iterator[Ranks]:
+    """Context in which the processes of the default process group work together.
+
+    The group is made if torchrun has started this process and there is none yet.
 
     Parameters
     ----------
@@ -176,10 +222,19 @@ def join(together: bool, device: torch.device) -> Ranks:
     device : torch.device
         Device of the tensors that are exchanged.
     """
-    if not (together and dist.is_available()):
-        return ALONE
-    if not dist.is_initialized():
-        if not is_launched():
-            return ALONE
+    if together and dist.is_available() and not dist.is_initialized() and is_launched():
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" and dist.is_nccl_available() else "gloo")
-    return ALONE if dist.get_world_size() == 1 else ProcessRanks(device)
+        atexit.register(_end_default_group)
+    if not (together and dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        yield ALONE
+        return
+    ranks = ProcessRanks(device)
+    try:
+        yield ranks
+    finally:
+        ranks.leave()
+
+
+def _end_default_group() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
