@@ -18,6 +18,7 @@ from ..utils._sklearn_compat import (
     Interval,
     StrOptions,
     finish_callbacks,
+    has_callbacks,
     start_callbacks,
     with_callbacks,
 )
@@ -204,13 +205,14 @@ class GradientDistiller(CallbackSupportMixin, BaseDistiller):
                 data, real, state, max(1, chunk_plan.chunk_size // views.per_sample), partial(loss, unaugmented=unaugmented)
             ),
             notify=CallbackNotifier(self, data, state, history, result_of, attributes),
+            has_callbacks=self.callback is not None or has_callbacks(self),
             checkpoint=checkpoint,
             seed=seed,
             views_per_step=m * views.per_sample,
             advice=self._advice(),
             verbose=bool(self.verbose),
         )
-        outcome = trainer.run(self._steps(data, real, state, views, loss, trainer.progress, chunk_plan))
+        outcome = trainer.run(self._steps(data, real, state, views, loss, trainer, chunk_plan))
         try:
             if outcome.error is not None and not outcome.n_steps:
                 raise outcome.error  # there is nothing to keep
@@ -218,7 +220,9 @@ class GradientDistiller(CallbackSupportMixin, BaseDistiller):
         finally:
             del outcome  # an error references the frames that it has passed through, of which this is one
 
-    def _steps(self, data: FitData, real: RealFeatures, state: State, views: ViewPlan, loss, progress, chunk_plan: ChunkPlan):
+    def _steps(
+        self, data: FitData, real: RealFeatures, state: State, views: ViewPlan, loss, trainer: Trainer, chunk_plan: ChunkPlan
+    ):
         """The steps of the run: an iterator over their losses."""
         adapter, random = data.adapter, state.random["objective"]
         return optimize(
@@ -230,9 +234,10 @@ class GradientDistiller(CallbackSupportMixin, BaseDistiller):
             objective=loss(random, unaugmented=not views.augmentation.is_random),
             unaugmented_objective=loss(random, unaugmented=True),
             learning_rate=self._schedule().rate,
-            progress=progress,
+            progress=trainer.progress,
             chunk_plan=chunk_plan,
             differentiating=adapter.differentiating,
+            agree=trainer.agree,
         )
 
     def _result(self, data: FitData, real: RealFeatures, state: State, attributes: dict, outcome: Outcome) -> FitResult:

@@ -90,6 +90,7 @@ def optimize(
     progress: Callable[[], float],
     chunk_plan: ChunkPlan,
     differentiating: Callable[[], AbstractContextManager] = nullcontext,
+    agree: Callable[[], object] = lambda: None,
 ) -> Iterator[Tensor]:
     """Improve the synthetic samples step by step; yield the loss of each step, still on its device, before θ moves.
 
@@ -113,6 +114,8 @@ def optimize(
     chunk_plan : ChunkPlan
     differentiating : callable
         Returns the context in which gradients of ``encode`` are computed.
+    agree : callable
+        Called in each step when all processes have exchanged their features: the moment for what else they exchange.
     """
     m, n, k, weight = len(state.targets), views.n_random, views.per_sample, views.unaugmented_weight
     ranks, own = state.ranks, state.own
@@ -132,8 +135,23 @@ def optimize(
             random = objective(Z[:, :n].reshape(m * n, -1), Y.repeat_interleave(n, dim=0), R, r)
             return (1 - weight) * random + weight * unaugmented_objective(Z[:, n], Y, R, r)
 
-        others = state.learned_targets
-        yield backpropagate(state.parametrization, features, loss_of, chunks, k, n_kept_chunks, others, differentiating, ranks, m)
+        def gathered(Z: Tensor) -> Tensor:
+            Z = ranks.gather(Z, m, k)
+            agree()
+            return Z
+
+        yield backpropagate(
+            state.parametrization,
+            features,
+            loss_of,
+            chunks,
+            k,
+            n_kept_chunks,
+            others=state.learned_targets,
+            differentiating=differentiating,
+            ranks=ranks,
+            gathered=gathered,
+        )
         state.update()
 
 
@@ -207,7 +225,7 @@ def backpropagate(
     others: Sequence[Tensor] = (),
     differentiating: Callable[[], AbstractContextManager] = nullcontext,
     ranks: Ranks = ALONE,
-    m: int = 0,
+    gathered: Callable[[Tensor], Tensor] = lambda Z: Z,
 ) -> Tensor:
     """Compute the loss, and write its gradient to θ and to the other tensors that it depends on.
 
@@ -230,8 +248,8 @@ def backpropagate(
         Returns the context of the backward pass of ``features``.
     ranks : Ranks
         The processes of the run.
-    m : int
-        Samples of all processes.
+    gathered : callable
+        Features of all processes, from the own ones.
     """
 
     def forward(rows: slice) -> tuple[list[Tensor], Tensor]:
@@ -244,10 +262,12 @@ def backpropagate(
         Zs = [forward(rows)[1] for rows in chunks[:first]]
     with torch.enable_grad():
         graphs = [forward(rows) for rows in chunks[first:]]
-        Z = ranks.gather(torch.cat([*Zs, *(chunk_Z.detach() for _, chunk_Z in graphs)]), m, k).requires_grad_()
+        Z_own = torch.cat([*Zs, *(chunk_Z.detach() for _, chunk_Z in graphs)])
+        Z = gathered(Z_own).requires_grad_()
         loss = loss_of(Z)
         dZ, *gradients_of_others = torch.autograd.grad(loss, [Z, *others], allow_unused=bool(others))
-        dZ = dZ[ranks.own(m).start * k :]
+        dZ = dZ[ranks.own(len(Z) // k).start * k :]
+        loss = ranks.tensor_of_first(loss.detach())
         for other, gradient in zip(others, gradients_of_others, strict=True):
             other.grad = None if gradient is None else padded_like(other).copy_(ranks.tensor_of_first(gradient))
         for rows in reversed(chunks):
@@ -256,7 +276,7 @@ def backpropagate(
                 gradients = torch.autograd.grad(chunk_Z, theta, dZ[rows], allow_unused=True)
             _write_gradients(parametrization.parameters, gradients, rows, k)
             del theta, chunk_Z
-    return ranks.tensor_of_first(loss.detach())
+    return loss.detach()
 
 
 def _write_gradients(parameters: list[Tensor], gradients: tuple[Tensor | None, ...], rows: slice, k: int) -> None:

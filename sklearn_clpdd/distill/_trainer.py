@@ -18,6 +18,8 @@ from ._state import State
 _SCORE_EVERY = 20
 # Steps between two reads of the losses. A read waits for the GPU. Both numbers have to divide _SCORE_EVERY.
 _READ_EVERY, _READ_EVERY_CPU = 10, 1
+# What a process tells the others about its callbacks.
+_GOING_ON, _STOPPED, _FAILED = range(3)
 
 
 class Limits(NamedTuple):
@@ -71,6 +73,8 @@ class Trainer:
         ``() → (2,)`` tensor: loss and accuracy of the present state on the held-out features.
     notify : callable
         Called with the records of the steps since its last call; a ``StopIteration`` ends the run.
+    has_callbacks : bool
+        Whether there are callbacks, which may end the run in one of several processes.
     checkpoint : CheckpointFile or None
     seed : int
         Seed of the run, which its continuation needs.
@@ -90,6 +94,7 @@ class Trainer:
         *,
         score: Callable[[], Tensor] | None,
         notify: Callable[[list[dict[str, float]]], None],
+        has_callbacks: bool,
         checkpoint: CheckpointFile | None,
         seed: int,
         views_per_step: int,
@@ -116,7 +121,9 @@ class Trainer:
             self._resume(checkpoint.tensors, checkpoint.info)
             checkpoint.tensors = {}
         self._agreed_seconds = self._seconds_before_resuming
+        self._is_interrupted = False
         self._agreed_failure: BaseException | None = None
+        self._has_callbacks = any(self._ranks.of_all(has_callbacks))
         self._started_at = time.perf_counter()
         self._written_at = self.seconds
         self._written_at_step = self._first_step = state.step
@@ -159,7 +166,6 @@ class Trainer:
         try:
             try:
                 for loss in steps:
-                    self._agree_on_time()
                     self._pending.append((loss, self.seconds))
                     if self._state.step % self._read_every == 0:
                         self._read_losses(bar)
@@ -185,10 +191,12 @@ class Trainer:
         finally:
             del error  # it references the frames that it has passed through
 
-    def _agree_on_time(self) -> None:
+    def agree(self) -> None:
+        """Agree with the other processes on the time, and on whether Ctrl-C was pressed, at one moment of each step."""
         if self._ranks.size > 1:
-            own = torch.tensor([self._own_seconds], dtype=torch.float64, device="cpu")
-            self._agreed_seconds = self._ranks.tensor_of_first(own).item()
+            own = torch.tensor([self._own_seconds, self._ranks.was_interrupted], dtype=torch.float64, device="cpu")
+            seconds, interrupted = self._ranks.gather(own, self._ranks.size, k=2).view(-1, 2).T
+            self._agreed_seconds, self._is_interrupted = seconds[0].item(), bool(interrupted.any())
 
     def _failure(self, error: BaseException) -> BaseException:
         """An error that all processes raise, so that they go on together."""
@@ -208,21 +216,24 @@ class Trainer:
         if self._ranks.size == 1:
             self._notify(records)
             return
+        if self._has_callbacks:
+            self._tell_in_all(records)
+        if self._is_interrupted:
+            raise KeyboardInterrupt
+
+    def _tell_in_all(self, records: list[dict[str, float]]) -> None:
         caught: BaseException | None = None
         try:
             self._notify(records)
         except BaseException as error:
             caught = error
-        said = self._ranks.of_all("KeyboardInterrupt" if self._ranks.was_interrupted else caught and type(caught).__name__)
-        ends = (None, "StopIteration", "KeyboardInterrupt")
-        failed = [rank for rank, name in enumerate(said) if name not in ends]
-        if failed and (caught is None or isinstance(caught, StopIteration)):
-            caught = RuntimeError(f"a callback of process {failed[0]} has raised a {said[failed[0]]}; see its output")
-        if failed:
-            raise self._failure(caught)  # type: ignore[arg-type]
-        for kind in (KeyboardInterrupt, StopIteration):
-            if kind.__name__ in said:
-                raise kind
+        own = _GOING_ON if caught is None else _STOPPED if isinstance(caught, StopIteration) else _FAILED
+        codes = self._ranks.gather(torch.tensor([own], device="cpu"), self._ranks.size).tolist()
+        if _FAILED in codes:
+            told = RuntimeError(f"a callback of process {codes.index(_FAILED)} has raised an error; see its output")
+            raise self._failure(caught if own == _FAILED and caught is not None else told)
+        if _STOPPED in codes:
+            raise StopIteration
 
     def _outcome(self, interrupted: int | None, error: BaseException | None) -> Outcome:
         best = None if self._best_iter is None else (self._best, self._best_accuracy)

@@ -131,7 +131,9 @@ class FeatureExtractor:
             images.check()
         else:
             images.check(np.flatnonzero(~cache.contains(images.keys())).tolist())
-        blocks = _in_blocks(len(images), min(_BLOCK, -(-len(images) // ranks.size)))
+        # In complete batches, so that they are the same for each number of processes, and so is the rounding.
+        n_batches = min(_BLOCK // self.batch_size, math.ceil(len(images) / ranks.size / self.batch_size))
+        blocks = _in_blocks(len(images), max(1, n_batches) * self.batch_size)
         if cache is not None and ranks.size == 1:
             Random().shuffle(blocks)  # so that processes encoding the same images concurrently share the work
         with tqdm(total=len(images), desc="encoding", unit="img", disable=not self.verbose or ranks.rank > 0) as bar:

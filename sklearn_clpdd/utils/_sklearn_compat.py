@@ -89,6 +89,11 @@ def start_callbacks(estimator, n_steps: int, X, y) -> None:
         estimator._init_callback_context(max_subtasks=n_steps).call_on_fit_task_begin(estimator=estimator, X=X, y=y)
 
 
+def has_callbacks(estimator) -> bool:
+    """Whether scikit-learn's callbacks are set."""
+    return bool(getattr(estimator, "_skl_callbacks", None))
+
+
 def call_step_callbacks(estimator, X, y, fitted_attributes) -> bool:
     """Notify scikit-learn's callbacks of a step, and return whether one requests a stop.
 
@@ -101,7 +106,7 @@ def call_step_callbacks(estimator, X, y, fitted_attributes) -> bool:
     fitted_attributes : callable
         Returns the fitted attributes as they would be if `fit` ended now; called only if a callback needs them.
     """
-    if not getattr(estimator, "_skl_callbacks", None):
+    if not has_callbacks(estimator):
         return False
     step = estimator._callback_fit_ctx.subcontext(task_name="step")
     hooks: dict[str, Any] = {"X": X, "y": y, "reconstruction_attributes": fitted_attributes}
