@@ -76,11 +76,12 @@ def work(settings):
     rank = os.environ.get("RANK", "0")
     seconds = [record["seconds"] for record in distiller.history_]
     np.savez(f"{settings['output']}-{rank}.npz", X=distiller.X_synthetic_, loss=[one["loss"] for one in distiller.history_])
+    steps = sorted(sent)
     facts = {
         "step": float(np.median(np.diff(seconds[2:]))) if len(seconds) > 4 else 0,
         "memory": peak_memory() - before,
         "whole": peak_memory(),
-        "bytes": (sent[max(sent)] - sent[2]) / (max(sent) - 2) if sent else 0,
+        "bytes": (sent[steps[-1]] - sent[steps[2]]) / (steps[-1] - steps[2]) if len(steps) > 3 else 0,
     }
     Path(f"{settings['output']}-{rank}.json").write_text(json.dumps(facts))
 

@@ -95,10 +95,18 @@ class PictureList(Images):
         self.report(faults)
 
     def keys(self):
-        return self._key_pairs[0]
+        return self._own_keys
 
     def portable_keys(self):
         return self._key_pairs[1]
+
+    @cached_property
+    def _own_keys(self) -> np.ndarray:
+        versions = self.pictures.keys() if isinstance(self.pictures, LazyPictures) else None
+        if versions is None:
+            return self._key_pairs[0]
+        form = b"row, may be missing" if self._may_be_missing else b"row"
+        return stack_keys(digest(form, version) for version in versions)
 
     @cached_property
     def _key_pairs(self) -> tuple[np.ndarray, np.ndarray]:
@@ -106,9 +114,7 @@ class PictureList(Images):
         for start in range(0, len(self), _BLOCK):
             pairs += map(self._digest_pair, self._elements(range(start, min(start + _BLOCK, len(self)))))
         self.report({i: pair for i, pair in enumerate(pairs) if isinstance(pair, str)})
-        own, portable = (stack_keys(pair[side] for pair in pairs) for side in (0, 1))
-        versions = self.pictures.keys() if isinstance(self.pictures, LazyPictures) else None
-        return own if versions is None else stack_keys(digest(b"row", version) for version in versions), portable
+        return stack_keys(pair[0] for pair in pairs), stack_keys(pair[1] for pair in pairs)
 
     def _digest_pair(self, element: Any) -> tuple[bytes, bytes] | str:
         pair = _digest_pair(element)
