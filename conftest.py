@@ -6,6 +6,8 @@ each head after two epochs, and weights that only the hub has are random.
 
 import shutil
 import tempfile
+from functools import partial
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 
@@ -41,6 +43,8 @@ distiller = CLPDistiller(encoder, random_state=0).fit(X, y)
 
 
 def _cut_short(patch):
+    import distributed
+
     from sklearn_clpdd.distill import _gradient
     from sklearn_clpdd.encoder.sources import _timm
     from sklearn_clpdd.evaluation import _head
@@ -53,6 +57,8 @@ def _cut_short(patch):
 
     patch.setattr(_timm, "create_module", created)
     patch.setattr(_gradient, "optimize", lambda *args, **kwargs: islice(optimize(*args, **kwargs), 2))
+    # A process would need ten seconds to start.
+    patch.setattr(distributed, "LocalCluster", partial(distributed.LocalCluster, processes=False))
     patch.setattr(_head, "_train_head", lambda task, read, n_epochs, random: train_head(task, read, 2, random))
 
 
@@ -86,6 +92,7 @@ def _begin(namespace):
     namespace["_backend"] = joblib.parallel_config("threading")  # other processes would not be cut short
     _write_files()
     exec(PREAMBLE, namespace)
+    namespace["ray_is_missing"] = find_spec("ray") is None
 
 
 def _end(namespace):
@@ -95,6 +102,7 @@ def _end(namespace):
 
 
 if Sybil is not None:
-    _pages = Sybil([rest.PythonCodeBlockParser()], patterns=["docs/*.rst", "docs/howto/*.rst"], setup=_begin, teardown=_end)
+    _rest = [rest.PythonCodeBlockParser(), rest.SkipParser()]
+    _pages = Sybil(_rest, patterns=["docs/*.rst", "docs/howto/*.rst"], setup=_begin, teardown=_end)
     _readme = Sybil([markdown.PythonCodeBlockParser()], patterns=["README.md"], setup=_begin, teardown=_end)
     pytest_collect_file = (_pages + _readme).pytest()

@@ -193,7 +193,7 @@ def bytes_per_step(arguments, folder):
 
 
 @contextmanager
-def processes(settings, n, prefixes=((), ())):
+def processes(settings, n):
     """Start ``n`` processes without torchrun, whose agent would end all of them when one has ended."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -216,6 +216,13 @@ def processes(settings, n, prefixes=((), ())):
             process.kill()
 
 
+def wait_for_step(settings, step, started):
+    """Wait until the processes have made this step, or have ended."""
+    path = Path(settings["progress"])
+    while (not path.exists() or int(path.read_text() or 0) < step) and all(one.poll() is None for one in started):
+        time.sleep(0.01)
+
+
 def killed(arguments, folder):
     """Kill a process at random moments of its steps; the other one has to say so, and the next run to go on."""
     rng = random.Random(0)
@@ -230,8 +237,7 @@ def killed(arguments, folder):
         }
         after, victim = rng.randrange(1, arguments.steps - 2), rng.randrange(2)
         with processes(settings, 2) as both:
-            while not Path(settings["progress"]).exists() or int(Path(settings["progress"]).read_text() or 0) < after:
-                time.sleep(0.01)
+            wait_for_step(settings, after, both)
             time.sleep(rng.random() * 0.2)
             both[victim].send_signal(signal.SIGKILL)
             at = time.monotonic()
@@ -274,14 +280,14 @@ def on_hosts(names, settings, cut_after=None):
     """Run a process on each host; cut the link for ten seconds after this step. Return their exit codes and last lines."""
     started = []
     for i, (name, device) in enumerate(zip(names, ("va", "vb"), strict=True)):
-        torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", f"--node-rank={i}"]
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"]
         torchrun += ["--rdzv-backend=c10d", "--rdzv-endpoint=10.99.0.1:29400", f"--local-addr=10.99.0.{i + 1}"]
+        torchrun += [f"--rdzv-conf=is_host={1 - i}"]  # found out by the host's name otherwise
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": device}
         line = in_namespace(name, *torchrun, *command(settings))
         started.append(subprocess.Popen(line, env=environment, stderr=subprocess.PIPE, text=True))
     if cut_after is not None:
-        while not Path(settings["progress"]).exists() or int(Path(settings["progress"]).read_text() or 0) < cut_after:
-            time.sleep(0.05)
+        wait_for_step(settings, cut_after, started)
         subprocess.run(in_namespace(names[0], "ip", "link", "set", "va", "down"), check=True)
         time.sleep(10)
         subprocess.run(in_namespace(names[0], "ip", "link", "set", "va", "up"), check=True)

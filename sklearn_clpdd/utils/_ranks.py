@@ -6,6 +6,7 @@ Every process makes the same calls in the same order. Each is a collective opera
 import atexit
 import multiprocessing
 import os
+import re
 import signal
 import socket
 import threading
@@ -177,7 +178,7 @@ def _told(ranks: Ranks) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        reason = str(error).strip().split("\n")[0]
+        reason = re.sub(r"^\[[^]]*\] ", "", str(error).strip().split("\n")[0])  # without the place in torch's source
         raise LostProcessError(
             f"process {ranks.rank} of {ranks.size} has lost the others: one of them was killed, failed, or cannot be reached "
             f"({reason}). Look at their output, and start all of them again; a distiller with checkpoint= goes on from its file"
