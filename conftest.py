@@ -43,7 +43,7 @@ distiller = CLPDistiller(encoder, random_state=0).fit(X, y)
 
 
 def _cut_short(patch):
-    import distributed
+    from distributed import deploy
 
     from sklearn_clpdd.distill import _gradient
     from sklearn_clpdd.encoder.sources import _timm
@@ -58,7 +58,7 @@ def _cut_short(patch):
     patch.setattr(_timm, "create_module", created)
     patch.setattr(_gradient, "optimize", lambda *args, **kwargs: islice(optimize(*args, **kwargs), 2))
     # A process would need ten seconds to start.
-    patch.setattr(distributed, "LocalCluster", partial(distributed.LocalCluster, processes=False))
+    patch.setattr(deploy, "LocalCluster", partial(deploy.LocalCluster, processes=False))
     patch.setattr(_head, "_train_head", lambda task, read, n_epochs, random: train_head(task, read, 2, random))
 
 
