@@ -131,9 +131,9 @@ def halves(settings):
 def speed(arguments, folder):
     """One process, two, and two that are independent, in turns."""
     rows = []
-    for name in arguments.encoders:
+    for name, turns in zip(arguments.encoders, arguments.turns, strict=True):
         found, floor = {1: [], 2: []}, []
-        for turn in range(arguments.turns):
+        for turn in range(turns):
             settings = {"data": str(arguments.data), "encoder": name, "steps": arguments.steps, "cache": str(folder / "cache")}
             for n in (1, 2):
                 found[n].append(run(settings | {"output": str(folder / f"{n}-{turn}")}, n))
@@ -330,7 +330,7 @@ def dask_probe(arguments, folder):
     from sklearn_clpdd import ClosedFormProbe, FrozenEncoder
     from sklearn_clpdd.datasets import load_image_folder
 
-    X, y = load_image_folder(arguments.data, split="train")
+    X, y = map(np.concatenate, zip(*(load_image_folder(arguments.data, split=split) for split in ("train", "val")), strict=True))
     order = np.random.default_rng(0).permutation(len(X))[:10_000]
     X, y, classes = X[order], y[order], np.unique(y)
     encoder = FrozenEncoder(image_size=64, memory=folder / "cache")
@@ -401,7 +401,7 @@ def main():
     parser.add_argument("section", choices=SECTIONS)
     data_option(parser)
     parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--turns", type=int, default=3, help="repetitions of speed")
+    parser.add_argument("--turns", type=int, nargs="+", default=[3, 1], help="repetitions of speed for each encoder")
     parser.add_argument("--encoders", nargs="+", default=list(ENCODERS), choices=ENCODERS)
     parser.add_argument("--output", type=Path, help="folder for the page")
     arguments = parser.parse_args()
