@@ -4,7 +4,7 @@
     python benchmarks/processes.py bytes                           # counted on the loopback device, against the formula
     python benchmarks/processes.py killed --data imagenette        # kill -9 at five random moments, and a run that goes on
     python benchmarks/processes.py hosts --data imagenette         # two network namespaces; the link is cut for ten seconds
-    python benchmarks/processes.py dask --data cifar10             # a probe on two workers, of which one is killed
+    python benchmarks/processes.py dask --data tiny-imagenet-200   # a probe on two workers, of which one is killed
 
 ``hosts`` makes network namespaces, for which it has to be root on Linux. ``--output`` writes the page of a section.
 """
@@ -383,8 +383,8 @@ def dask_probe(arguments, folder):
         ]
     ]
     intro = (
-        "`python benchmarks/processes.py dask`: 40 partitions of CIFAR-10 on two workers, of which one is killed by SIGKILL; the "
-        f"features are cached (`memory=`), so that only the partition that it was at is encoded again ({machine()})."
+        f"`python benchmarks/processes.py dask`: 40 partitions of {arguments.data.name} on two workers, of which one is killed by "
+        f"SIGKILL; the features are cached (`memory=`), so that finished partitions are not encoded again ({machine()})."
     )
     heads = ["images", "encoded before", "encoded in total", "largest difference of coefficients", "largest coefficient", "time"]
     return [intro, "", *table(heads, rows)]

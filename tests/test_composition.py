@@ -38,6 +38,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.fixes import parse_version
 
 from sklearn_clpdd import ClosedFormProbe, CLPDistiller, DistilledSampler, FrozenEncoder
+from sklearn_clpdd.encoder.images._lazy import LazyPictures, TorchItems
 from sklearn_clpdd.baselines import ClassCentroids, DMDistiller, LGMDistiller, NearestReals, RandomSubset
 
 MODULE = tiny_encoder()
@@ -96,6 +97,7 @@ def forms(tmp_path_factory):
         "path column": pd.DataFrame({"path": paths}, index=range(100, 100 + N)),
         "path series": pd.Series(paths, index=range(100, 100 + N)),
         "picture list": pictures,
+        "lazy pictures": LazyPictures(TorchItems(pictures)),
         "float64": Z.astype(np.float64),
         "float32": Z,
         "frame": pd.DataFrame(Z, columns=list("abcdef"), index=range(100, 100 + N)),
@@ -114,6 +116,7 @@ IMAGE_FORMS = [
     "path column",
     "path series",
     "picture list",
+    "lazy pictures",
 ]
 FEATURE_FORMS = ["float64", "float32", "frame"]
 
@@ -305,9 +308,9 @@ def test_composes(name, tool, form, forms):
 
 
 def test_the_matrix_is_complete():
-    assert len(CASES) == len(IMAGE_FORMS) * 7 * (len(TOOLS) - 1) + len(FEATURE_FORMS) * (8 * len(TOOLS) - 2) == 1432
+    assert len(CASES) == len(IMAGE_FORMS) * 7 * (len(TOOLS) - 1) + len(FEATURE_FORMS) * (8 * len(TOOLS) - 2) == 1530
     fast = [case for case in CASES if not is_slow(*case)]
-    assert len(fast) == len(IMAGE_FORMS) * (len(TOOLS) - 1) + 8 * len(TOOLS) - 2 == 272
+    assert len(fast) == len(IMAGE_FORMS) * (len(TOOLS) - 1) + 8 * len(TOOLS) - 2 == 286
     for i, j in ((0, 1), (1, 2), (0, 2)):
         assert {(case[i], case[j]) for case in fast} == {(case[i], case[j]) for case in CASES}
 

@@ -117,7 +117,7 @@ def optimize(
     agree : callable
         Called in each step when all processes have exchanged their features: the moment for what else they exchange.
     """
-    m, n, k, weight = len(state.targets), views.n_random, views.per_sample, views.unaugmented_weight
+    m, k = len(state.targets), views.per_sample
     ranks, own = state.ranks, state.own
     chunks, n_kept_chunks = chunk_plan.chunks(own.stop - own.start, k)
     while (done := progress()) < 1:
@@ -126,14 +126,7 @@ def optimize(
         step_views = StepViews(views, preprocess, m, state.random["views"])
         features = partial(step_views.features, encode=encode, first_sample=own.start)
         R, r = batches.sample(state.random["batches"])
-
-        def loss_of(Z: Tensor, R=R, r=r) -> Tensor:
-            Y = state.targets
-            if not weight:
-                return objective(Z, Y.repeat_interleave(n, dim=0), R, r)
-            Z = Z.view(m, k, -1)
-            random = objective(Z[:, :n].reshape(m * n, -1), Y.repeat_interleave(n, dim=0), R, r)
-            return (1 - weight) * random + weight * unaugmented_objective(Z[:, n], Y, R, r)
+        loss_of = partial(_loss_of_views, views, objective, unaugmented_objective, Y=state.targets, R=R, r=r)
 
         def gathered(Z: Tensor) -> Tensor:
             Z = ranks.gather(Z, m, k)
@@ -153,6 +146,18 @@ def optimize(
             gathered=gathered,
         )
         state.update()
+
+
+def _loss_of_views(
+    views: ViewPlan, objective: OuterLoss, unaugmented_objective: OuterLoss, Z: Tensor, Y: Tensor, R: Tensor, r: Tensor
+) -> Tensor:
+    """The loss of a step: of the random views, and of the unaugmented samples if they have a weight."""
+    m, n, weight = len(Y), views.n_random, views.unaugmented_weight
+    if not weight:
+        return objective(Z, Y.repeat_interleave(n, dim=0), R, r)
+    Z = Z.view(m, views.per_sample, -1)
+    random = objective(Z[:, :n].reshape(m * n, -1), Y.repeat_interleave(n, dim=0), R, r)
+    return (1 - weight) * random + weight * unaugmented_objective(Z[:, n], Y, R, r)
 
 
 class StepViews:

@@ -120,7 +120,7 @@ class ProcessRanks(Ranks):
     def of_first(self, value):
         values = [value]
         with _told(self):
-            dist.broadcast_object_list(values, group=self._cpu, group_src=0)
+            dist.broadcast_object_list(values, src=0, group=self._cpu)
         return values[0]
 
     def of_all(self, value):
@@ -132,7 +132,7 @@ class ProcessRanks(Ranks):
     def tensor_of_first(self, tensor):
         tensor = tensor.clone(memory_format=torch.contiguous_format)
         with _told(self):
-            dist.broadcast(tensor, group=self._group(tensor), group_src=0)
+            dist.broadcast(tensor, src=0, group=self._group(tensor))
         return tensor
 
     def on_first(self, work):
