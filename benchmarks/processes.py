@@ -10,6 +10,7 @@
 """
 
 import argparse
+import copy
 import json
 import os
 import random
@@ -353,12 +354,10 @@ def dask_probe(arguments, folder):
             FeatureExtractor._encode = encode
 
     def total(probes):
-        probes = list(probes)
-        merged = ClosedFormProbe(alpha=1.0).set_params(**probes[0].get_params())
-        merged.__dict__.update(vars(probes[0]))
-        for probe in probes[1:]:
-            merged.merge(probe)
-        return merged
+        first, *others = copy.deepcopy(list(probes))
+        for other in others:
+            first.merge(other)
+        return first
 
     with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster, Client(cluster) as client:
         at = time.monotonic()
@@ -383,8 +382,8 @@ def dask_probe(arguments, folder):
         ]
     ]
     intro = (
-        f"`python benchmarks/processes.py dask`: 40 partitions of {arguments.data.name} on two workers, of which one is killed by "
-        f"SIGKILL; the features are cached (`memory=`), so that finished partitions are not encoded again ({machine()})."
+        f"`python benchmarks/processes.py dask`: 40 partitions of {arguments.data.name} on two workers, of which one is killed "
+        f"by SIGKILL; the features are cached (`memory=`), so that finished partitions are not encoded again ({machine()})."
     )
     heads = ["images", "encoded before", "encoded in total", "largest difference of coefficients", "largest coefficient", "time"]
     return [intro, "", *table(heads, rows)]

@@ -8,6 +8,7 @@ from .distill import (
     CLPDistiller,
     DistilledSampler,
     LinearSchedule,
+    LostProcessError,
     Parametrization,
     allocate_images,
 )
@@ -27,6 +28,7 @@ __all__ = [
     "FrozenEncoder",
     "HistoryDisplay",
     "LinearSchedule",
+    "LostProcessError",
     "Parametrization",
     "Snapshots",
     "SyntheticImagesDisplay",

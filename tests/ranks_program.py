@@ -112,6 +112,7 @@ def scenarios():
         "stop": lambda: facts(distiller(callback=callback["stop"]).fit(X, y)),
         "fail": lambda: distiller(callback=callback["fail"]).fit(X, y),
         "look": lambda: facts(distiller(callback=callback["look"]).fit(X, y)),
+        "look in one": lambda: distiller(callback=callback["look"] if RANK == 1 else None).fit(X, y),
         "interrupt": lambda: facts(distiller(callback=callback["interrupt"]).fit(X, y)),
         "checkpoint": lambda: facts(distiller(callback=callback["stop"], checkpoint=Checkpoint(path, every=5)).fit(X, y)),
         "fails in one": lambda: distiller(objective=FailsInOne()).fit(X, y),

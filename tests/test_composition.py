@@ -38,8 +38,8 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.fixes import parse_version
 
 from sklearn_clpdd import ClosedFormProbe, CLPDistiller, DistilledSampler, FrozenEncoder
-from sklearn_clpdd.encoder.images._lazy import LazyPictures, TorchItems
 from sklearn_clpdd.baselines import ClassCentroids, DMDistiller, LGMDistiller, NearestReals, RandomSubset
+from sklearn_clpdd.encoder.images._lazy import LazyPictures, TorchItems
 
 MODULE = tiny_encoder()
 SIDE = 12

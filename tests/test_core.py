@@ -26,7 +26,7 @@ from sklearn_clpdd.distill._objectives import (
 )
 from sklearn_clpdd.distill._parametrizations import PARAMETRIZATIONS, Points, Pyramid
 from sklearn_clpdd.distill._real_features import BatchSampler, RealFeatures, held_out_counts, split_order
-from sklearn_clpdd.distill._state import State
+from sklearn_clpdd.distill._state import State, padded_like
 from sklearn_clpdd.encoder._preprocessing import Preprocessing
 from sklearn_clpdd.utils._ridge import relative_penalty, ridge
 
@@ -568,3 +568,24 @@ def test_views_of_a_step_are_the_same_in_any_chunks(n_random, with_unaugmented, 
     torch.testing.assert_close(Z[:, :n_random], random)
     if with_unaugmented:
         torch.testing.assert_close(Z[:, n_random], preprocessing(images).flatten(1))
+
+
+def test_a_parametrization_may_move_its_parameters():
+    """Adam's update reaches them all the same."""
+    torch.manual_seed(0)
+    start, gradient = torch.rand(3, 7), torch.rand(3, 7)
+    moved = []
+    for moves in (False, True):
+        points = Points((3, 7), generator(0))
+        state = State(points, torch.eye(3), {"views": generator(1), "batches": generator(2)})
+        with torch.no_grad():
+            points.parameters[0].copy_(start)
+        if moves:
+            points.parameters[0].data = points.parameters[0].data.clone()
+        state.set_learning_rate(0.1)
+        for _ in range(2):
+            points.parameters[0].grad = padded_like(gradient).copy_(gradient)
+            state.update()
+        moved.append(points.parameters[0].detach().clone())
+    assert not torch.equal(moved[0], start)
+    assert torch.equal(*moved)

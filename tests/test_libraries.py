@@ -184,6 +184,35 @@ def test_features_of_a_data_set_are_cached_without_reading_it(encoder, wanted, c
     assert read
 
 
+def test_pictures_of_a_data_set_that_are_files_are_known_by_their_files(encoder, wanted, contents, tmp_path):
+    datasets = pytest.importorskip("datasets")
+    encoder.set_params(memory=tmp_path / "cache")
+    path = tmp_path / "changing.png"
+    path.write_bytes(contents[0])
+    dataset = datasets.Dataset.from_dict({"image": [str(path)]}).cast_column("image", datasets.Image())
+    for i in (0, 1):
+        path.write_bytes(contents[i])
+        np.testing.assert_allclose(encoder.transform(dataset), wanted[i : i + 1], atol=1e-6)
+
+
+def test_transforms_of_a_data_set_are_not_cached_by_name(encoder, wanted, contents, tmp_path):
+    encoder.set_params(memory=tmp_path / "cache")
+    dataset = hf_dataset(contents)
+    X, _ = load_hf_dataset(dataset)
+    np.testing.assert_array_equal(encoder.transform(X), wanted)
+    shift = [0]
+
+    def rolled(rows):
+        pictures = [Image.fromarray(255 - np.asarray(one.convert("RGB")) // (1 + shift[0])) for one in rows["image"]]
+        return {"image": pictures}
+
+    dataset.set_transform(rolled)
+    first = encoder.transform(dataset)
+    shift[0] = 1
+    assert not np.allclose(encoder.transform(dataset), first, atol=1e-3)
+    np.testing.assert_array_equal(encoder.transform(X), wanted)
+
+
 def test_little_is_read_at_once(encoder, contents, monkeypatch):
     X, y = load_hf_dataset(hf_dataset(contents))
     sizes = []
@@ -256,6 +285,20 @@ def test_items_of_torch(encoder, wanted, pictures):
         load_torch_dataset(i for i in range(3))
     with pytest.raises(ValueError, match=r"1 of 2 images(?s:.*)X\[1\], .*getting it raised IndexError"):
         encoder.transform(torch.utils.data.Subset(Items(pictures), [0, 99]))
+
+
+def test_pairs_of_pictures_are_not_pictures_with_labels(encoder, contents):
+    for second in (contents[0], "mask.png", Image.new("L", (4, 4)), np.zeros((4, 4))):
+        with pytest.raises(TypeError, match=r"a tuple of 2 .pass images and labels separately"):
+            encoder.transform([(contents[0], second)])
+
+
+def test_names_of_classes_that_are_no_names(pictures):
+    dataset = Items(pictures)
+    dataset.targets = [i % 2 for i in range(N)]
+    for classes, wanted in ((["cat", "dog"], "cat"), ([("cat", "tabby"), ("dog",)], 0), (["crane", "crane"], 0)):
+        dataset.classes = classes
+        assert load_torch_dataset(dataset)[1][0] == wanted
 
 
 def test_folders_of_torchvision(encoder, tmp_path, monkeypatch):
@@ -396,6 +439,7 @@ def test_errors_of_a_stream_come_after_the_blocks_before_them(encoder, wanted, c
         ([*contents[:7], 3], TypeError, "element 7 of the stream is a int, and neither"),
         ([*contents[:7], (contents[7], 1)], TypeError, "element 7 of the stream has a label, unlike"),
         ([*contents[:7], {"image": contents[7], "label": 1}], TypeError, r"\(row\['image'\], row\['label'\]\)"),
+        ([*contents[:7], np.zeros((2, 8, 8, 3))], TypeError, "element 7 of the stream is a batch"),
         ([*contents[:7], None], ValueError, "picture 7 of the stream, None: missing"),
     ):
         blocks = []
@@ -403,7 +447,7 @@ def test_errors_of_a_stream_come_after_the_blocks_before_them(encoder, wanted, c
             for block in encoder.iter_transform(stream, batch_size=3):
                 blocks.append(block)  # noqa: PERF402 (`extend` would lose them)
         np.testing.assert_array_equal(np.concatenate(blocks), wanted[:6])
-    for wrong in ("a.png", b"abc", 3):
+    for wrong in ("a.png", b"abc", 3, np.zeros((8, 8, 3))):
         with pytest.raises(TypeError, match="a stream is an iterable of pictures"):
             encoder.iter_transform(wrong)
     with pytest.raises(ValueError, match="batch_size == 0"):

@@ -124,6 +124,12 @@ def test_callbacks_see_all_images(together):
     assert first.shape == together.outcomes("look")[0]["X"].shape
 
 
+def test_a_callback_of_one_process_cannot_see_the_images(together):
+    first, second = together.outcomes("look in one")
+    assert first == "RuntimeError: a callback of process 1 has raised an error; see its output"
+    assert second.startswith("RuntimeError: each process has some of the images")
+
+
 def test_an_interrupt_of_one_process_ends_the_run_in_all(together):
     first, second = together.outcomes("interrupt")
     _same(first, second)
@@ -211,6 +217,11 @@ def test_more_processes_than_images():
     with pytest.raises(ValueError, match=r"6 processes cannot share 5 synthetic samples.*Start at most 5 processes"):
         check_processes(distiller, data, _Several(0, 6))
     check_processes(distiller, data, ALONE)
+
+
+def test_other_parameters_are_shown():
+    with pytest.raises(ValueError, match="differ in objective"):
+        check_same(_Several(0, 2, [{"y": "a", "objective": "mse"}]), {"y": "a"})
 
 
 def test_what_differs_is_shown():

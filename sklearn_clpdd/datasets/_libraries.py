@@ -97,7 +97,7 @@ def load_torch_dataset(dataset):
         A sequence of the pictures.
     y : ndarray of shape (n_samples,)
         Labels: those of the attribute ``targets`` of torchvision's data sets and of their subsets, as names if there is an
-        attribute ``classes``; else those of the items, each of which is read once.
+        attribute ``classes`` with a name for each; else those of the items, each of which is read once.
 
     Raises
     ------
@@ -131,7 +131,10 @@ def _known_labels(dataset: Any) -> np.ndarray | None:
     if targets is None or len(targets) != len(dataset) or getattr(dataset, "target_transform", None) is not None:
         return None
     targets = np.asarray(targets)
-    return targets if classes is None or targets.dtype.kind not in "iu" else np.asarray(classes)[targets]
+    named = (
+        isinstance(classes, list | tuple) and all(isinstance(one, str) for one in classes) and len(set(classes)) == len(classes)
+    )
+    return np.asarray(classes)[targets] if named and targets.dtype.kind in "iu" else targets
 
 
 def _labels_of_items(dataset: Any) -> np.ndarray:

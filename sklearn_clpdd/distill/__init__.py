@@ -48,6 +48,7 @@ Symbols in the docstrings of these files:
 ====== ===============================================================================
 """
 
+from ..utils._ranks import LostProcessError
 from ._allocation import allocate_images
 from ._augmentations import DSA, Augmentation
 from ._checkpoint import Checkpoint
@@ -63,6 +64,7 @@ __all__ = [
     "Checkpoint",
     "DistilledSampler",
     "LinearSchedule",
+    "LostProcessError",
     "Parametrization",
     "allocate_images",
 ]

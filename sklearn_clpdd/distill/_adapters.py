@@ -4,6 +4,7 @@ import math
 import os
 import tempfile
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from itertools import accumulate, pairwise
 from typing import Any, Protocol
 
@@ -59,8 +60,11 @@ class DataAdapter(Protocol):
     def identity(self) -> dict[str, str]:
         """Digests of the real samples and of the encoders."""
 
+    def agree_on_precision(self, ranks: Ranks) -> None:
+        """Take the precisions that the first process has measured to be the fastest."""
+
     def network(self) -> list:
-        """What the same features and gradients need: digests of the encoders, and their precisions."""
+        """What the same features and gradients need: digests of the encoders, their precisions and batches."""
 
     def provenance(self) -> list[dict[str, Any]]:
         """Description of each encoder, as JSON-serialisable values."""
@@ -158,8 +162,13 @@ class ImageAdapter:
             "encoder": " ".join(extractor.network_identity() for extractor in self._extractors),
         }
 
+    def agree_on_precision(self, ranks):
+        if ranks.size > 1:
+            chosen = ranks.of_first([(own.dtype_, own.gradient_dtype_) for own in self._extractors])
+            self._extractors = [replace(own, chosen=pair) for own, pair in zip(self._extractors, chosen, strict=True)]
+
     def network(self):
-        return [(own.network_identity(), own.dtype_, own.gradient_dtype_) for own in self._extractors]
+        return [(own.network_identity(), own.dtype_, own.gradient_dtype_, own.batch_size) for own in self._extractors]
 
     def provenance(self):
         return [extractor.provenance() for extractor in self._extractors]
@@ -240,6 +249,9 @@ class FeatureAdapter:
 
     def identity(self):
         return {"X": self.data_digest()}
+
+    def agree_on_precision(self, ranks):
+        pass
 
     def network(self):
         return []

@@ -169,11 +169,12 @@ class GradientDistiller(CallbackSupportMixin, BaseDistiller):
 
     def _distill(self, data):
         with joined(self.distributed, data.adapter.device) as ranks:
+            data.adapter.agree_on_precision(ranks)
+            check_processes(self, data, ranks)
             return self._distill_with(ranks, data)
 
     def _distill_with(self, ranks: Ranks, data: FitData) -> FitResult:
         adapter, m = data.adapter, len(data.synthetic_codes)
-        check_processes(self, data, ranks)
         within, fraction = self._held_out_split(data)
         start = self._last_samples(data)
         views = self._view_plan(data)
@@ -186,7 +187,7 @@ class GradientDistiller(CallbackSupportMixin, BaseDistiller):
 
         order, n_held_out = split_order(within, fraction, rng)
         real = data.real_features(order, n_held_out, self._strata(data), ranks)
-        temperatures = self._temperatures(data, real)
+        temperatures = ranks.of_first(self._temperatures(data, real))
         state = self._initial_state(data, real, rng, start, ranks)
         loss = partial(self._loss, data, temperatures)
         history = [] if start is None else [dict(record) for record in self.history_]
@@ -195,6 +196,7 @@ class GradientDistiller(CallbackSupportMixin, BaseDistiller):
             "encoder_batch_size_": chunk_plan.chunk_size,
         }
         result_of = partial(self._result, data, real, state, attributes)
+        with_callbacks = ranks.of_all(self.callback is not None or has_callbacks(self))
         # Samples are chosen by the loss that they are learned by.
         unaugmented = views.unaugmented_weight > 0 or not views.augmentation.is_random
         trainer = Trainer(
@@ -204,21 +206,22 @@ class GradientDistiller(CallbackSupportMixin, BaseDistiller):
             score=self._held_out_score(
                 data, real, state, max(1, chunk_plan.chunk_size // views.per_sample), partial(loss, unaugmented=unaugmented)
             ),
-            notify=CallbackNotifier(self, data, state, history, result_of, attributes),
-            has_callbacks=self.callback is not None or has_callbacks(self),
+            notify=CallbackNotifier(self, data, state, history, result_of, attributes, everywhere=all(with_callbacks)),
+            has_callbacks=any(with_callbacks),
             checkpoint=checkpoint,
             seed=seed,
             views_per_step=m * views.per_sample,
             advice=self._advice(),
             verbose=bool(self.verbose),
         )
-        outcome = trainer.run(self._steps(data, real, state, views, loss, trainer, chunk_plan))
-        try:
-            if outcome.error is not None and not outcome.n_steps:
-                raise outcome.error  # there is nothing to keep
-            return retry_on_interrupt(partial(result_of, outcome))
-        finally:
-            del outcome  # an error references the frames that it has passed through, of which this is one
+        with ranks.deferred_interrupts():
+            outcome = trainer.run(self._steps(data, real, state, views, loss, trainer, chunk_plan))
+            try:
+                if outcome.error is not None and not outcome.n_steps:
+                    raise outcome.error  # there is nothing to keep
+                return retry_on_interrupt(partial(result_of, outcome))
+            finally:
+                del outcome  # an error references the frames that it has passed through, of which this is one
 
     def _steps(
         self, data: FitData, real: RealFeatures, state: State, views: ViewPlan, loss, trainer: Trainer, chunk_plan: ChunkPlan
@@ -273,7 +276,7 @@ class GradientDistiller(CallbackSupportMixin, BaseDistiller):
         if start is not None:
             parametrization.set_samples(adapter.from_user(start))
         elif self.init != "noise":
-            parametrization.set_samples(real_start(data, real, self.init, noise, rng))
+            parametrization.set_samples(real_start(data, real, self.init, noise, rng, ranks))
         learned = self._learns_targets()
         known = self.targets_ if learned and start is not None else np.eye(len(data.classes))[data.synthetic_codes]
         dtype = parametrization.parameters[0].dtype

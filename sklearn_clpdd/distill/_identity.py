@@ -38,7 +38,10 @@ def check_processes(distiller: Any, data: FitData, ranks: Ranks) -> None:
     if ranks.size == 1:
         return
     encoder = str(data.adapter.network())
-    of_run = {"X": data.digest, "encoder": encoder, "checkpoint": str(distiller.checkpoint is not None)}
+    checkpoint = getattr(distiller.checkpoint, "every", distiller.checkpoint is not None)
+    last = joblib.hash((vars(distiller).get("X_synthetic_"), len(vars(distiller).get("history_", ()))))
+    of_run = {"X": data.digest, "encoder": encoder, "checkpoint": str(checkpoint)}
+    of_run |= {"the last fit, with which warm_start=True begins": last} if distiller.warm_start else {}
     check_same(ranks, _fingerprints(distiller) | _digests_of_labels(data) | of_run | VERSIONS)
     m = len(data.synthetic_codes)
     if ranks.size > m:

@@ -7,6 +7,7 @@ from scipy.spatial.distance import cdist
 from sklearn.cluster import KMeans
 from torch import Tensor
 
+from ..utils._ranks import ALONE, Ranks
 from ._fit_data import FitData
 from ._real_features import RealFeatures
 
@@ -25,12 +26,14 @@ def kmeans_rows(R: np.ndarray, n: int, rng: np.random.RandomState) -> np.ndarray
     return nearest_rows(KMeans(n, random_state=rng).fit(R).cluster_centers_, R)
 
 
-def real_start(data: FitData, real: RealFeatures, init: str, noise: torch.Generator, rng: np.random.RandomState) -> Tensor:
+def real_start(
+    data: FitData, real: RealFeatures, init: str, noise: torch.Generator, rng: np.random.RandomState, ranks: Ranks = ALONE
+) -> Tensor:
     """Real samples to start from, in the form of synthetic ones; held-out samples are never used.
 
     Where a class has too few real samples, they are repeated with some noise: without it, copies would remain identical.
     """
-    rows = [_rows_of_class(real.training, c, n, init, rng) for c, n in enumerate(data.images_per_class)]
+    rows = ranks.of_first([_rows_of_class(real.training, c, n, init, rng) for c, n in enumerate(data.images_per_class)])
     samples = data.adapter.read(real.order[np.concatenate(rows)])
     copies = [np.arange(n) >= len(own) for n, own in zip(data.images_per_class, map(np.unique, rows), strict=True)]
     is_copy = np.concatenate(copies)

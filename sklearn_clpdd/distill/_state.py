@@ -75,6 +75,8 @@ class State:
         """Move θ along its gradient."""
         self.between_updates = False
         for memory, theta in zip(self._memory, self.parameters, strict=True):
+            if theta.data_ptr() != memory.data_ptr():  # a parametrization has moved it
+                theta.data = memory[: theta.numel()].view(theta.shape).copy_(theta.detach())
             memory.grad = None if theta.grad is None else _whole_memory(theta.grad)
         self.optimizer.step()
         self.step += 1
@@ -96,9 +98,15 @@ class State:
         return self.of_all_samples(tensors)
 
     def of_all_samples(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Tensors of a checkpoint with the rows of all processes."""
+        """Tensors of a checkpoint with the rows of all processes, in the first one; the others do not keep them."""
         m = len(self.targets)
-        return {name: self.ranks.gather(own, m) if self._has_samples(name) else own for name, own in tensors.items()}
+        whole = {}
+        for name, own in tensors.items():
+            whole[name] = own
+            if self._has_samples(name):
+                values = self.ranks.gather(own, m)
+                whole[name] = values if self.ranks.rank == 0 else values[:0]
+        return whole
 
     def _has_samples(self, name: str) -> bool:
         """Whether the first axis of a tensor of a checkpoint is that of the samples that processes own."""

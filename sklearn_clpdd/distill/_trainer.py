@@ -19,7 +19,7 @@ _SCORE_EVERY = 20
 # Steps between two reads of the losses. A read waits for the GPU. Both numbers have to divide _SCORE_EVERY.
 _READ_EVERY, _READ_EVERY_CPU = 10, 1
 # What a process tells the others about its callbacks.
-_GOING_ON, _STOPPED, _FAILED = range(3)
+_GOING_ON, _STOPPED, _INTERRUPTED, _FAILED = range(4)
 
 
 class Limits(NamedTuple):
@@ -74,7 +74,7 @@ class Trainer:
     notify : callable
         Called with the records of the steps since its last call; a ``StopIteration`` ends the run.
     has_callbacks : bool
-        Whether there are callbacks, which may end the run in one of several processes.
+        Whether there are callbacks in any process, which may end the run.
     checkpoint : CheckpointFile or None
     seed : int
         Seed of the run, which its continuation needs.
@@ -123,7 +123,7 @@ class Trainer:
         self._agreed_seconds = self._seconds_before_resuming
         self._is_interrupted = False
         self._agreed_failure: BaseException | None = None
-        self._has_callbacks = any(self._ranks.of_all(has_callbacks))
+        self._has_callbacks = has_callbacks
         self._started_at = time.perf_counter()
         self._written_at = self.seconds
         self._written_at_step = self._first_step = state.step
@@ -155,10 +155,6 @@ class Trainer:
         BaseException
             What only this one of several processes has raised: without the others, there is no outcome.
         """
-        with self._ranks.deferred_interrupts():
-            return self._run(steps)
-
-    def _run(self, steps: Iterator[Tensor]) -> Outcome:
         interrupted, error = None, None
         done, total = self._state.step, self._limits.max_iter
         hidden = not self._verbose or self._ranks.rank > 0
@@ -177,10 +173,13 @@ class Trainer:
             except StopIteration:
                 pass
             except KeyboardInterrupt:
+                if self._ranks.size > 1 and not self._is_interrupted:
+                    raise  # only here, at any moment
                 interrupted = self._state.step
             self._finish(bar)
         except BaseException as caught:
             if self._ranks.size > 1 and caught is not self._agreed_failure:
+                bar.close()
                 raise
             error = caught
             retry_on_interrupt(self._restore_best)
@@ -196,7 +195,8 @@ class Trainer:
         if self._ranks.size > 1:
             own = torch.tensor([self._own_seconds, self._ranks.was_interrupted], dtype=torch.float64, device="cpu")
             seconds, interrupted = self._ranks.gather(own, self._ranks.size, k=2).view(-1, 2).T
-            self._agreed_seconds, self._is_interrupted = seconds[0].item(), bool(interrupted.any())
+            self._agreed_seconds = seconds[0].item()
+            self._is_interrupted |= bool(interrupted.any())
 
     def _failure(self, error: BaseException) -> BaseException:
         """An error that all processes raise, so that they go on together."""
@@ -227,12 +227,14 @@ class Trainer:
             self._notify(records)
         except BaseException as error:
             caught = error
-        own = _GOING_ON if caught is None else _STOPPED if isinstance(caught, StopIteration) else _FAILED
+        kinds = {StopIteration: _STOPPED, KeyboardInterrupt: _INTERRUPTED}
+        own = _GOING_ON if caught is None else kinds.get(type(caught), _FAILED)
         codes = self._ranks.gather(torch.tensor([own], device="cpu"), self._ranks.size).tolist()
         if _FAILED in codes:
             told = RuntimeError(f"a callback of process {codes.index(_FAILED)} has raised an error; see its output")
             raise self._failure(caught if own == _FAILED and caught is not None else told)
-        if _STOPPED in codes:
+        self._is_interrupted |= _INTERRUPTED in codes
+        if _STOPPED in codes and not self._is_interrupted:
             raise StopIteration
 
     def _outcome(self, interrupted: int | None, error: BaseException | None) -> Outcome:

@@ -246,7 +246,7 @@ class FrozenEncoder(SharedModuleMixin, OutputCheckedTransformer, BaseEstimator):
             Pictures of any kind, as in `transform`, such as those of a generator, a Hugging Face data set that is streamed, or
             webdataset; or batches of images, as a ``DataLoader`` yields them, which are the blocks.
         batch_size : int, default=None
-            Pictures of a block; ``None``: `batch_size` of the encoder.
+            Pictures of a block; ``None``: `batch_size` of the encoder, for each of its devices. Nothing is cached.
 
         Yields
         ------
@@ -271,8 +271,11 @@ class FrozenEncoder(SharedModuleMixin, OutputCheckedTransformer, BaseEstimator):
         >>> probe.coef_.shape
         (1, 1280)
         """
-        check_scalar(self.batch_size if batch_size is None else batch_size, "batch_size", Integral, min_val=1)
-        return features_of_stream(self.load(), iterable, batch_size or self.batch_size, self.missing)
+        extractor = self.load()
+        if batch_size is None:
+            batch_size = self.batch_size * (1 + len(extractor.replicas))
+        check_scalar(batch_size, "batch_size", Integral, min_val=1)
+        return features_of_stream(extractor, iterable, batch_size, self.missing)
 
     def load(self) -> FeatureExtractor:
         """Load the network, or reuse the one loaded in this process.

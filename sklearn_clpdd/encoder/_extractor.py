@@ -64,6 +64,8 @@ class FeatureExtractor:
         Above 0: show a progress bar.
     replicas : tuple of Backbone
         The network on further devices, which encode images, too.
+    chosen : tuple of 2 str, optional
+        Precisions of features and gradients that another process has measured.
     """
 
     backbone: Backbone
@@ -77,6 +79,7 @@ class FeatureExtractor:
     memory: Any = None
     verbose: int = 0
     replicas: tuple[Backbone, ...] = ()
+    chosen: tuple[str, str] | None = None
 
     @property
     def n_features(self) -> int:
@@ -96,12 +99,17 @@ class FeatureExtractor:
     @property
     def dtype_(self) -> str:
         """Precision of the features; with ``dtype="auto"`` the fastest one that agrees with float32, measured once."""
-        return self.backbone.fastest_precision(gradient=False) if self.dtype == "auto" else self.dtype
+        return self._precision(gradient=False)
 
     @property
     def gradient_dtype_(self) -> str:
         """Precision in which features are differentiated."""
-        return self.backbone.fastest_precision(gradient=True) if self.dtype == "auto" else self.dtype
+        return self._precision(gradient=True)
+
+    def _precision(self, *, gradient: bool) -> str:
+        if self.dtype != "auto":
+            return self.dtype
+        return self.chosen[gradient] if self.chosen else self.backbone.fastest_precision(gradient=gradient)
 
     def __call__(self, views: Tensor, precision: str | None = None) -> Tensor:
         """Features ``(n, d)`` float32 of preprocessed images ``(n, 3, s, s)`` in [0, 1], differentiable in the images.

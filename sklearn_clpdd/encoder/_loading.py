@@ -33,8 +33,8 @@ _cache_by_module: WeakKeyDictionary[nn.Module, _Cache] = WeakKeyDictionary()  # 
 _lock = RLock()
 # Options of the libraries that are set here.
 _OWN_OPTIONS = {"pretrained", "weights", "load_weights", "num_classes", "checkpoint_path", "output_loading_info", "return_dict"}
-# How many networks are kept: in total for names, and for each module.
-_MAX_CACHED_BY_NAME, _MAX_CACHED_PER_MODULE = 8, 4
+# How many networks are kept, in total for names, and for each module: at least one for each GPU of a machine.
+_MAX_CACHED_BY_NAME, _MAX_CACHED_PER_MODULE = 16, 16
 
 
 class _Key(NamedTuple):

@@ -1,7 +1,7 @@
 """Features of a stream of pictures, block by block."""
 
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -37,26 +37,30 @@ def features_of_stream(
     """
     if isinstance(iterable, str | bytes) or not isinstance(iterable, Iterable):
         raise TypeError(f"a stream is an iterable of pictures, or of pairs of a picture and its label; got {describe(iterable)}")
+    if isinstance(iterable, np.ndarray | Tensor) and iterable.ndim == 3 and 3 in (iterable.shape[0], iterable.shape[-1]):
+        raise TypeError(f"a stream is an iterable of pictures; got one, of shape {tuple(iterable.shape)}")
     return _features(extractor.uncached(), iterable, batch_size, missing)
 
 
 def _features(extractor: FeatureExtractor, iterable: Iterable, batch_size: int, missing: str) -> Iterator:
+    waiting: tuple[Future, Any] | None = None
+    failed: Exception | None = None
     with ThreadPoolExecutor(1) as pool:
         blocks = _blocks(iterable, batch_size, missing)
-        waiting, failed = None, None
         while True:
             try:
                 block = next(blocks, None)
             except Exception as error:
                 block, failed = None, error
-            if waiting is not None:
-                features, labels = waiting[0].result(), waiting[1]
+            done = None if waiting is None else (waiting[0].result(), waiting[1])
+            waiting = None if block is None else (pool.submit(extractor.encode, block.images), block.labels)
+            if done is not None:
+                features, labels = done
                 yield features if labels is None else (features, labels)
             if failed is not None:
                 raise failed
             if block is None:
                 return
-            waiting = pool.submit(extractor.encode, block.images), block.labels
 
 
 def _blocks(iterable: Iterable, batch_size: int, missing: str) -> Iterator[_Block]:
@@ -67,8 +71,11 @@ def _blocks(iterable: Iterable, batch_size: int, missing: str) -> Iterator[_Bloc
     n = 0
     for item in iterable:
         batch, own_labels = _as_batch(item)
+        if batch is not None and pictures:
+            raise TypeError(f"element {n + len(pictures)} of the stream is a batch of images, and those before it are pictures")
         if batch is not None:
             yield _Block(as_images(batch), own_labels)
+            n += len(batch)
             continue
         picture, *label = item if isinstance(item, tuple) and len(item) == 2 else (item,)
         number = n + len(pictures)

@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,9 +19,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ._torch_compat import end_group, group_timeout
+
 
 class LostProcessError(RuntimeError):
-    """The processes of a fit cannot reach each other any more."""
+    """The processes of a fit cannot reach each other any more: one of them was killed, has failed, or the network has.
+
+    Raised by `fit` of a distiller that several processes of ``torch.distributed`` share.
+    """
 
 
 class Ranks:
@@ -99,22 +105,32 @@ class ProcessRanks(Ranks):
 
     def __init__(self, device: torch.device):
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
+        timeout = group_timeout()
         with _told(self):
-            self._cpu: Any = dist.new_group(backend="gloo")
-            self._gpu: Any = dist.new_group(backend="nccl") if device.type == "cuda" and dist.is_nccl_available() else None
-        hosts = self.of_all(socket.gethostname())
-        self.local_size = hosts.count(hosts[self.rank])
+            self._cpu: Any = dist.new_group(backend="gloo", timeout=timeout)
+        self._gpu: Any = None
+        places = self.of_all((socket.gethostname(), str(device), device.type == "cuda" and dist.is_nccl_available()))
+        self.local_size = [host for host, *_ in places].count(places[self.rank][0])
+        # NCCL needs a GPU for each process; without it, features are exchanged in main memory.
+        if all(has_nccl for *_, has_nccl in places) and len(set(places)) == self.size:
+            with _told(self):
+                self._gpu = dist.new_group(backend="nccl", timeout=timeout)
 
-    def _group(self, tensor: Tensor) -> Any:
-        return self._cpu if tensor.device.type == "cpu" or self._gpu is None else self._gpu
+    def _collective(self, tensor: Tensor, work: Callable[[Tensor, Any], Tensor]) -> Tensor:
+        """What a collective operation makes of a tensor, on its device."""
+        with _told(self):
+            if tensor.device.type == "cuda" and self._gpu is not None:
+                return work(tensor, self._gpu)
+            return work(tensor.cpu(), self._cpu).to(tensor.device)
 
     def gather(self, own, n, k=1):
-        counts = [k * count for count in self.counts(n)]
+        return self._collective(own, lambda own, group: self._gathered(own, [k * count for count in self.counts(n)], group))
+
+    def _gathered(self, own: Tensor, counts: list[int], group: Any) -> Tensor:
         block = own.new_zeros(max(counts), *own.shape[1:])
         block[: len(own)] = own
         blocks = [torch.empty_like(block) for _ in counts]
-        with _told(self):
-            dist.all_gather(blocks, block, group=self._group(block))
+        dist.all_gather(blocks, block, group=group)
         return torch.cat([part[:count] for part, count in zip(blocks, counts, strict=True)])
 
     def of_first(self, value):
@@ -130,10 +146,12 @@ class ProcessRanks(Ranks):
         return values
 
     def tensor_of_first(self, tensor):
-        tensor = tensor.clone(memory_format=torch.contiguous_format)
-        with _told(self):
-            dist.broadcast(tensor, src=0, group=self._group(tensor))
-        return tensor
+        def broadcast(tensor: Tensor, group: Any) -> Tensor:
+            tensor = tensor.clone(memory_format=torch.contiguous_format)
+            dist.broadcast(tensor, src=0, group=group)
+            return tensor
+
+        return self._collective(tensor, broadcast)
 
     def on_first(self, work):
         value, failure = None, None
@@ -166,10 +184,12 @@ class ProcessRanks(Ranks):
             signal.signal(signal.SIGINT, before)
 
     def leave(self):
-        for group in (self._gpu, self._cpu):
-            if group is not None:
-                dist.destroy_process_group(group)
-        self._gpu = self._cpu = None
+        # First the group whose end the other processes notice at once. NCCL would wait for operations that never end.
+        cpu, gpu, self._cpu, self._gpu = self._cpu, self._gpu, None, None
+        dist.destroy_process_group(cpu)
+        del cpu  # its connections are closed when nothing refers to it
+        if gpu is not None:
+            end_group(gpu, abort=sys.exc_info()[0] is not None)
 
 
 @contextmanager
@@ -194,7 +214,8 @@ def check_same(ranks: Ranks, description: dict[str, Any]) -> None:
         In all processes, with the names of what differs.
     """
     all_of_them = ranks.of_all(description)
-    differ = [name for name in description if any(one.get(name) != all_of_them[0][name] for one in all_of_them)]
+    names = {name: None for one in all_of_them for name in one}  # in order
+    differ = [name for name in names if any(one.get(name) != all_of_them[0].get(name) for one in all_of_them)]
     if differ:
         name = differ[0]
         seen = "; ".join(f"process {rank} has {str(one.get(name))[:100]}" for rank, one in enumerate(all_of_them[:4]))
@@ -223,10 +244,12 @@ def joined(together: bool, device: torch.device) -> Iterator[Ranks]:
     device : torch.device
         Device of the tensors that are exchanged.
     """
-    if together and dist.is_available() and not dist.is_initialized() and is_launched():
+    # Threads would make their groups in another order in each process.
+    together = together and dist.is_available() and threading.current_thread() is threading.main_thread()
+    if together and not dist.is_initialized() and is_launched():
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" and dist.is_nccl_available() else "gloo")
         atexit.register(_end_default_group)
-    if not (together and dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+    if not (together and dist.is_initialized()) or dist.get_world_size() == 1:
         yield ALONE
         return
     ranks = ProcessRanks(device)

@@ -10,28 +10,49 @@ private name                    public replacement
 ``native_layer_norm``             none; only ``F.layer_norm``, which chooses itself what to save
 ``nn.Conv2d._conv_forward``     none; overriding ``forward`` would lose the padding modes
 ``checkpoint_filter_fn``        none; timm's models translate other layouts of checkpoints in it
+``_abort_process_group``        none; ``destroy_process_group`` waits for operations of NCCL that never end
+``ProcessGroup._get_backend``   none that says the timeout of a group
 ``Conv2dSame``, ``LayerNorm``     those of ``timm.layers``, which would import timm
 =============================== ==============================================================================
 """
 
 import sys
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed import distributed_c10d
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 __all__ = [
     "checkpoint_filter",
     "clamp_backward",
+    "end_group",
     "fuse_conv_bn_weights",
+    "group_timeout",
     "has_fixed_input_size",
     "is_conv2d_same",
     "is_layer_norm",
     "layer_norm_backward",
     "pretrained_config",
 ]
+
+
+def group_timeout() -> timedelta | None:
+    """Timeout of torch's default process group, or None for that of torch."""
+    try:
+        return dist.group.WORLD._get_backend(torch.device("cpu")).options._timeout  # type: ignore[union-attr]
+    except (AttributeError, RuntimeError):  # a group of NCCL only, for example
+        return None
+
+
+def end_group(group: Any, *, abort: bool) -> None:
+    """End a process group; after an error without waiting for operations that are not complete."""
+    end = getattr(distributed_c10d, "_abort_process_group", None) if abort else None
+    (end or dist.destroy_process_group)(group)
 
 
 def clamp_backward(dy: Tensor, y: Tensor, low: float, high: float) -> Tensor:

@@ -81,6 +81,7 @@ class HuggingFaceColumn:
 
     def __init__(self, dataset: Any, name: str):
         self._dataset, self.name = dataset, name
+        self._fingerprint = None if dataset.format["type"] == "custom" else getattr(dataset, "_fingerprint", None)
         self._stored = self._shown = dataset
         if dataset.format["type"] != "custom":
             kind = type(dataset.features[name]).__name__
@@ -99,8 +100,17 @@ class HuggingFaceColumn:
         return self._shown[row][self.name]
 
     def keys(self, rows):
-        known = getattr(self._dataset, "_fingerprint", None)
-        return None if known is None else [f"{known} {self.name} {row}".encode() for row in rows]
+        if self._fingerprint is None or not self._holds_contents():
+            return None
+        return [f"{self._fingerprint} {self.name} {row}".encode() for row in rows]
+
+    def _holds_contents(self) -> bool:
+        """Whether all pictures are in the data set itself, and not in files, which may change."""
+        chunks = self._dataset.data.column(self.name).chunks
+        kinds = {str(chunk.type) for chunk in chunks}
+        if any("bytes" not in kind for kind in kinds):
+            return "string" not in "".join(kinds)
+        return all(chunk.field("bytes").null_count == chunk.null_count for chunk in chunks)
 
     def __repr__(self):
         return f"the column {self.name!r}"
@@ -180,10 +190,12 @@ def as_lazy_pictures(X: Any) -> LazyPictures | None:
         return LazyPictures(HuggingFaceColumn(X, image_column(X)))
     if is_of(X, "datasets", "Column") and is_of(X.source, "datasets", "Dataset"):
         return LazyPictures(HuggingFaceColumn(X.source, X.column_name))
+    if is_of(X, "torch", "Dataset") and hasattr(X, "__len__") and not is_of(X, "torch", "IterableDataset"):
+        return LazyPictures(TorchItems(X))
     if is_of(X, "pyarrow", "Table"):
-        X = X.column(_only(X.column_names, "Arrow table"))
+        X = X.column(_only(X.column_names, "an Arrow table"))
     if is_of(X, "polars", "DataFrame"):
-        X = X[_only(X.columns, "data frame of polars")]
+        X = X[_only(X.columns, "a data frame of polars")]
     if is_of(X, "polars", "Series"):
         return LazyPictures(ArrowColumn(X.to_arrow()))
     if is_of(X, "pyarrow", "Array") or is_of(X, "pyarrow", "ChunkedArray"):
@@ -219,5 +231,5 @@ def image_column(dataset: Any, name: str | None = None) -> str:
 def _only(names: Iterable[str], what: str) -> str:
     names = list(names)
     if len(names) != 1:
-        raise ValueError(f"X is a {what} with the columns {names}; pass the one that has the pictures")
+        raise ValueError(f"X is {what} with the columns {names}; pass the one that has the pictures")
     return names[0]

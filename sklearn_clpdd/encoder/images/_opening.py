@@ -20,7 +20,12 @@ NO_SUCH_FILE = "no such file"
 # Keys of a picture in a dict, as Hugging Face and parquet files store it.
 _KEYS = {"bytes", "path"}
 # At least two letters, because one is a drive of Windows.
-_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)(://|::.*://)")
+# What storages say about a content, in lower case; at least one of these besides the size changes with it.
+_VERSIONS = {"etag", "lastmodified", "last_modified", "last-modified", "mtime", "modified", "created", "updated", "generation"}
+_VERSIONS |= {"crc", "crc32c", "md5", "md5hash", "content_md5", "content-md5", "checksum", "version_id", "versionid", "chksum"}
+# Endings of files that are pictures; a label has none.
+_SUFFIXES = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
 # Threads that read one file of the user's at the same time would read it at each other's positions.
 _reading = Lock()
 
@@ -84,9 +89,12 @@ def _is_labelled(element: Any) -> bool:
     """Whether an element is a pair of a picture and its label, as data sets of torch return them."""
     if not isinstance(element, tuple) or len(element) != 2 or isinstance(element[0], tuple):
         return False
-    return (
-        is_picture(element[0]) and not isinstance(element[1], Image.Image | tuple | list | Mapping) and np.ndim(element[1]) == 0
-    )
+    picture, label = element
+    if isinstance(label, Image.Image | tuple | list | Mapping | bytes | os.PathLike) or np.ndim(label) != 0:
+        return False
+    if isinstance(label, str) and os.path.splitext(label)[1].lower() in _SUFFIXES:
+        return False  # two pictures
+    return is_picture(picture)
 
 
 def _is_record(element: Mapping) -> bool:
@@ -189,8 +197,8 @@ def url_content(url: str) -> bytes:
         raise UnusablePictureError(f"{type(error).__name__}: {error}") from error
 
 
-def url_version(url: str) -> tuple[str, str]:
-    """What changes when the content behind a URL does, as far as its storage says; and its size.
+def url_version(url: str) -> tuple[str, str] | None:
+    """What changes when the content behind a URL does, and its size; ``None`` if its storage does not say.
 
     Raises
     ------
@@ -199,11 +207,13 @@ def url_version(url: str) -> tuple[str, str]:
     """
     try:
         system, path = _fsspec(url).core.url_to_fs(url)
-        return str(system.ukey(path)), str(system.size(path))
+        info = system.info(path)
     except FileNotFoundError:
         raise
     except Exception as error:
         raise UnusablePictureError(f"{type(error).__name__}: {error}") from error
+    known = sorted((name, str(value)) for name, value in info.items() if name.lower() in _VERSIONS and value is not None)
+    return (f"{known} {info.get('size')}", str(info.get("size"))) if known else None
 
 
 def status_of(path) -> os.stat_result | str:

@@ -23,6 +23,7 @@ from ._opening import (
     is_url,
     resolve,
     status_of,
+    url_content,
     url_version,
 )
 
@@ -147,7 +148,7 @@ class PictureList(Images):
     def report(self, faults):
         if not faults:
             return
-        lines = [f"  {self.name(i)}, {describe(self._element(i))}: {faults[i]}" for i in sorted(faults)[:_MAX_LISTED]]
+        lines = [f"  {self.name(i)}, {describe(self._elements([i])[0])}: {faults[i]}" for i in sorted(faults)[:_MAX_LISTED]]
         if len(faults) > _MAX_LISTED:
             lines.append(f"  … and {len(faults) - _MAX_LISTED} more")
         if _MISSING in faults.values():
@@ -198,9 +199,11 @@ def _digest_pair(element: Any) -> tuple[bytes, bytes] | str:
         if picture is None:
             return _MISSING
         if is_url(picture):
-            version, length = url_version(picture)  # type: ignore[arg-type]
+            version = url_version(picture)  # type: ignore[arg-type]
             url = picture.encode()  # type: ignore[union-attr]
-            return digest(version.encode(), url), digest(length.encode(), url)
+            if version is not None:
+                return digest(version[0].encode(), url), digest(version[1].encode(), url)
+            picture = url_content(picture)  # type: ignore[arg-type]
         if not isinstance(picture, str | os.PathLike):
             content = digest(b"", b"".join(picture_content(picture)))
             return content, content
