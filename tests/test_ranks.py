@@ -24,13 +24,21 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory):
-    """Outcomes of all scenarios in two processes that torchrun has started."""
+    """Outcomes of all scenarios in two processes that believe that torchrun has started them.
+
+    torchrun's agent would end the first one, too, when the second one is killed.
+    """
     folder = tmp_path_factory.mktemp("together")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run([*torchrun, PROGRAM, folder, "together"], env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    both = [pickle.loads((folder / f"together-{rank}.pickle").read_bytes()) for rank in (0, 1)]
-    return SimpleNamespace(folder=folder, both=both, outcomes=lambda name: [one[name][0] for one in both])
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    of_both = {"TORCHELASTIC_RUN_ID": "test", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    started = [
+        subprocess.Popen([sys.executable, PROGRAM, folder], env=ENVIRONMENT | of_both | {"RANK": str(rank)}) for rank in (0, 1)
+    ]
+    codes = [process.wait(timeout=300) for process in started]
+    both = [pickle.loads((folder / f"{rank}.pickle").read_bytes()) for rank in (0, 1)]
+    return SimpleNamespace(folder=folder, both=both, codes=codes, outcomes=lambda name: [one[name][0] for one in both])
 
 
 @pytest.fixture(autouse=True)
@@ -157,22 +165,14 @@ def test_processes_agree_on_time(together):
     assert first["history"] == second["history"]
 
 
-def test_a_process_that_is_killed(tmp_path):
-    """Without torchrun, whose agent ends the others: they end by themselves, and the run goes on from its checkpoint."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    started = []
-    for rank in (0, 1):
-        environment = {**ENVIRONMENT, "RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        started.append(subprocess.Popen([sys.executable, PROGRAM, tmp_path, "killed"], env=environment))
-    codes = [process.wait(timeout=120) for process in started]
-    assert codes == [0, -9]
-    said = pickle.loads((tmp_path / "killed-0.pickle").read_bytes())["killed"][0]
+def test_a_process_that_is_killed(together):
+    """The other one ends by itself, and says why; the run goes on from its checkpoint."""
+    assert together.codes == [0, -9]
+    said = together.both[0]["killed"][0]
     assert said.startswith("LostProcessError: process 0 of 2 has lost the others: one of them was killed")
     assert "checkpoint=" in said
     X, y = program.images()
-    resumed = program.facts(program.distiller(checkpoint=Checkpoint(tmp_path / "killed", every=4)).fit(X, y))
+    resumed = program.facts(program.distiller(checkpoint=Checkpoint(together.folder / "killed", every=4)).fit(X, y))
     _same(resumed, program.facts(program.distiller().fit(X, y)))
 
 
