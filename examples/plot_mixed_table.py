@@ -23,7 +23,7 @@ from sklearn_clpdd import ClosedFormProbe, FrozenEncoder
 # Photos are contents of PNG files, as a database or a parquet file has them. One offer in ten has none.
 
 rng = np.random.default_rng(0)
-n = 400
+n = 200
 colors = np.array([(200, 30, 30), (30, 60, 200), (40, 160, 60), (120, 120, 120)])
 color = rng.integers(4, size=n)
 

@@ -252,7 +252,7 @@ def test_what_a_data_set_lacks(encoder, contents):
     datasets = pytest.importorskip("datasets")
     dataset = hf_dataset(contents)
     twice = dataset.add_column("other", [0] * N).rename_column("label", "y")
-    with pytest.raises(ValueError, match=r"no column of images, but \['label'\]"):
+    with pytest.raises(ValueError, match=r"no column of the kind Image, but \['label'\]"):
         encoder.transform(dataset.remove_columns("image"))
     with pytest.raises(TypeError, match=r"splits \['train'\]; pass one of them, such as dataset\['train'\]"):
         encoder.transform(datasets.DatasetDict({"train": dataset}))

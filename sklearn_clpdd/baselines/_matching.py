@@ -144,7 +144,8 @@ class LGMDistiller(GradientDistiller):
     encoder_batch_size : "auto" or int, default="auto"
         Maximum number of views per forward pass of the encoder. A step with more views runs the encoder twice: once for the
         features, once for their gradient; the result is the same. ``"auto"``: as many as fit into 256 MiB, by a measurement
-        with one image; chunks that fit into 640 MiB together run once. On a GPU, both limits are a quarter of its memory.
+        with one image, and at most 20 for each thread; chunks that fit into 640 MiB together run once. On a GPU, both limits
+        are a quarter of its memory, and nothing else limits them.
     n_iter_no_change : int, default=None
         Stop when the held-out loss has not improved by more than `tol` for this many steps.
     validation_fraction : float in (0, 1) or None, default=0.1
@@ -292,7 +293,8 @@ class DMDistiller(GradientDistiller):
     encoder_batch_size : "auto" or int, default="auto"
         Maximum number of views per forward pass of the encoder. A step with more views runs the encoder twice: once for the
         features, once for their gradient; the result is the same. ``"auto"``: as many as fit into 256 MiB, by a measurement
-        with one image; chunks that fit into 640 MiB together run once. On a GPU, both limits are a quarter of its memory.
+        with one image, and at most 20 for each thread; chunks that fit into 640 MiB together run once. On a GPU, both limits
+        are a quarter of its memory, and nothing else limits them.
     n_iter_no_change : int, default=None
         Stop when the held-out loss has not improved by more than `tol` for this many steps.
     validation_fraction : float in (0, 1) or None, default=0.1

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from ..encoder.images._lazy import HuggingFaceColumn, LazyPictures, TorchItems, image_column, is_of
+from ..encoder.images._lazy import HuggingFaceColumn, LazyPictures, TorchItems, column_of, is_of, refuse_splits
 
 
 def load_hf_dataset(dataset, image=None, label=None):
@@ -43,18 +43,15 @@ def load_hf_dataset(dataset, image=None, label=None):
     >>> import datasets  # doctest: +SKIP
     >>> X, y = load_hf_dataset(datasets.load_dataset("cifar10", split="train"))  # doctest: +SKIP
     """
-    if is_of(dataset, "datasets", "DatasetDict"):
-        raise TypeError(
-            f"the data set has the splits {list(dataset)}; pass one of them, such as dataset[{next(iter(dataset))!r}]"
-        )
+    refuse_splits(dataset)
     if is_of(dataset, "datasets", "IterableDataset"):
         raise TypeError(
             "a streamed data set has no length; FrozenEncoder.iter_transform encodes ((row['image'], row['label']) for row in it)"
         )
     if not is_of(dataset, "datasets", "Dataset"):
         raise TypeError(f"dataset has to be a Dataset of the package datasets; got a {type(dataset).__name__}")
-    X = LazyPictures(HuggingFaceColumn(dataset, image_column(dataset, image)))
-    name = _label_column(dataset, label)
+    X = LazyPictures(HuggingFaceColumn(dataset, column_of(dataset, "Image", image)))
+    name = column_of(dataset, "ClassLabel", label, usual="label")
     values = dataset.with_format("arrow", columns=[name])[:][name].to_pylist()
     feature = dataset.features[name]
     if type(feature).__name__ != "ClassLabel":
@@ -63,21 +60,6 @@ def load_hf_dataset(dataset, image=None, label=None):
     if unknown:
         raise ValueError(f"{len(unknown)} rows have no label in the column {name!r}, first row {unknown[0]}; filter them out")
     return X, np.asarray(feature.names)[values]
-
-
-def _label_column(dataset: Any, name: str | None) -> str:
-    features = dataset.features
-    if name is not None:
-        if name not in features:
-            raise ValueError(f"the data set has no column {name!r}; it has {list(features)}")
-        return name
-    found = [column for column, feature in features.items() if type(feature).__name__ == "ClassLabel"]
-    if len(found) == 1:
-        return found[0]
-    if "label" in features:
-        return "label"
-    seen = f"several columns of class labels, {found}" if found else f"no column of class labels, but {list(features)}"
-    raise ValueError(f"the data set has {seen}; pass label= one of its columns")
 
 
 def load_torch_dataset(dataset):

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from ._base import Images
-from ._lazy import as_lazy_pictures, is_of
+from ._lazy import as_lazy_pictures
 from ._opening import describe, is_missing, is_picture
 from ._pictures import PictureList
 from ._pixels import PixelArray
@@ -74,9 +74,6 @@ def _have_one_form(pictures: list) -> bool:
 
 def _as_sequence(X) -> Sequence:
     """A list or tuple as a list; another sequence with random access as it is."""
-    if is_of(X, "datasets", "DatasetDict"):
-        first = next(iter(X), "train")
-        raise TypeError(f"X is a data set with the splits {list(X)}; pass one of them, such as dataset[{first!r}]")
     try:
         len(X)
         is_sequence = not isinstance(X, Mapping | Set | DataLoader | IterableDataset)

@@ -182,12 +182,13 @@ def as_lazy_pictures(X: Any) -> LazyPictures | None:
     ValueError
         If a data set or a table does not have exactly one column of pictures.
     TypeError
-        If a data set is a stream, or has splits.
+        If a data set has splits.
     """
+    refuse_splits(X)
     if isinstance(X, LazyPictures):
         return X
     if is_of(X, "datasets", "Dataset"):
-        return LazyPictures(HuggingFaceColumn(X, image_column(X)))
+        return LazyPictures(HuggingFaceColumn(X, column_of(X, "Image")))
     if is_of(X, "datasets", "Column") and is_of(X.source, "datasets", "Dataset"):
         return LazyPictures(HuggingFaceColumn(X.source, X.column_name))
     if is_of(X, "torch", "Dataset") and hasattr(X, "__len__") and not is_of(X, "torch", "IterableDataset"):
@@ -208,24 +209,43 @@ def is_of(X: Any, package: str, name: str) -> bool:
     return any(own.__name__ == name and own.__module__.partition(".")[0] == package for own in type(X).__mro__)
 
 
-def image_column(dataset: Any, name: str | None = None) -> str:
-    """The column of a Hugging Face data set that has the pictures.
+def column_of(dataset: Any, kind: str, name: str | None = None, usual: str | None = None) -> str:
+    """The column of a Hugging Face data set that has a feature of this kind, such as ``Image``.
+
+    Parameters
+    ----------
+    dataset : datasets.Dataset
+    kind : str
+        Name of the feature's class.
+    name : str, optional
+        The column that the user has named, of whatever kind.
+    usual : str, optional
+        Name of the column that is meant if there is not exactly one of this kind.
 
     Raises
     ------
     ValueError
-        If there is no such column, or no or several columns of images and no ``name``.
+        If there is no such column.
     """
-    features = dataset.features
+    columns = list(dataset.features)
     if name is not None:
-        if name not in features:
-            raise ValueError(f"the data set has no column {name!r}; it has {list(features)}")
+        if name not in columns:
+            raise ValueError(f"the data set has no column {name!r}; it has {columns}")
         return name
-    found = [column for column, feature in features.items() if type(feature).__name__ == "Image"]
-    if len(found) != 1:
-        seen = f"several columns of images, {found}" if found else f"no column of images, but {list(features)}"
-        raise ValueError(f"the data set has {seen}; pass one of its columns, such as dataset['{(found or list(features))[0]}']")
-    return found[0]
+    found = [column for column, feature in dataset.features.items() if type(feature).__name__ == kind]
+    if len(found) == 1:
+        return found[0]
+    if usual is not None and usual in columns:
+        return usual
+    seen = f"several columns of the kind {kind}, {found}" if found else f"no column of the kind {kind}, but {columns}"
+    raise ValueError(f"the data set has {seen}; name one of them, as in dataset[{(found or columns)[0]!r}] or load_hf_dataset")
+
+
+def refuse_splits(X: Any) -> None:
+    """Raise a TypeError for a Hugging Face data set of several splits."""
+    if is_of(X, "datasets", "DatasetDict"):
+        first = next(iter(X), "train")
+        raise TypeError(f"this is a data set with the splits {list(X)}; pass one of them, such as dataset[{first!r}]")
 
 
 def _only(names: Iterable[str], what: str) -> str:
