@@ -211,8 +211,8 @@ def encode_section(options):
 
 def step_section(options):
     ours = precisions(options["device"])
-    halves = [one for one in ours if one in ("bfloat16", "float16")] or ["float32"]
-    ways = [*(("published", half) for half in halves), *(("ours", precision) for precision in ours)]
+    half = next((one for one in ours if one in ("bfloat16", "float16")), "float32")
+    ways = [("published", half), *(("ours", precision) for precision in ours)]
     heads = ["classes × views", "", "precision", "seconds", "times faster than published", "peak above what is loaded, MB"]
     yield from table([*heads, "of published"], [])
     for classes, views in options["views"]:
