@@ -148,7 +148,7 @@ def test_solves_of_the_probe_stay_on_the_device(kernel, solver, alpha, fake, mon
     if solver == "primal" and kernel not in _solver.LINEAR_KERNELS:
         pytest.skip("kernels have no primal form")
     own = {"gamma": None, "degree": 3, "coef0": 1.0, "fit_intercept": True, "temperature": "loo", "scoring": "accuracy"}
-    one = _solver.RidgeSolver(alpha=alpha, kernel=kernel, solver=solver, **own)
+    one = _solver.ProbeSolver(alpha=alpha, kernel=kernel, solver=solver, loss="squared", **own)
     rows = Rows(
         np.ones((N, D), dtype=np.float32),
         None,
@@ -164,7 +164,7 @@ def test_solves_of_the_probe_stay_on_the_device(kernel, solver, alpha, fake, mon
             devices.add(predictions.device.type)
         return 0, {}
 
-    monkeypatch.setattr(_solver.RidgeSolver, "_choose", predict)
+    monkeypatch.setattr(_solver.ProbeSolver, "_choose", predict)
     monkeypatch.setattr(torch.Tensor, "numpy", lambda self: np.ones(self.shape, float if self.is_floating_point() else int))
     one.solve(rows, C, torch.float32)
     assert devices == {"cuda"}

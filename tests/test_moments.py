@@ -5,7 +5,7 @@ import pickle
 import subprocess
 import sys
 import warnings
-from functools import reduce
+from functools import partial, reduce
 
 import numpy as np
 import pytest
@@ -15,6 +15,8 @@ from sklearn.utils.validation import check_is_fitted
 
 from sklearn_clpdd import ClosedFormProbe
 from sklearn_clpdd.probe import _reservoir as reservoir
+
+ridge_probe = partial(ClosedFormProbe, loss="squared")
 
 CLASSES = np.array(["a", "b", "c", "d"])
 PARAMETERS = [{}, {"alpha": 0.5, "temperature": 0.3}, {"kernel": "cosine"}, {"fit_intercept": False}, {"class_weight": {"b": 3}}]
@@ -45,10 +47,10 @@ def test_partial_fit_is_fit(data, parameters, order, n_batches):
         "by class": np.argsort(y, kind="stable"),
         "shuffled": np.random.default_rng(1).permutation(300),
     }[order]
-    probe = ClosedFormProbe(**parameters)
+    probe = ridge_probe(**parameters)
     for batch in np.array_split(rows, n_batches):
         probe.partial_fit(X[batch], y[batch], classes=CLASSES, sample_weight=weight[batch])
-    _assert_same(probe, ClosedFormProbe(**parameters).fit(X, y, weight))
+    _assert_same(probe, ridge_probe(**parameters).fit(X, y, weight))
 
 
 @pytest.mark.parametrize("parameters", PARAMETERS)
@@ -56,20 +58,20 @@ def test_merge_is_fit(data, parameters):
     X, y, weight = data
 
     def part(rows):
-        return ClosedFormProbe(**parameters).partial_fit(X[rows], y[rows], classes=CLASSES, sample_weight=weight[rows])
+        return ridge_probe(**parameters).partial_fit(X[rows], y[rows], classes=CLASSES, sample_weight=weight[rows])
 
     splits = np.array_split(np.argsort(y), 5)
     parts = pickle.loads(pickle.dumps([part(rows) for rows in splits]))  # as joblib sends them
     whole = reduce(lambda one, other: one.merge(other), parts)
-    _assert_same(whole, ClosedFormProbe(**parameters).fit(X, y, weight))
+    _assert_same(whole, ridge_probe(**parameters).fit(X, y, weight))
     np.testing.assert_array_equal(parts[1].coef_, part(splits[1]).coef_)  # the operands are not changed
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
 def test_an_interrupted_batch_can_be_repeated(data, monkeypatch, error):
     X, y, _ = data
-    probe = ClosedFormProbe(1.0).partial_fit(X[:100], y[:100], classes=CLASSES)
-    other = ClosedFormProbe(1.0).partial_fit(X[200:], y[200:], classes=CLASSES)
+    probe = ridge_probe(1.0).partial_fit(X[:100], y[:100], classes=CLASSES)
+    other = ridge_probe(1.0).partial_fit(X[200:], y[200:], classes=CLASSES)
 
     def interrupted(*args):
         raise error
@@ -80,29 +82,29 @@ def test_an_interrupted_batch_can_be_repeated(data, monkeypatch, error):
             probe.partial_fit(X[100:200], y[100:200])
         with pytest.raises(error):
             probe.merge(other)
-    _assert_same(probe.partial_fit(X[100:200], y[100:200]).merge(other), ClosedFormProbe(1.0).fit(X, y))
+    _assert_same(probe.partial_fit(X[100:200], y[100:200]).merge(other), ridge_probe(1.0).fit(X, y))
 
 
 def test_training_continues_after_a_result_was_read(data):
     X, y, _ = data
-    probe = ClosedFormProbe().partial_fit(X[:150], y[:150], classes=CLASSES)
+    probe = ridge_probe().partial_fit(X[:150], y[:150], classes=CLASSES)
     early = probe.coef_
     probe.partial_fit(X[150:], y[150:])
     assert not np.allclose(early, probe.coef_)
-    _assert_same(probe, ClosedFormProbe().fit(X, y))
+    _assert_same(probe, ridge_probe().fit(X, y))
 
 
 def test_a_large_offset_does_not_cost_accuracy(data):
     X, y, _ = data
-    probe = ClosedFormProbe(1.0)
+    probe = ridge_probe(1.0)
     for batch in np.array_split(np.arange(300), 6):
         probe.partial_fit(X[batch] + 1e6, y[batch], classes=CLASSES)
-    np.testing.assert_allclose(probe.coef_, ClosedFormProbe(1.0).fit(X, y).coef_, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(probe.coef_, ridge_probe(1.0).fit(X, y).coef_, rtol=1e-6, atol=1e-9)
 
 
 def test_state_does_not_grow(data):
     X, y, _ = data
-    probe = ClosedFormProbe()
+    probe = ridge_probe()
     for _ in range(10):
         probe.partial_fit(X, y, classes=CLASSES)
     size = len(pickle.dumps(probe))
@@ -132,10 +134,10 @@ def test_reservoir_is_a_uniform_sample_of_bounded_size(monkeypatch):
 def test_a_long_stream_chooses_nearly_what_fit_chooses(data, monkeypatch):
     X, y, _ = data
     monkeypatch.setattr("sklearn_clpdd.probe._partial_fit._RESERVOIR", 150)
-    probe = ClosedFormProbe()
+    probe = ridge_probe()
     for batch in np.array_split(np.arange(300), 6):
         probe.partial_fit(X[batch], y[batch], classes=CLASSES)
-    whole = ClosedFormProbe().fit(X, y)
+    whole = ridge_probe().fit(X, y)
     assert abs(probe.loo_score_ - whole.loo_score_) < 0.1
     assert abs(np.log(probe.temperature_ / whole.temperature_)) < 0.5
 
@@ -147,9 +149,9 @@ def test_memmap_on_disk(data, dtype, tmp_path):
     np.save(tmp_path / "X.npy", X)
     mapped = np.load(tmp_path / "X.npy", mmap_mode="r")
     assert isinstance(mapped, np.memmap)
-    probe = ClosedFormProbe().fit(mapped, y)
+    probe = ridge_probe().fit(mapped, y)
     assert probe.coef_.dtype == (np.float64 if dtype == np.float64 else np.float32)
-    np.testing.assert_allclose(probe.coef_, ClosedFormProbe().fit(X.astype(np.float64), y).coef_, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(probe.coef_, ridge_probe().fit(X.astype(np.float64), y).coef_, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(probe.decision_function(mapped), probe.decision_function(X.astype(probe.coef_.dtype)), atol=1e-5)
 
 
@@ -204,7 +206,7 @@ def test_memmap_is_not_copied_whole(tmp_path):
 
 def test_errors_keep_what_was_learned(data):
     X, y, _ = data
-    probe = ClosedFormProbe(1.0).partial_fit(X, y, classes=CLASSES)
+    probe = ridge_probe(1.0).partial_fit(X, y, classes=CLASSES)
     before = probe.coef_
     with pytest.raises(ValueError, match=r"\['e'\].*not among the classes"):
         probe.partial_fit(X[:2], ["a", "e"])
@@ -219,7 +221,7 @@ def test_errors_keep_what_was_learned(data):
 
 def test_a_first_call_that_fails_leaves_no_state(data):
     X, y, _ = data
-    probe = ClosedFormProbe(1.0)
+    probe = ridge_probe(1.0)
     with pytest.raises(ValueError, match="not among"):
         probe.partial_fit(X, y, classes=["a", "b"])
     probe.partial_fit(X, y, classes=CLASSES)
@@ -229,26 +231,26 @@ def test_a_first_call_that_fails_leaves_no_state(data):
 def test_parameters_that_do_not_work_in_batches(data):
     X, y, _ = data
     with pytest.raises(ValueError, match=r"balanced.*dict"):
-        ClosedFormProbe(class_weight="balanced").partial_fit(X, y, classes=CLASSES)
-    assert not hasattr(ClosedFormProbe(kernel="rbf"), "partial_fit")
+        ridge_probe(class_weight="balanced").partial_fit(X, y, classes=CLASSES)
+    assert not hasattr(ridge_probe(kernel="rbf"), "partial_fit")
     with pytest.raises(AttributeError, match="need kernel='linear' or 'cosine'"):
-        ClosedFormProbe(kernel="rbf").partial_fit(X, y, classes=CLASSES)
+        ridge_probe(kernel="rbf").partial_fit(X, y, classes=CLASSES)
     with pytest.raises(ValueError, match="kernel='linear'; it is now 'cosine'"):
-        ClosedFormProbe().partial_fit(X, y, classes=CLASSES).set_params(kernel="cosine").partial_fit(X, y)
+        ridge_probe().partial_fit(X, y, classes=CLASSES).set_params(kernel="cosine").partial_fit(X, y)
     with pytest.raises(ValueError, match="at least two classes"):
-        ClosedFormProbe().partial_fit(X, y, classes=["a"])
-    one = ClosedFormProbe().partial_fit(X, y, classes=CLASSES)
+        ridge_probe().partial_fit(X, y, classes=["a"])
+    one = ridge_probe().partial_fit(X, y, classes=CLASSES)
     with pytest.raises(ValueError, match="n_features_in_: 25 and 5"):
-        one.merge(ClosedFormProbe().partial_fit(X[:, :5], y, classes=CLASSES))
+        one.merge(ridge_probe().partial_fit(X[:, :5], y, classes=CLASSES))
     with pytest.raises(ValueError, match="different classes"):
-        one.merge(ClosedFormProbe().partial_fit(X, y, classes=[*CLASSES, "e"]))
+        one.merge(ridge_probe().partial_fit(X, y, classes=[*CLASSES, "e"]))
     with pytest.raises(NotFittedError):
-        one.merge(ClosedFormProbe())
+        one.merge(ridge_probe())
 
 
 def test_fit_begins_anew(data):
     X, y, _ = data
-    probe = ClosedFormProbe(1.0).partial_fit(X + 5, y, classes=CLASSES).fit(X, y)
+    probe = ridge_probe(1.0).partial_fit(X + 5, y, classes=CLASSES).fit(X, y)
     _assert_same(probe, clone(probe).fit(X, y))
 
 
@@ -257,17 +259,17 @@ def test_after_fit_partial_fit_begins_anew_and_says_so(data, n):
     """`fit` keeps neither sums nor rows, before and after pickling."""
     X, y, _ = data
     rows = np.argsort(np.arange(300) % 75, kind="stable")[:n]
-    probe = ClosedFormProbe(1.0).fit(X[rows], y[rows])
+    probe = ridge_probe(1.0).fit(X[rows], y[rows])
     pickled = pickle.dumps(probe)
     assert len(pickled) < 2 * probe.coef_.nbytes + 3000
-    for other in (ClosedFormProbe().partial_fit(X, y, classes=CLASSES), ClosedFormProbe().fit(X, y)):
+    for other in (ridge_probe().partial_fit(X, y, classes=CLASSES), ridge_probe().fit(X, y)):
         for one, two in ((probe, other), (other, probe)):
             with pytest.raises(ValueError, match="fitted by `fit` keeps no statistics"):
                 one.merge(two)
     with pytest.raises(ValueError, match="not among the classes"):
         probe.partial_fit(X, np.full(len(y), "e"))
     assert pickle.dumps(probe) == pickled
-    wanted = ClosedFormProbe(1.0).partial_fit(X, y, classes=CLASSES)
+    wanted = ridge_probe(1.0).partial_fit(X, y, classes=CLASSES)
     for fitted in (probe, pickle.loads(pickled)):
         with pytest.warns(UserWarning, match="earlier samples are discarded"):
             fitted.partial_fit(X, y)
@@ -280,9 +282,9 @@ def test_after_fit_partial_fit_begins_anew_and_says_so(data, n):
 def test_results_use_the_parameters_of_the_last_partial_fit(data):
     """Whether or not a result was read in between."""
     X, y, _ = data
-    wanted = ClosedFormProbe(0.5, temperature=0.3).fit(X, y)
+    wanted = ridge_probe(0.5, temperature=0.3).fit(X, y)
     for look in (False, True):
-        probe = ClosedFormProbe(0.5, temperature=0.3).partial_fit(X, y, classes=CLASSES)
+        probe = ridge_probe(0.5, temperature=0.3).partial_fit(X, y, classes=CLASSES)
         if look:
             assert hasattr(probe, "coef_")
         probe.set_params(alpha=100.0, temperature=5.0, fit_intercept=False, dtype="float32")
@@ -291,7 +293,7 @@ def test_results_use_the_parameters_of_the_last_partial_fit(data):
         probe.partial_fit(X[:1], y[:1])  # the new parameters apply
         assert probe.alpha_ == 100.0
     changed = np.array([0.5, 2.0])
-    probe = ClosedFormProbe(changed).partial_fit(X, y, classes=CLASSES)
+    probe = ridge_probe(changed).partial_fit(X, y, classes=CLASSES)
     changed *= 100
     assert probe.alphas_.tolist() == [0.5, 2.0]
 
@@ -310,14 +312,14 @@ def test_classes_that_are_rare_in_the_reservoir_still_count(monkeypatch):
     rng = np.random.default_rng(0)
     y = np.arange(180) % 60
     X = rng.standard_normal((180, 8)) + 4 * rng.standard_normal((60, 8))[y]
-    probe = ClosedFormProbe().partial_fit(X, y, classes=np.arange(60))
+    probe = ridge_probe().partial_fit(X, y, classes=np.arange(60))
     assert 0 <= probe.loo_score_ <= 1
 
 
 def test_an_unsolvable_system_is_an_error_each_time(data):
     X, y, _ = data
     X[:, 1] = X[:, 0]
-    probe = ClosedFormProbe(0).partial_fit(X, y, classes=CLASSES)
+    probe = ridge_probe(0).partial_fit(X, y, classes=CLASSES)
     for _ in range(2):
         assert not hasattr(probe, "coef_")
         with pytest.raises(AttributeError, match=r"coef_ cannot be computed from the samples so far: .*singular"):

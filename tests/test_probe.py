@@ -65,12 +65,12 @@ def test_dtype_is_kept_and_float32_is_accurate(dtype, alpha):
 @pytest.mark.parametrize("n_classes", [2, 4])
 def test_probabilities(n_classes):
     X, y = _data(200, 20, n_classes)
-    probe = ClosedFormProbe(temperature=0.2).fit(X, y)
+    probe = ClosedFormProbe(loss="squared", temperature=0.2).fit(X, y)
     proba = probe.predict_proba(X)
     assert proba.shape == (200, n_classes)
     np.testing.assert_allclose(proba.sum(axis=1), 1)
     assert (probe.classes_[proba.argmax(axis=1)] == probe.predict(X)).all()
-    hot = ClosedFormProbe(temperature=100).fit(X, y).predict_proba(X)
+    hot = ClosedFormProbe(loss="squared", temperature=100).fit(X, y).predict_proba(X)
     np.testing.assert_allclose(hot, 1 / n_classes, atol=0.02)
 
 

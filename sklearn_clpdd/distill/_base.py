@@ -18,7 +18,7 @@ from ..encoder._encoder import FrozenEncoder, as_encoder
 from ..encoder._extractor import joint_features
 from ..encoder._shared_module import SharedModuleMixin
 from ..encoder.images._forms import as_images
-from ..probe._selection import best_temperature
+from ..probe._calibration import best_temperature
 from ..probe._solved import solved_probe
 from ..utils._arrays import evenly_spaced, standardize
 from ..utils._classifier import LabelCheckedClassifier

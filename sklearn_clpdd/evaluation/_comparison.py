@@ -78,7 +78,7 @@ def known_labels(distiller: BaseDistiller, y, name: str) -> np.ndarray:
 def compare_features(distiller: BaseDistiller, Z, y, Z_test, y_test, n_draws: int, rng) -> dict[str, tuple[int, float]]:
     """`compare_with_real` for features."""
     features, test_features = (standardize(values, distiller._center, distiller._scale) for values in (Z, Z_test))
-    full = ClosedFormProbe().fit(features, y)
+    full = ClosedFormProbe(loss="squared").fit(features, y)
     members = [np.flatnonzero(y == label) for label in distiller.classes_]
     wanted = [int(np.sum(distiller.y_synthetic_ == label)) for label in distiller.classes_]
     sizes = [min(len(rows), n) for rows, n in zip(members, wanted, strict=True)]

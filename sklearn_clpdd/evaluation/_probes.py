@@ -106,7 +106,7 @@ def check_inputs(images, labels, X_test, y_test, groups):
 
 def closed_form_metrics(Z: np.ndarray, task: ProbeTask, alpha) -> dict[str, np.ndarray]:
     """Metrics of the probe of features ``Z``: of the images, or of several views of all images, view after view."""
-    probe = ClosedFormProbe() if alpha == "loo" else relative_probe(Z, alpha)
+    probe = ClosedFormProbe(loss="squared") if alpha == "loo" else relative_probe(Z, alpha)
     n_views = len(Z) // len(task.labels)
     scores = probe.fit(Z, np.tile(task.labels, n_views)).decision_function(task.test_features)
     return stack_metrics([task.metrics(np.stack([-scores, scores], 1) if scores.ndim == 1 else scores)])

@@ -7,7 +7,10 @@ file                         what it holds
 ``_partial_fit.py``          its methods that see the samples in batches
 ``_solved.py``               probes for solutions computed elsewhere, and with relative ridge strengths
 ``_solver.py``               from rows or statistics to coefficients, with the choice of ridge strength and temperature
-``_selection.py``            leave-one-out scores of ridge strengths, and temperatures with the least log-loss
+``_selection.py``            leave-one-out scores of ridge strengths
+``_calibration.py``          from scores to probabilities: the temperature and compression with the least log-loss
+``_logistic.py``             the logistic loss: coordinates, folds, and the choice of its strength
+``_lbfgs.py``                several logistic regressions on the same rows, solved together
 ``_leave_one_out.py``        leave-one-out predictions, in sample space and in feature space
 ``_stream.py``               what `partial_fit` and `merge` keep: moments, and a sample of the rows
 ``_moments.py``              weighted Gram matrix and class means

@@ -26,6 +26,8 @@ _SOLVED = (
     "alpha_",
     "alphas_",
     "temperature_",
+    "compression_",
+    "loss_",
     "loo_score_",
     "loo_scores_",
     "gamma_",
@@ -34,10 +36,12 @@ _SOLVED = (
 )
 
 
-def _has_linear_kernel(probe) -> bool:
-    if probe.kernel in LINEAR_KERNELS:
-        return True
-    raise AttributeError(f"partial_fit and merge need kernel='linear' or 'cosine'; got {probe.kernel!r}")
+def _has_sufficient_statistics(probe) -> bool:
+    if probe.kernel not in LINEAR_KERNELS:
+        raise AttributeError(f"partial_fit and merge need kernel='linear' or 'cosine'; got {probe.kernel!r}")
+    if probe.loss == "logistic":
+        raise AttributeError("partial_fit and merge need loss='squared', or 'auto', which means the same there; got 'logistic'")
+    return True
 
 
 class PartialFitMixin:
@@ -54,7 +58,7 @@ class PartialFitMixin:
     _dtype_for: Callable
     _solver: Any  # a property
 
-    @available_if(_has_linear_kernel)
+    @available_if(_has_sufficient_statistics)
     @standard_torch_modes()
     def partial_fit(self, X, y, classes=None, sample_weight=None):
         """Fit incrementally on a batch of samples.
@@ -147,7 +151,7 @@ class PartialFitMixin:
                 "set it back, or start with a new probe"
             )
 
-    @available_if(_has_linear_kernel)
+    @available_if(_has_sufficient_statistics)
     @standard_torch_modes()
     def merge(self, other):
         """Add the samples that another probe has seen.
@@ -202,7 +206,7 @@ class PartialFitMixin:
             if name in vars(self):
                 return vars(self)[name]
         if name in ("partial_fit", "merge"):
-            _has_linear_kernel(self)  # raises an error that says why
+            _has_sufficient_statistics(self)  # raises an error that says why
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def _is_unsolved(self) -> bool:

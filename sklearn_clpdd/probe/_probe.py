@@ -1,10 +1,9 @@
-"""ClosedFormProbe: ridge classification of features, linear or with kernels, tuned by leave-one-out."""
+"""ClosedFormProbe: classification of features, linear or with kernels, from one factorisation, tuned on held-out predictions."""
 
 from numbers import Real
 
 import numpy as np
 import torch
-from scipy.special import expit, softmax
 from sklearn.base import BaseEstimator
 from sklearn.utils import compute_class_weight
 from sklearn.utils.validation import assert_all_finite, check_is_fitted, validate_data
@@ -16,20 +15,22 @@ from ..utils._device import resolve_device
 from ..utils._labels import as_labels
 from ..utils._sklearn_compat import Interval, StrOptions, check_sample_weight
 from ..utils._torch_modes import standard_torch_modes
+from ._calibration import logits
 from ._kernels import KERNELS, kernel_matrix
 from ._partial_fit import PartialFitMixin
 from ._rows import Rows
-from ._solver import LINEAR_KERNELS, RidgeSolver
+from ._solver import LINEAR_KERNELS, ProbeSolver
 
 _SCORINGS = ("accuracy", "neg_log_loss", "neg_mean_squared_error")
 
 
 class ClosedFormProbe(PartialFitMixin, LabelCheckedClassifier, BaseEstimator):
-    """Ridge classifier for the features of a frozen encoder, computed in closed form.
+    """Linear classifier for the features of a frozen encoder, computed in closed form or from there.
 
     Fits a ridge regression of ±1 class indicators on the features, as :class:`sklearn.linear_model.RidgeClassifier` does. Exact
     leave-one-out predictions choose the ridge strength and calibrate the probabilities. They all come from one factorisation, in
-    feature space or in sample space, whichever is smaller.
+    feature space or in sample space, whichever is smaller. Where there are samples enough, the result is that of a logistic
+    regression, which starts from the closed form and uses the same factorisation.
 
     Parameters
     ----------
@@ -38,7 +39,14 @@ class ClosedFormProbe(PartialFitMixin, LabelCheckedClassifier, BaseEstimator):
         with the best leave-one-out `scoring` is chosen. ``"loo"`` tries two candidates per decade, from 0.001 to 1000 times the
         mean weighted squared norm of the samples (about their mean if there is an intercept; rounded to a power of ten). With
         ``scoring="accuracy"``, it chooses the one with the least log-loss among those whose accuracy is within one standard error
-        of the best; with another `scoring`, the one with the best score.
+        of the best; with another `scoring`, the one with the best score. For the logistic loss, it tries them from the middle one
+        on for as long as the log-loss falls.
+    loss : {"auto", "squared", "logistic"}, default="auto"
+        ``"squared"`` is the ridge classifier. ``"logistic"`` is multinomial logistic regression, the minimum of
+        ``Σ log-loss + alpha / 2 · ‖coef‖²``, as :class:`sklearn.linear_model.LogisticRegression` with ``C=1 / alpha`` has it; its
+        strength and temperature are chosen by the predictions of five folds, which are fitted together. ``"auto"`` is the
+        logistic loss if `alpha` is ``"loo"``, the kernel is linear, there are 20 samples a class or more on average, and neither
+        `partial_fit` nor ``scoring="neg_mean_squared_error"`` is used; otherwise it is the squared loss.
     kernel : {"linear", "cosine", "rbf", "poly"} or callable, default="linear"
         ``"cosine"`` is linear in features scaled to unit norm. The other kernels are solved in sample space, with memory
         proportional to ``n_samples²``. A callable maps two matrices to the matrix of the kernels of their rows, as for
@@ -55,8 +63,9 @@ class ClosedFormProbe(PartialFitMixin, LabelCheckedClassifier, BaseEstimator):
     class_weight : dict or "balanced", default=None
         Weights of the classes; ``"balanced"`` is ``n_samples / (n_classes · bincount(y))``.
     temperature : "loo" or float, default="loo"
-        `predict_proba` is the softmax of the scores divided by the temperature, > 0. ``"loo"`` chooses the one between 0.0001
-        and 100 with the least log-loss of the leave-one-out predictions.
+        With a number, > 0, `predict_proba` is the softmax of the scores divided by it. ``"loo"`` chooses the one between 0.0001
+        and 100 with the least log-loss of the held-out predictions; for the squared loss together with a compression of large
+        scores (see `predict_proba`), if there are 200 samples or more.
     scoring : {"accuracy", "neg_log_loss", "neg_mean_squared_error"}, default="accuracy"
         Leave-one-out score by which candidates for `alpha` are compared. Sample and class weights are taken into account.
     solver : {"auto", "primal", "dual"}, default="auto"
@@ -78,14 +87,17 @@ class ClosedFormProbe(PartialFitMixin, LabelCheckedClassifier, BaseEstimator):
         Intercepts.
     alpha_ : float
         Ridge strength.
-    temperature_ : float
-        Temperature of `predict_proba`.
+    loss_ : {"squared", "logistic"}
+        The loss that was minimised.
+    temperature_, compression_ : float
+        Temperature and compression of `predict_proba`.
     alphas_ : ndarray of shape (n_candidates,)
-        Ridge strengths that were compared. This and the next two are only set if leave-one-out was used.
+        Ridge strengths that were compared. This and the next two are only set if leave-one-out or folds were used.
     loo_scores_ : ndarray of shape (n_candidates,)
-        Their leave-one-out scores, higher is better; NaN for strengths with which the system is singular.
+        Their leave-one-out scores, or those of five folds for the logistic loss, higher is better; NaN for strengths with which
+        the system is singular, or that were not tried.
     loo_score_ : float
-        Leave-one-out score of `alpha_`; NaN if no class has two samples.
+        Score of `alpha_`; NaN if no class has two samples.
     gamma_ : float
         The `gamma` that was used, for ``"rbf"`` and ``"poly"``.
     dual_coef_ : ndarray of shape (n_kept, 1) or (n_kept, n_classes)
@@ -116,7 +128,8 @@ class ClosedFormProbe(PartialFitMixin, LabelCheckedClassifier, BaseEstimator):
     References
     ----------
     CLP-DD, arXiv 2605.07194, for the inner problem in closed form. Rifkin and Lippert, *Notes on Regularized Least Squares*,
-    2007, for leave-one-out predictions from one eigendecomposition.
+    2007, for leave-one-out predictions from one eigendecomposition. Guo et al., *On Calibration of Modern Neural Networks*, 2017,
+    for the temperature.
 
     Examples
     --------
@@ -130,6 +143,7 @@ class ClosedFormProbe(PartialFitMixin, LabelCheckedClassifier, BaseEstimator):
 
     _parameter_constraints = {
         "alpha": [StrOptions({"loo"}), Interval(Real, 0, None, closed="left"), "array-like"],
+        "loss": [StrOptions({"auto", "squared", "logistic"})],
         "kernel": [StrOptions({*LINEAR_KERNELS, *KERNELS}), callable],
         "gamma": [Interval(Real, 0, None, closed="neither"), None],
         "degree": [Interval(Real, 0, None, closed="neither")],
@@ -147,6 +161,7 @@ class ClosedFormProbe(PartialFitMixin, LabelCheckedClassifier, BaseEstimator):
         self,
         alpha="loo",
         *,
+        loss="auto",
         kernel="linear",
         gamma=None,
         degree=3,
@@ -160,6 +175,7 @@ class ClosedFormProbe(PartialFitMixin, LabelCheckedClassifier, BaseEstimator):
         device="auto",
     ):
         self.alpha = alpha
+        self.loss = loss
         self.kernel = kernel
         self.gamma = gamma
         self.degree = degree
@@ -218,7 +234,8 @@ class ClosedFormProbe(PartialFitMixin, LabelCheckedClassifier, BaseEstimator):
         Returns
         -------
         ndarray of shape (n_samples,) or (n_samples, n_classes)
-            Predicted class indicators, between about −1 and 1; for two classes, those of ``classes_[1]``.
+            Predicted class indicators, between about −1 and 1, or for the logistic loss the logarithms of relative probabilities
+            at a temperature of 1; for two classes, those of ``classes_[1]``.
         """
         if self._is_unsolved():
             self._solve_stream()  # raises the error that explains why it cannot be solved
@@ -258,7 +275,11 @@ class ClosedFormProbe(PartialFitMixin, LabelCheckedClassifier, BaseEstimator):
         return self.classes_[(scores > 0).astype(int) if scores.ndim == 1 else scores.argmax(axis=1)]
 
     def predict_proba(self, X):
-        """Probabilities of the classes: the softmax of the scores divided by the temperature.
+        """Probabilities of the classes.
+
+        The softmax of ``asinh(c · (1 + score)) / (c · temperature_)`` for the compression ``c = compression_``, and of
+        ``score / temperature_`` if that is 0. (A score of the squared loss estimates ``2p − 1`` for the probability ``p``, and a
+        softmax needs its logarithm.) More probable classes are those with larger scores in any case.
 
         Parameters
         ----------
@@ -270,16 +291,16 @@ class ClosedFormProbe(PartialFitMixin, LabelCheckedClassifier, BaseEstimator):
         ndarray of shape (n_samples, n_classes)
             Rows sum to 1.
         """
-        scores = self.decision_function(X)
-        if scores.ndim == 2:
-            return softmax(scores / self.temperature_, axis=1)
-        positive = expit(2 * scores / self.temperature_)
-        return np.stack([1 - positive, positive], axis=1)
+        scores = tensor_from_numpy(self.decision_function(X))
+        if scores.ndim == 1:
+            other = -scores if self.loss_ == "squared" else torch.zeros_like(scores)
+            scores = torch.stack([other, scores], 1)
+        return torch.softmax(logits(scores, self.temperature_, self.compression_), 1).numpy()
 
     @property
-    def _solver(self) -> RidgeSolver:
-        names = ("alpha", "kernel", "gamma", "degree", "coef0", "fit_intercept", "temperature", "scoring", "solver")
-        return RidgeSolver(**{name: getattr(self, name) for name in names})
+    def _solver(self) -> ProbeSolver:
+        names = ("alpha", "kernel", "gamma", "degree", "coef0", "fit_intercept", "temperature", "scoring", "solver", "loss")
+        return ProbeSolver(**{name: getattr(self, name) for name in names})
 
     def _check_params(self):
         self._validate_params()
@@ -290,6 +311,13 @@ class ClosedFormProbe(PartialFitMixin, LabelCheckedClassifier, BaseEstimator):
                 raise ValueError(
                     f"alpha has to be 'loo', a finite number ≥ 0, or a non-empty list of such numbers; got {self.alpha!r}"
                 )
+        if self.loss == "logistic":
+            if not self._solver.is_linear:
+                raise ValueError(f"loss='logistic' needs kernel='linear' or 'cosine'; got {self.kernel!r}")
+            if self.scoring == "neg_mean_squared_error":
+                raise ValueError("loss='logistic' needs scoring='accuracy' or 'neg_log_loss'; got 'neg_mean_squared_error'")
+            if not isinstance(self.alpha, str) and np.min(self.alpha) <= 0:
+                raise ValueError(f"loss='logistic' needs alpha > 0, because it may have no minimum without; got {self.alpha!r}")
 
     def _validate_X_y(self, X, *labels, reset=False):
         """Validate features, avoiding copies, and labels if given."""

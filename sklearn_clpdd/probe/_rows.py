@@ -13,6 +13,12 @@ from ..utils._arrays import evenly_spaced, tensor_from_numpy
 # Elements of a chunk: 4 MB in float32. Larger chunks cost memory and hardly speed up the matrix products.
 CHUNK = 2**20
 
+
+def chunk_elements(device: torch.device) -> int:
+    """Elements of a chunk on a device: a GPU needs more of them at once."""
+    return 2**26 if device.type == "cuda" else CHUNK
+
+
 # Rows that agree in these columns are compared in full; most differ in a few of their numbers.
 _KEY_COLUMNS = 16
 _HASH_MULTIPLIERS = 2 * np.random.default_rng(0).integers(2**62, size=_KEY_COLUMNS + 1, dtype=np.uint64) + 1

@@ -31,8 +31,9 @@ def solved_probe(
             f"the probe of the synthetic samples is singular to working precision with a ridge strength of {alpha:g}: their "
             "features are collinear; use a larger alpha"
         )
-    probe = ClosedFormProbe(alpha, fit_intercept=False, temperature=temperature, device="cpu")
+    probe = ClosedFormProbe(alpha, loss="squared", fit_intercept=False, temperature=temperature, device="cpu")
     solution = {"coef_": coefficients, "intercept_": intercept, "alpha_": float(alpha), "temperature_": float(temperature)}
+    solution |= {"compression_": 0.0, "loss_": "squared"}
     probe.__dict__.update(solution, classes_=classes, n_features_in_=coefficients.shape[1])
     return probe
 
@@ -40,4 +41,4 @@ def solved_probe(
 def relative_probe(Z: np.ndarray, alpha: float) -> ClosedFormProbe:
     """An unfitted probe without intercept, whose ridge strength is ``alpha`` times the mean squared norm of ``Z``."""
     penalty = relative_penalty(torch.from_numpy(Z).double(), alpha).item()
-    return ClosedFormProbe(penalty, fit_intercept=False, temperature=1.0)
+    return ClosedFormProbe(penalty, loss="squared", fit_intercept=False, temperature=1.0)

@@ -12,11 +12,13 @@ from ..utils._arrays import tensor_from_numpy
 from ..utils._device import available_memory
 from ..utils._ridge import to_float64
 from ..utils._warnings import warn
+from ._calibration import best_calibration
 from ._kernels import kernel_matrix, variance_gamma
 from ._leave_one_out import FeatureSpace, LinearSampleSpace, SampleSpace
+from ._logistic import solve_logistic
 from ._moments import Moments
 from ._rows import Rows, merge_duplicates
-from ._selection import best_temperatures, choose_penalty
+from ._selection import choose_penalty
 from ._stream import Stream
 
 LINEAR_KERNELS = ("linear", "cosine")
@@ -25,6 +27,8 @@ LINEAR_KERNELS = ("linear", "cosine")
 _CANDIDATES = np.logspace(-3, 3, 13)
 # Used where leave-one-out cannot choose, because no class has two samples.
 _DEFAULT_TEMPERATURE = 0.2
+# Samples a class, on average, from which on `loss="auto"` is the logistic loss.
+_LOGISTIC_SAMPLES = 20
 # Float64 matrices of shape (n, n) that a factorisation in sample space needs at once.
 _N_MATRICES = 5
 # Below this many bytes, skip the check of free memory.
@@ -36,7 +40,7 @@ class SingularError(ValueError):
 
 
 @dataclass(frozen=True)
-class RidgeSolver:
+class ProbeSolver:
     """Solver of a probe, with the parameters of :class:`ClosedFormProbe` on which the solution depends."""
 
     alpha: str | float | Sequence[float]
@@ -48,6 +52,7 @@ class RidgeSolver:
     temperature: str | float
     scoring: str
     solver: str
+    loss: str
 
     @property
     def is_linear(self) -> bool:
@@ -78,7 +83,30 @@ class RidgeSolver:
         return Rows(X, index, tensor_from_numpy(codes).to(device), w, self.kernel == "cosine", device)
 
     def solve(self, rows: Rows, n_classes: int, dtype: torch.dtype) -> dict[str, Any]:
-        """Fitted attributes of the probe for training rows; without `solver`, in the smaller space."""
+        """Fitted attributes of the probe for training rows."""
+        if self.loss_for(len(rows), n_classes) == "squared":
+            return self._solve_squared(rows, n_classes, dtype) | {"loss_": "squared"}
+        solution = solve_logistic(
+            rows,
+            n_classes,
+            dtype,
+            self._penalties,
+            fit_intercept=self.fit_intercept,
+            temperature=None if self.temperature == "loo" else float(self.temperature),
+            scoring=self.scoring,
+            search=isinstance(self.alpha, str),
+        )
+        return solution | {"loss_": "logistic"}
+
+    def loss_for(self, n_samples: int, n_classes: int) -> str:
+        """The loss that is minimised for a number of samples: ``"squared"`` or ``"logistic"``."""
+        if self.loss != "auto":
+            return self.loss
+        searched = self.is_linear and isinstance(self.alpha, str) and self.scoring != "neg_mean_squared_error"
+        return "logistic" if searched and n_samples >= _LOGISTIC_SAMPLES * n_classes else "squared"
+
+    def _solve_squared(self, rows: Rows, n_classes: int, dtype: torch.dtype) -> dict[str, Any]:
+        """Fitted attributes of the ridge classifier; without `solver`, in the smaller space."""
         if self.is_linear:
             smaller = "primal" if len(rows) >= rows.X.shape[1] else "dual"
             try:
@@ -107,7 +135,7 @@ class RidgeSolver:
         """Fitted attributes of the probe for a stream, whose leave-one-out predictions are those of a sample of its rows."""
         rows = self.rows(*stream.reservoir.rows, device)
         space = FeatureSpace(stream.moments.to(device), rows, self._penalties, self.fit_intercept, stream.dtype)
-        return self._solve(space, stream.dtype)
+        return self._solve(space, stream.dtype) | {"loss_": "squared"}
 
     def _penalties(self, mean_square: float) -> Sequence[float]:
         """Ridge strengths to try, for rows of this mean squared norm."""
@@ -140,7 +168,7 @@ class RidgeSolver:
     def _choose(self, space: FeatureSpace | SampleSpace) -> tuple[int, dict[str, Any]]:
         """Index of the chosen ridge strength, and the fitted attributes that leave-one-out determines."""
         temperature = None if self.temperature == "loo" else float(self.temperature)
-        chosen = 0
+        chosen, compression = 0, 0.0
         found: dict[str, Any] = {}
         if self.uses_leave_one_out:
             found["alphas_"] = np.asarray(space.penalties)
@@ -162,10 +190,12 @@ class RidgeSolver:
                     self._raise_singular()
                 chosen = best
                 found["loo_scores_"] = scores.cpu().numpy()
-                temperature = temperature or best_temperatures(space, weight, [chosen])[0]
+                if temperature is None:
+                    temperature, compression = best_calibration(space, weight, chosen)
             found["loo_score_"] = float(found["loo_scores_"][chosen])
         assert temperature is not None  # temperature="loo" implies leave-one-out
-        return chosen, found | {"alpha_": float(space.penalties[chosen]), "temperature_": temperature}
+        found |= {"alpha_": float(space.penalties[chosen]), "temperature_": temperature, "compression_": compression}
+        return chosen, found
 
     def _check_memory(self, n: int, device: torch.device) -> None:
         needed = 8 * _N_MATRICES * n**2
