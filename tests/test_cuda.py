@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import test_array_api
 import timm
 import torch
 from sklearn.base import clone
@@ -241,3 +242,16 @@ def test_two_processes_share_a_gpu(tmp_path):
     first, second, alone = (np.load(tmp_path / f"of-{rank}.npz") for rank in range(3))
     np.testing.assert_array_equal(second["X"], first["X"])
     np.testing.assert_allclose(first["losses"], alone["losses"], rtol=0.02, atol=1e-3)
+
+
+def test_tensors_in_tensors_out():
+    test_array_api.run("cuda")
+
+
+def test_the_logistic_loss_agrees_with_the_cpu():
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 5, 400)
+    X = (rng.standard_normal((5, 20))[y] + rng.standard_normal((400, 20))).astype(np.float32)
+    on = {device: ClosedFormProbe(device=device).fit(X, y) for device in ("cpu", "cuda")}
+    assert (on["cuda"].loss_, on["cuda"].alpha_) == ("logistic", on["cpu"].alpha_)
+    np.testing.assert_allclose(on["cuda"].predict_proba(X), on["cpu"].predict_proba(X), atol=2e-3)

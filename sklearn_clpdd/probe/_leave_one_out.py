@@ -22,7 +22,7 @@ from torch import Tensor
 from ..utils._ridge import to_float64
 from ._gram import add_gram_, symmetric
 from ._moments import Moments
-from ._rows import CHUNK, Rows
+from ._rows import Rows, chunk_elements
 
 # float32 is used if the squared norms of the rows are at most this many times the smallest eigenvalue, penalty included: their
 # mean in feature space, and in sample space their sum, which bounds the condition number.
@@ -169,7 +169,7 @@ class SampleSpace:
         ``positions`` selects samples; ``exact`` matters in `FeatureSpace` only.
         """
         chosen = slice(None) if positions is None else positions
-        together = max(1, CHUNK // self._Y.numel())
+        together = max(1, chunk_elements(self._Y.device) // self._Y.numel())
         for start in range(0, len(candidates), together):
             group = candidates[start : start + together]
             residuals = self._inverse.solve(self._targets, group)[chosen] / self._diagonal[chosen][:, group, None]
@@ -222,7 +222,7 @@ class LinearSampleSpace(SampleSpace):
 def _weighted_mean(Z: Tensor, weight: Tensor) -> Tensor:
     """Mean of rows in the dtype of their weights (float64 if the device has it), chunk by chunk."""
     total = weight.new_zeros(Z.shape[1])
-    step = max(1, CHUNK // Z.shape[1])
+    step = max(1, chunk_elements(Z.device) // Z.shape[1])
     for start in range(0, len(Z), step):
         total += weight[start : start + step] @ Z[start : start + step].to(weight)
     return total / weight.sum()

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ..utils._ridge import to_float64
 from ._gram import add_gram_, symmetric
-from ._rows import Rows
+from ._rows import Rows, chunk_elements
 
 # Elements of a chunk (32 MB), so large that the work per class and chunk is small beside the Gram matrix.
 _CHUNK = 2**22
@@ -29,7 +29,7 @@ class Moments:
     def add(self, rows: Rows) -> "Moments":
         """Add rows."""
         weighted = bool((rows.weight != 1).any())
-        for positions, chunk in rows.chunks(self._gram.dtype, max_elements=_CHUNK):
+        for positions, chunk in rows.chunks(self._gram.dtype, max_elements=max(_CHUNK, chunk_elements(rows.device))):
             self._add(chunk, rows.codes[positions], rows.weight[positions].to(chunk.dtype), weighted)
         self.class_rows += torch.bincount(rows.codes, minlength=len(self.class_rows))
         return self

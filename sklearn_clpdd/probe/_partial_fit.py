@@ -9,11 +9,13 @@ import numpy as np
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
+from ..utils._array_api import to_numpy
 from ..utils._device import resolve_device
 from ..utils._labels import as_labels
 from ..utils._sklearn_compat import check_partial_fit_first_call
 from ..utils._torch_modes import standard_torch_modes
 from ..utils._warnings import warn
+from ._input import device_for, dtype_for, effective_weights, validate_samples
 from ._solver import LINEAR_KERNELS
 from ._stream import Stream
 
@@ -53,9 +55,6 @@ class PartialFitMixin:
     class_weight: Any
     _stream: Stream  # only after `partial_fit`
     _check_params: Callable
-    _validate_X_y: Callable
-    _effective_weights: Callable
-    _dtype_for: Callable
     _solver: Any  # a property
 
     @available_if(_has_sufficient_statistics)
@@ -107,14 +106,14 @@ class PartialFitMixin:
             classes = self.classes_ if classes is None else classes
         elif hasattr(self, "classes_"):
             self._check_stream()
-        classes = None if classes is None else as_labels(classes, "classes")
+        classes = None if classes is None else as_labels(to_numpy(classes), "classes")
         with self._restored_on_error():
             if after_fit:
                 self._forget()
             first = check_partial_fit_first_call(self, classes)
             if len(self.classes_) < 2:
                 raise ValueError(f"a classifier needs at least two classes; classes are {self.classes_.tolist()}")
-            X, y = self._validate_X_y(X, y, reset=first)
+            X, y = validate_samples(self, X, y, reset=first)
             codes = np.searchsorted(self.classes_, y).clip(max=len(self.classes_) - 1)
             unknown = self.classes_[codes] != y
             if unknown.any():
@@ -122,8 +121,8 @@ class PartialFitMixin:
                     f"y contains {np.unique(y[unknown]).tolist()}, which are not among the classes {self.classes_.tolist()}; "
                     "pass all labels that will occur as `classes` in the first call"
                 )
-            weight = self._effective_weights(sample_weight, X, y, self.classes_, codes)
-            rows = self._solver.rows(X, codes, weight, resolve_device(self.device), keep_duplicates=True)
+            weight = effective_weights(self, sample_weight, y, self.classes_, codes)
+            rows = self._solver.rows(X, codes, weight, device_for(self, X), keep_duplicates=True)
             if after_fit:
                 warn(
                     "`fit` does not keep its samples or their statistics, so the earlier samples are discarded. Call "
@@ -133,7 +132,7 @@ class PartialFitMixin:
                 stream = Stream(len(self.classes_), X.shape[1], _RESERVOIR, self.kernel, rows.device)
             else:
                 stream = self._stream.copy()
-            stream.add(rows, self._dtype_for(X))
+            stream.add(rows, dtype_for(self, X))
             self._stream = stream
             self._stream_solver = copy.deepcopy(self._solver)
             self._forget_solution()

@@ -5,26 +5,19 @@ from numbers import Real
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator
-from sklearn.utils import compute_class_weight
-from sklearn.utils.validation import assert_all_finite, check_is_fitted, validate_data
-from torch import Tensor
 
-from ..utils._arrays import row_chunks, tensor_from_numpy
-from ..utils._classifier import LabelCheckedClassifier
-from ..utils._device import resolve_device
-from ..utils._labels import as_labels
-from ..utils._sklearn_compat import Interval, StrOptions, check_sample_weight
+from ..utils._sklearn_compat import Interval, StrOptions
 from ..utils._torch_modes import standard_torch_modes
-from ._calibration import logits
-from ._kernels import KERNELS, kernel_matrix
+from ._input import device_for, dtype_for, effective_weights, validate_samples
+from ._kernels import KERNELS
 from ._partial_fit import PartialFitMixin
-from ._rows import Rows
+from ._predict import PredictMixin
 from ._solver import LINEAR_KERNELS, ProbeSolver
 
 _SCORINGS = ("accuracy", "neg_log_loss", "neg_mean_squared_error")
 
 
-class ClosedFormProbe(PartialFitMixin, LabelCheckedClassifier, BaseEstimator):
+class ClosedFormProbe(PredictMixin, PartialFitMixin, BaseEstimator):
     """Linear classifier for the features of a frozen encoder, computed in closed form or from there.
 
     Fits a ridge regression of ±1 class indicators on the features, as :class:`sklearn.linear_model.RidgeClassifier` does. Exact
@@ -75,7 +68,8 @@ class ClosedFormProbe(PartialFitMixin, LabelCheckedClassifier, BaseEstimator):
         Dtype of the coefficients and intercepts, and of intermediate results that do not need float64. ``None``: float64 for
         float64 features, float32 for float32 and float16 ones.
     device : str or torch.device, default="auto"
-        Device on which the systems are solved. Fitted attributes are numpy arrays in any case.
+        Device on which the systems are solved; ``"auto"`` is that of the features under scikit-learn's array API dispatch, else
+        CUDA if it is available. Fitted attributes are numpy arrays in any case.
 
     Attributes
     ----------
@@ -196,7 +190,8 @@ class ClosedFormProbe(PartialFitMixin, LabelCheckedClassifier, BaseEstimator):
         ----------
         X : array-like or Tensor of shape (n_samples, n_features)
             Features. float16 and float32 are kept, everything else is converted to float64. With more samples than features,
-            a memmap is read in chunks and never copied as a whole.
+            the squared loss reads a memmap in chunks and never copies it as a whole. Under scikit-learn's array API dispatch, a
+            tensor, or another library's array, stays on its device.
         y : array-like or Tensor of shape (n_samples,)
             Class labels.
         sample_weight : array-like of shape (n_samples,), default=None
@@ -209,93 +204,18 @@ class ClosedFormProbe(PartialFitMixin, LabelCheckedClassifier, BaseEstimator):
         """
         with self._restored_on_error():
             self._check_params()
-            X, y = self._validate_X_y(X, y, reset=True)
+            X, y = validate_samples(self, X, y, reset=True)
             classes, codes = np.unique(y, return_inverse=True)
             if len(classes) < 2:
                 raise ValueError(
                     f"a classifier needs samples of at least two classes; y contains only one class, {classes.tolist()[0]!r}"
                 )
-            weight = self._effective_weights(sample_weight, X, y, classes, codes)
-            rows = self._solver.rows(X, codes, weight, resolve_device(self.device))
-            solution = self._solver.solve(rows, len(classes), self._dtype_for(X))
+            weight = effective_weights(self, sample_weight, y, classes, codes)
+            rows = self._solver.rows(X, codes, weight, device_for(self, X))
+            solution = self._solver.solve(rows, len(classes), dtype_for(self, X))
             self._forget()
             self.__dict__.update(solution, classes_=classes)
         return self
-
-    @standard_torch_modes()
-    def decision_function(self, X):
-        """Scores of the classes.
-
-        Parameters
-        ----------
-        X : array-like or Tensor of shape (n_samples, n_features)
-            Features.
-
-        Returns
-        -------
-        ndarray of shape (n_samples,) or (n_samples, n_classes)
-            Predicted class indicators, between about −1 and 1, or for the logistic loss the logarithms of relative probabilities
-            at a temperature of 1; for two classes, those of ``classes_[1]``.
-        """
-        if self._is_unsolved():
-            self._solve_stream()  # raises the error that explains why it cannot be solved
-        check_is_fitted(self)
-        X = self._validate_X_y(X)
-        is_linear = self._solver.is_linear
-        weights = self.coef_.T if is_linear else self.dual_coef_
-        dtype = np.result_type(X.dtype, weights.dtype)
-        if self.kernel == "linear" and X.dtype == dtype:
-            scores = X @ weights + self.intercept_
-        else:
-            device = torch.device("cpu") if is_linear else resolve_device(self.device)
-            rows = Rows.unlabelled(X, device, unit=self.kernel == "cosine")
-            scores = np.empty((len(X), weights.shape[1]), dtype)
-            W, b = (tensor_from_numpy(array).to(device, _torch_dtype(dtype)) for array in (weights, self.intercept_))
-            kernel_parameters = self._solver.kernel_parameters(getattr(self, "gamma_", None))
-            training = None if is_linear else tensor_from_numpy(self.X_fit_).to(device, _torch_dtype(dtype))
-            for positions, chunk in rows.chunks(_torch_dtype(dtype), n_outputs=len(W)):
-                Z = chunk if training is None else kernel_matrix(self.kernel, chunk, training, **kernel_parameters)
-                scores[positions] = torch.addmm(b, Z, W).cpu().numpy()
-        return scores.ravel() if len(self.classes_) == 2 else scores
-
-    def predict(self, X):
-        """Most likely classes.
-
-        Parameters
-        ----------
-        X : array-like or Tensor of shape (n_samples, n_features)
-            Features.
-
-        Returns
-        -------
-        ndarray of shape (n_samples,)
-            Labels from `classes_`.
-        """
-        scores = self.decision_function(X)
-        return self.classes_[(scores > 0).astype(int) if scores.ndim == 1 else scores.argmax(axis=1)]
-
-    def predict_proba(self, X):
-        """Probabilities of the classes.
-
-        The softmax of ``asinh(c · (1 + score)) / (c · temperature_)`` for the compression ``c = compression_``, and of
-        ``score / temperature_`` if that is 0. (A score of the squared loss estimates ``2p − 1`` for the probability ``p``, and a
-        softmax needs its logarithm.) More probable classes are those with larger scores in any case.
-
-        Parameters
-        ----------
-        X : array-like or Tensor of shape (n_samples, n_features)
-            Features.
-
-        Returns
-        -------
-        ndarray of shape (n_samples, n_classes)
-            Rows sum to 1.
-        """
-        scores = tensor_from_numpy(self.decision_function(X))
-        if scores.ndim == 1:
-            other = -scores if self.loss_ == "squared" else torch.zeros_like(scores)
-            scores = torch.stack([other, scores], 1)
-        return torch.softmax(logits(scores, self.temperature_, self.compression_), 1).numpy()
 
     @property
     def _solver(self) -> ProbeSolver:
@@ -318,46 +238,3 @@ class ClosedFormProbe(PartialFitMixin, LabelCheckedClassifier, BaseEstimator):
                 raise ValueError("loss='logistic' needs scoring='accuracy' or 'neg_log_loss'; got 'neg_mean_squared_error'")
             if not isinstance(self.alpha, str) and np.min(self.alpha) <= 0:
                 raise ValueError(f"loss='logistic' needs alpha > 0, because it may have no minimum without; got {self.alpha!r}")
-
-    def _validate_X_y(self, X, *labels, reset=False):
-        """Validate features, avoiding copies, and labels if given."""
-        arrays = [_from_tensor(X), *(y if y is None else as_labels(_from_tensor(y)) for y in labels)]
-        half = getattr(arrays[0], "dtype", None) == np.float16
-        checks = {"dtype": [np.float64, np.float32, np.float16], "reset": reset, "ensure_all_finite": not half}
-        checked = validate_data(self, *arrays, **checks)
-        X = checked[0] if labels else checked
-        if half:
-            for rows in row_chunks(X):
-                part = X[rows]
-                if not tensor_from_numpy(part).sum(dtype=torch.float32).isfinite():
-                    assert_all_finite(part.astype(np.float32), input_name="X")
-        return checked
-
-    def _effective_weights(self, sample_weight, X, y, classes, codes) -> np.ndarray:
-        weight = check_sample_weight(_from_tensor(sample_weight), X, dtype=np.float64, ensure_non_negative=True)
-        if self.class_weight is not None:
-            by_class = compute_class_weight(self.class_weight, classes=classes, y=y)
-            if (by_class < 0).any():
-                raise ValueError(f"class weights have to be ≥ 0; got {self.class_weight}")
-            weight = weight * by_class[codes]
-        if not np.isfinite(weight.sum()):
-            raise ValueError(
-                "the weights of the samples are NaN or infinite, or their sum is; check class_weight and sample_weight"
-            )
-        if not weight.any():  # scikit-learn checks the sample weights without the class weights
-            raise ValueError("all weights are zero; at least one sample needs a positive weight")
-        return weight
-
-    def _dtype_for(self, X: np.ndarray) -> torch.dtype:
-        return _torch_dtype(self.dtype or ("float64" if X.dtype == np.float64 else "float32"))
-
-
-def _from_tensor(array):
-    if not isinstance(array, Tensor):
-        return array
-    array = array.detach().cpu()
-    return (array.float() if array.dtype == torch.bfloat16 else array).numpy()
-
-
-def _torch_dtype(dtype) -> torch.dtype:
-    return getattr(torch, np.dtype(dtype).name)

@@ -1,4 +1,7 @@
-"""Feature matrices that are read in chunks, so that one on disk or in half precision is never copied as a whole."""
+"""Feature matrices that are read in chunks, so that one on disk or in half precision is never copied as a whole.
+
+They are numpy arrays, or tensors, which stay on their device.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -30,7 +33,7 @@ class Rows:
 
     Parameters
     ----------
-    X : ndarray of shape (n_total, d), float16, float32 or float64
+    X : ndarray or Tensor of shape (n_total, d), float16, float32 or float64
         May be a memmap, or an array whose memory torch cannot share.
     index : ndarray of shape (n,), int, or None
         Selected rows of ``X``; ``None``: all.
@@ -44,7 +47,7 @@ class Rows:
         Device of the chunks, of ``codes`` and of ``weight``.
     """
 
-    X: np.ndarray
+    X: np.ndarray | Tensor
     index: np.ndarray | None
     codes: Tensor
     weight: Tensor
@@ -52,7 +55,7 @@ class Rows:
     device: torch.device
 
     @classmethod
-    def unlabelled(cls, X: np.ndarray, device: torch.device, *, unit: bool = False) -> "Rows":
+    def unlabelled(cls, X: np.ndarray | Tensor, device: torch.device, *, unit: bool = False) -> "Rows":
         """Rows without labels or weights."""
         return cls(
             X, None, torch.zeros(len(X), dtype=torch.int64, device=device), torch.ones(len(X), device=device), unit, device
@@ -71,27 +74,42 @@ class Rows:
         """Yield slices of positions, and the rows there in a buffer that the next chunk overwrites.
 
         ``n_outputs`` is the number of elements that the caller computes per row. Chunks are sized so that neither rows nor
-        outputs exceed ``max_elements``, by default `CHUNK`.
+        outputs exceed ``max_elements``, by default `chunk_elements`.
         """
         d = self.X.shape[1]
-        length = max(1, min(len(self), (max_elements or CHUNK) // max(d, n_outputs, 1)))
+        length = max(1, min(len(self), (max_elements or chunk_elements(self.device)) // max(d, n_outputs, 1)))
         buffer = torch.empty(length, d, dtype=dtype, device=self.device)
         for start in range(0, len(self), length):
             positions = slice(start, min(start + length, len(self)))
-            part = self.X[positions] if self.index is None else self.X[self.index[positions]]
-            chunk = buffer[: len(part)].copy_(tensor_from_numpy(part))
+            part = _taken(self.X, positions if self.index is None else self.index[positions])
+            chunk = buffer[: len(part)].copy_(as_tensor(part))
             if self.unit:
                 _to_unit_norm_(chunk)
             yield positions, chunk
 
-    def stored(self) -> np.ndarray:
+    def stored(self) -> np.ndarray | Tensor:
         """The rows as they are in ``X``: ``X`` itself, or a copy of the selected ones."""
-        return self.X if self.index is None else self.X[self.index]
+        return self.X if self.index is None else _taken(self.X, self.index)
 
     def load(self, dtype: torch.dtype) -> Tensor:
         """All rows at once, as a copy."""
-        rows = tensor_from_numpy(self.stored()).to(self.device, dtype, copy=True)
+        rows = as_tensor(self.stored()).to(self.device, dtype, copy=True)
         return _to_unit_norm_(rows) if self.unit else rows
+
+
+def as_tensor(array: np.ndarray | Tensor) -> Tensor:
+    """A tensor as it is, or an array as one."""
+    return array if isinstance(array, Tensor) else tensor_from_numpy(array)
+
+
+def as_numpy(array: np.ndarray | Tensor) -> np.ndarray:
+    """An array as it is, or a tensor as one."""
+    return array.cpu().numpy() if isinstance(array, Tensor) else array
+
+
+def _taken(X: np.ndarray | Tensor, rows: slice | np.ndarray) -> np.ndarray | Tensor:
+    """Some rows; an array of positions selects them from a tensor on its device."""
+    return X[torch.from_numpy(rows).to(X.device) if isinstance(X, Tensor) and isinstance(rows, np.ndarray) else rows]
 
 
 def _to_unit_norm_(rows: Tensor) -> Tensor:
@@ -101,7 +119,7 @@ def _to_unit_norm_(rows: Tensor) -> Tensor:
 
 
 def merge_duplicates(
-    X: np.ndarray, codes: np.ndarray, weight: np.ndarray, index: np.ndarray | None = None
+    X: np.ndarray | Tensor, codes: np.ndarray, weight: np.ndarray, index: np.ndarray | None = None
 ) -> tuple[np.ndarray | None, np.ndarray]:
     """Merge bit-identical rows of one class into one row with the sum of their weights.
 
@@ -109,7 +127,7 @@ def merge_duplicates(
 
     Parameters
     ----------
-    X : ndarray of shape (n_total, d)
+    X : ndarray or Tensor of shape (n_total, d)
     codes, weight : ndarray of shape (n,)
     index : ndarray of shape (n,), int, or None
         Rows of ``X`` that they belong to; ``None``: all.
@@ -122,11 +140,15 @@ def merge_duplicates(
         Their weights.
     """
     columns = evenly_spaced(X.shape[1], _KEY_COLUMNS)
+    few = as_numpy(X[:, torch.from_numpy(columns).to(X.device)]) if isinstance(X, Tensor) else None
     keys = codes.astype(np.uint64) * _HASH_MULTIPLIERS[-1]
     for start in range(0, len(codes), CHUNK // _KEY_COLUMNS):
         part = slice(start, start + CHUNK // _KEY_COLUMNS)
-        some = X[part][:, columns] if index is None else X[np.ix_(index[part], columns)]
-        values = np.ascontiguousarray(some).view(f"u{X.dtype.itemsize}").astype(np.uint64)
+        if few is not None:
+            some = few[part if index is None else index[part]]
+        else:
+            some = as_numpy(X[part][:, columns] if index is None else X[np.ix_(index[part], columns)])
+        values = np.ascontiguousarray(some).view(f"u{some.dtype.itemsize}").astype(np.uint64)
         keys[part] += values @ _HASH_MULTIPLIERS[: len(columns)]
     order = np.argsort(keys, kind="stable")
     same = np.diff(keys[order]) == 0
@@ -135,7 +157,7 @@ def merge_duplicates(
     first: dict[tuple[int, bytes], int] = {}
     original = np.arange(len(codes))
     for i in np.sort(order[np.r_[same, False] | np.r_[False, same]]):
-        row = X[i if index is None else index[i]]
+        row = as_numpy(X[i if index is None else index[i]])
         # Compare digests: a second copy of all rows may not fit in memory.
         original[i] = first.setdefault((int(codes[i]), sha1(row.tobytes(), usedforsecurity=False).digest()), i)
     kept = np.flatnonzero(original == np.arange(len(codes)))

@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ..utils._arrays import tensor_from_numpy
 from ..utils._device import available_memory
@@ -17,7 +18,7 @@ from ._kernels import kernel_matrix, variance_gamma
 from ._leave_one_out import FeatureSpace, LinearSampleSpace, SampleSpace
 from ._logistic import solve_logistic
 from ._moments import Moments
-from ._rows import Rows, merge_duplicates
+from ._rows import Rows, as_numpy, as_tensor, merge_duplicates
 from ._selection import choose_penalty
 from ._stream import Stream
 
@@ -31,6 +32,8 @@ _DEFAULT_TEMPERATURE = 0.2
 _LOGISTIC_SAMPLES = 20
 # Float64 matrices of shape (n, n) that a factorisation in sample space needs at once.
 _N_MATRICES = 5
+# A GPU holds all features if this many times their bytes are free.
+_GPU_SHARE = 4
 # Below this many bytes, skip the check of free memory.
 _NO_MEMORY_CHECK = 2**28
 
@@ -69,9 +72,18 @@ class ProbeSolver:
         return {"gamma": gamma, "degree": self.degree, "coef0": self.coef0} if isinstance(self.kernel, str) else {}
 
     def rows(
-        self, X: np.ndarray, codes: np.ndarray, weight: np.ndarray, device: torch.device, *, keep_duplicates: bool = False
+        self,
+        X: np.ndarray | Tensor,
+        codes: np.ndarray,
+        weight: np.ndarray,
+        device: torch.device,
+        *,
+        keep_duplicates: bool = False,
     ) -> Rows:
-        """Samples of positive weight; duplicates are merged where leave-one-out is used."""
+        """Samples of positive weight; duplicates are merged where leave-one-out is used.
+
+        Features are read several times, so that those that fit well into the memory of a GPU are copied there once.
+        """
         index = None if weight.all() else np.flatnonzero(weight)
         if index is not None:
             codes, weight = codes[index], weight[index]
@@ -79,6 +91,8 @@ class ProbeSolver:
             kept, weight = merge_duplicates(X, codes, weight, index)
             if kept is not None:
                 codes, index = codes[kept], kept if index is None else index[kept]
+        if device.type == "cuda" and X.nbytes * _GPU_SHARE < (available_memory(device) or 0):
+            X = as_tensor(X).to(device)
         w = tensor_from_numpy(weight).to(device, torch.float32 if device.type == "mps" else torch.float64)
         return Rows(X, index, tensor_from_numpy(codes).to(device), w, self.kernel == "cosine", device)
 
@@ -120,7 +134,8 @@ class ProbeSolver:
         if isinstance(self.kernel, str):
             attributes["gamma_"] = variance_gamma(Z, rows.weight) if self.gamma is None else self.gamma
         K = kernel_matrix(self.kernel, Z, Z, **self.kernel_parameters(attributes.get("gamma_")))
-        kept = rows.X.copy() if rows.index is None else rows.X[rows.index]
+        kept = as_numpy(rows.stored())
+        kept = kept.copy() if rows.index is None else kept
         space = SampleSpace(K, rows.codes, rows.weight, n_classes, self._penalties, self.fit_intercept)
         return self._solve(space, dtype) | {"X_fit_": kept} | attributes
 

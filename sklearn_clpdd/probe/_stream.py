@@ -7,7 +7,7 @@ import torch
 
 from ._moments import Moments
 from ._reservoir import Reservoir
-from ._rows import Rows
+from ._rows import Rows, as_numpy
 
 
 class Stream:
@@ -32,7 +32,7 @@ class Stream:
     def add(self, rows: Rows, dtype: torch.dtype) -> None:
         """Add samples."""
         self.moments.to(rows.device).add(rows)
-        self.reservoir.add(rows.stored(), rows.codes.cpu().numpy(), rows.weight.cpu().numpy().astype(np.float64))
+        self.reservoir.add(as_numpy(rows.stored()), rows.codes.cpu().numpy(), rows.weight.cpu().numpy().astype(np.float64))
         self.dtype = torch.promote_types(self.dtype, dtype)
 
     def copy(self) -> "Stream":

@@ -12,6 +12,7 @@ private name                       public replacement
 ``_safe_indexing``                 none, but scikit-learn documents it for other libraries
 ``RequestMethod``                  none; ``set_<method>_request`` is only generated for scikit-learn's methods
 ``check_matplotlib_support``       none
+``_array_api.get_namespace``       none
 ``_get_output_config``, with
 ``_sklearn_output_config``         none; ``ADAPTERS_MANAGER`` lists the containers that it may name
 ``_repr_html_inner``               none; ``_repr_mimebundle_`` is IPython's own protocol
@@ -23,6 +24,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from sklearn.utils import _safe_indexing as safe_indexing
+from sklearn.utils._array_api import get_namespace
 from sklearn.utils._metadata_requests import RequestMethod
 from sklearn.utils._optional_dependencies import check_matplotlib_support
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
@@ -55,6 +57,7 @@ __all__ = [
     "check_partial_fit_first_call",
     "check_sample_weight",
     "finish_callbacks",
+    "get_namespace",
     "safe_indexing",
     "start_callbacks",
     "with_callbacks",
