@@ -93,6 +93,7 @@ def _begin(namespace):
     _write_files()
     exec(PREAMBLE, namespace)
     namespace["ray_is_missing"] = find_spec("ray") is None
+    namespace["dispatch_is_off"] = os.environ.get("SCIPY_ARRAY_API") != "1"
 
 
 def _end(namespace):
