@@ -4,6 +4,7 @@ The blocks of a page share their names. What takes minutes, or a network, is rep
 each head after two epochs, and weights that only the hub has are random.
 """
 
+import os
 import shutil
 import tempfile
 from functools import partial
