@@ -702,6 +702,7 @@ def test_the_probe_keeps_no_sums_in_other_units(encoder, colors):
     for fitted, data in ((distiller(None), X.reshape(60, -1)[:, ::50] / 255), (distiller(encoder), X)):
         fitted.fit(data, y)
         solution = {"coef_", "intercept_", "alpha_", "temperature_", "compression_", "loss_", "classes_", "n_features_in_"}
+        solution |= {"multilabel_"}
         assert set(vars(fitted.probe_)) - set(fitted.probe_.get_params()) == solution
         with pytest.warns(UserWarning, match="are discarded"):
             fitted.probe_.partial_fit(fitted.features(data), y)

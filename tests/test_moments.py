@@ -9,6 +9,8 @@ from functools import partial, reduce
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.utils.validation import check_is_fitted
@@ -266,8 +268,8 @@ def test_after_fit_partial_fit_begins_anew_and_says_so(data, n):
         for one, two in ((probe, other), (other, probe)):
             with pytest.raises(ValueError, match="fitted by `fit` keeps no statistics"):
                 one.merge(two)
-    with pytest.raises(ValueError, match="not among the classes"):
-        probe.partial_fit(X, np.full(len(y), "e"))
+    with pytest.raises(ValueError, match="NaN"):
+        probe.partial_fit(np.nan * X, y)
     assert pickle.dumps(probe) == pickled
     wanted = ridge_probe(1.0).partial_fit(X, y, classes=CLASSES)
     for fitted in (probe, pickle.loads(pickled)):
@@ -332,3 +334,61 @@ def test_an_unsolvable_system_is_an_error_each_time(data):
     probe.partial_fit(rng.standard_normal(X.shape), y)
     check_is_fitted(probe)
     assert hasattr(probe, "coef_")
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    order=st.permutations(range(40)), cuts=st.lists(st.integers(1, 39), max_size=6), weighted=st.booleans(), merged=st.booleans()
+)
+def test_new_classes_are_exact(order, cuts, weighted, merged):
+    """Whatever the order in which classes appear, and whether batches come one after the other or from several probes."""
+    rng = np.random.default_rng(0)
+    y = np.array(list("deadbeef"))[np.arange(40) % 8]
+    X, weight = rng.standard_normal((40, 5)), rng.random(40) + 0.1
+    weight = weight if weighted else np.ones(40)
+    parts = np.split(np.array(order), sorted(set(cuts)))
+    probe = ridge_probe([0.1, 1.0])
+    for i, rows in enumerate(parts):
+        other = ridge_probe([0.1, 1.0]) if merged else probe
+        other.partial_fit(X[rows], y[rows], sample_weight=weight[rows])
+        if merged and i:
+            probe.merge(other)
+        elif merged:
+            probe = other
+    whole = ridge_probe([0.1, 1.0]).fit(X, y, weight)
+    assert probe.classes_.tolist() == sorted(set("deadbeef"))
+    np.testing.assert_allclose(probe.coef_, whole.coef_, atol=1e-10)
+    np.testing.assert_allclose(probe.intercept_, whole.intercept_, atol=1e-10)
+    np.testing.assert_allclose(probe.loo_scores_, whole.loo_scores_)
+    np.testing.assert_allclose(probe.temperature_, whole.temperature_, rtol=1e-6)
+
+
+def test_new_classes_where_they_are_not_expected(data):
+    X, y, _ = data
+    probe = ridge_probe(1.0).partial_fit(X[:10], np.full(10, "a"))
+    assert not hasattr(probe, "coef_")
+    with pytest.raises(ValueError, match="at least two classes, and all so far are of one"):
+        probe.predict(X)
+    probe.partial_fit(X, y)
+    assert probe.classes_.tolist() == CLASSES.tolist()
+    before = probe.coef_
+    with pytest.raises(ValueError, match="of another type than before"):
+        probe.partial_fit(X[:2], [1, 2])
+    with pytest.raises(ValueError, match="one label a sample"):
+        probe.partial_fit(X[:2], [[0, 1], [1, 1]])
+    np.testing.assert_array_equal(probe.coef_, before)
+    announced = ridge_probe(1.0).partial_fit(X, y, classes=CLASSES)
+    with pytest.raises(ValueError, match=r"different classes.*without `classes`"):
+        announced.merge(ridge_probe(1.0).partial_fit(X[:2], ["a", "e"]))
+    assert announced.merge(ridge_probe(1.0).partial_fit(X[:2], ["a", "b"])).classes_.tolist() == CLASSES.tolist()
+
+
+def test_announced_classes_without_a_sample(data):
+    X, y, _ = data
+    probe = ridge_probe(1.0).partial_fit(X, y, classes=[*CLASSES, "never"])
+    with pytest.warns(UserWarning, match=r"\['never'\] were announced and have no sample yet"):
+        predicted = probe.predict(X)
+    assert "never" not in predicted
+    scores = probe.decision_function(X)
+    np.testing.assert_allclose(scores[:, probe.classes_ == "never"], -1)
+    np.testing.assert_allclose(scores[:, probe.classes_ != "never"], ridge_probe(1.0).fit(X, y).decision_function(X), atol=1e-8)

@@ -14,6 +14,7 @@ file                         what it holds
 ``_logistic.py``             the logistic loss: coordinates, folds, and the choice of its strength
 ``_lbfgs.py``                several logistic regressions on the same rows, solved together
 ``_leave_one_out.py``        leave-one-out predictions, in sample space and in feature space
+``_inverse.py``              one factorisation for many penalties
 ``_stream.py``               what `partial_fit` and `merge` keep: moments, and a sample of the rows
 ``_moments.py``              weighted Gram matrix and class means
 ``_reservoir.py``            uniform sample of a stream

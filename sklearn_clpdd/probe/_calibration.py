@@ -14,7 +14,8 @@ import torch
 from scipy.optimize import minimize
 from torch import Tensor
 
-from ._leave_one_out import Candidates, FeatureSpace, SampleSpace
+from ._inverse import Candidates
+from ._leave_one_out import FeatureSpace, SampleSpace
 from ._rows import CHUNK
 
 # Bounds of the temperature and of the compression.

@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+from scipy import sparse
 from sklearn.utils import check_consistent_length, compute_class_weight
 from sklearn.utils.validation import assert_all_finite, validate_data
 from torch import Tensor
@@ -13,26 +14,31 @@ from ..utils._labels import as_labels
 from ..utils._sklearn_compat import check_sample_weight
 
 
-def validate_samples(probe, X, *labels, reset: bool = False):
+def validate_samples(probe, X, *labels, reset: bool = False, may_be_empty: bool = False):
     """Validate features, avoiding copies, and labels if given.
 
     Returns
     -------
     X : ndarray or Tensor of shape (n, d), float16, float32 or float64
         A tensor, on its device, where scikit-learn dispatches arrays like the given one.
-    y : ndarray of shape (n,)
+    y : ndarray of shape (n,) or (n, n_labels)
         If labels are given.
     """
-    y = [label if label is None else as_labels(to_numpy(label)) for label in labels]
+    y = [label if label is None else labels_or_indicators(label) for label in labels]
     tensor = dispatched_tensor(X)
     if tensor is not None:
         validate_data(probe, tensor, *y, reset=reset, skip_check_array=True)
         check_consistent_length(tensor, *y)
-        tensor = _validated_tensor(tensor)
+        if len(tensor) or not may_be_empty:
+            tensor = _validated_tensor(tensor)
         return (tensor, *y) if labels else tensor
     array = to_numpy(X)
     half = getattr(array, "dtype", None) == np.float16
     checks = {"dtype": [np.float64, np.float32, np.float16], "reset": reset, "ensure_all_finite": not half}
+    if may_be_empty and not len(array):
+        return (validate_data(probe, array, ensure_min_samples=0, **checks), *y)
+    if labels:
+        checks["multi_output"] = True
     checked = validate_data(probe, array, *y, **checks)
     array = checked[0] if labels else checked
     if half:
@@ -41,6 +47,60 @@ def validate_samples(probe, X, *labels, reset: bool = False):
             if not tensor_from_numpy(part).sum(dtype=torch.float32).isfinite():
                 assert_all_finite(part.astype(np.float32), input_name="X")
     return checked
+
+
+def labels_or_indicators(y) -> np.ndarray:
+    """Class labels ``(n,)``, or an indicator matrix ``(n, n_labels)``, int64.
+
+    Raises
+    ------
+    ValueError
+        If a matrix has other numbers than 0 and 1.
+    """
+    values = y.toarray() if sparse.issparse(y) else to_numpy(y)
+    is_nested = isinstance(values, list | tuple) and len(values) > 0 and hasattr(values[0], "__len__")
+    if is_nested and not isinstance(values[0], str | bytes):
+        values = np.asarray(values)
+    if getattr(values, "ndim", 1) != 2 or values.shape[1] < 2:
+        return as_labels(values)
+    matrix = np.asarray(values)
+    if matrix.dtype.kind not in "biuf" or not np.isin(matrix, (0, 1)).all():
+        seen = np.unique(matrix[~np.isin(matrix, (0, 1))])[:3].tolist() if matrix.dtype.kind in "biuf" else matrix.dtype
+        raise ValueError(
+            f"y is a matrix of shape {matrix.shape} with {seen}, so it is no indicator matrix; pass class labels of shape "
+            "(n_samples,), or 0 and 1 for each label of each sample (sklearn.preprocessing.MultiLabelBinarizer)"
+        )
+    return matrix.astype(np.int64)
+
+
+def validated_prior(probe, n_classes: int, n_features: int, *, is_multilabel: bool = False) -> np.ndarray | None:
+    """Coefficients towards which the penalty pulls, ``(n_classes, n_features)``, float64, or ``None``.
+
+    Of two classes only the difference matters, so that they become opposite to each other.
+
+    Raises
+    ------
+    ValueError
+        If they have another shape, are not finite, or the kernel has no coefficients.
+    """
+    if probe.coef_prior is None:
+        return None
+    if not probe._solver.is_linear:
+        raise ValueError(f"coef_prior needs kernel='linear' or 'cosine', which have coefficients; got {probe.kernel!r}")
+    prior = np.asarray(to_numpy(probe.coef_prior), dtype=np.float64)
+    is_binary = n_classes == 2 and not is_multilabel
+    accepted = [(n_classes, n_features), *([(1, n_features)] if is_binary else [])]
+    if prior.shape not in accepted:
+        raise ValueError(
+            f"coef_prior has the shape {prior.shape}; it has to be {' or '.join(map(str, accepted))}: one row for each of "
+            f"{n_classes} {'labels' if is_multilabel else 'classes, in their sorted order'}"
+        )
+    if not np.isfinite(prior).all():
+        raise ValueError(f"coef_prior has {np.count_nonzero(~np.isfinite(prior))} numbers that are NaN or infinite")
+    if not is_binary:
+        return prior
+    half = (prior[1] - prior[0]) / 2 if len(prior) == 2 else prior[0] / (2 if probe.loss == "logistic" else 1)
+    return np.stack([-half, half])
 
 
 def _validated_tensor(X: Tensor) -> Tensor:
@@ -58,7 +118,11 @@ def _validated_tensor(X: Tensor) -> Tensor:
 
 def effective_weights(probe, sample_weight, y: np.ndarray, classes: np.ndarray, codes: np.ndarray) -> np.ndarray:
     """Sample weights times class weights, ``(n,)``, float64."""
+    if not len(y):
+        return np.zeros(0)
     weight = check_sample_weight(to_numpy(sample_weight), y, dtype=np.float64, ensure_non_negative=True)
+    if probe.class_weight is not None and y.ndim == 2:
+        raise ValueError("class_weight is for classes, and y is an indicator matrix of several labels; use sample_weight")
     if probe.class_weight is not None:
         by_class = compute_class_weight(probe.class_weight, classes=classes, y=y)
         if (by_class < 0).any():

@@ -36,6 +36,8 @@ class LogisticProblems:
     eigenvalues : Tensor of shape (k,)
         Diagonal of the weighted Gram matrix of ``Z``.
     fit_intercept : bool
+    toward : Tensor of shape (k, C), default=None
+        Weights towards which the penalty pulls; ``None``: zero.
     """
 
     Z: Tensor
@@ -43,6 +45,7 @@ class LogisticProblems:
     weights: Tensor
     eigenvalues: Tensor
     fit_intercept: bool
+    toward: Tensor | None = None
 
     def minimize(self, start: Tensor, alpha: float, tolerance: float) -> tuple[Tensor, bool]:
         """Weights ``(J, k + 1, C)`` with the least ``Σ weight · log-loss + alpha / 2 · ‖weights‖²``, intercepts not penalised.
@@ -124,8 +127,9 @@ class LogisticProblems:
         if not self.fit_intercept:
             of_intercepts.zero_()
         gradient = torch.cat([of_weights.view(k, J, C), of_intercepts.view(1, J, C)]).transpose(0, 1).contiguous()
-        gradient[:, :k].add_(x[:, :k], alpha=alpha)
-        return loss + alpha / 2 * x[:, :k].square().sum((1, 2)), gradient
+        distance = x[:, :k] if self.toward is None else x[:, :k] - self.toward
+        gradient[:, :k].add_(distance, alpha=alpha)
+        return loss + alpha / 2 * distance.square().sum((1, 2)), gradient
 
     def _preconditioner(self, x: Tensor, alpha: float) -> Tensor:
         """Inverse of the diagonal approximation of the Hessians, ``(J, k + 1, C)``."""

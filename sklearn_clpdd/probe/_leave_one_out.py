@@ -13,7 +13,9 @@ Targets are ±1 class indicators with one column per class, for two classes too.
 features, ``C`` that of classes, ``P`` that of penalties; ``A`` is the matrix that is factorised.
 """
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 
 import torch
@@ -21,6 +23,7 @@ from torch import Tensor
 
 from ..utils._ridge import to_float64
 from ._gram import add_gram_, symmetric
+from ._inverse import Candidates, RidgedInverse
 from ._moments import Moments
 from ._rows import Rows, chunk_elements
 
@@ -35,68 +38,8 @@ _ROUNDING = 64
 _COLUMNS = 2
 _WEIGHT_BYTES = 2**24
 
-Candidates = Sequence[int]
 # Maps the mean squared norm of the rows to the penalties to try.
 Penalties = Callable[[float], Sequence[float]]
-
-
-class RidgedInverse:
-    """``(A + penalty·I)⁻¹`` for several penalties: by Cholesky for one, by eigenvalues for more.
-
-    For penalty number ``j`` it is ``basis · diag(gains[:, j]) · basisᵀ``. The gains, and every solution, are NaN for a penalty
-    with which the matrix is singular to working precision.
-
-    Parameters
-    ----------
-    A : Tensor of shape (k, k)
-        Positive semi-definite.
-    penalties : sequence of P floats
-
-    Raises
-    ------
-    ValueError
-        If ``A`` has negative eigenvalues beyond rounding errors.
-    """
-
-    gains: Tensor  # (k, P)
-    smallest: float  # lower bound of the smallest eigenvalue of A + penalty·I over the penalties
-
-    def __init__(self, A: Tensor, penalties: Sequence[float]):
-        # Eigenvalues have errors of about k·eps times the largest one, which have to be at most a hundredth of the smallest one.
-        error = 100 * len(A) * torch.finfo(A.dtype).eps
-        p = torch.tensor(penalties, dtype=A.dtype, device=A.device)
-        self._L: Tensor | None = None
-        if len(penalties) == 1:
-            ridged = A.clone()
-            ridged.diagonal().add_(p)
-            self._L, info = torch.linalg.cholesky_ex(ridged)
-            # Each pivot is compared with its own column, because Cholesky is accurate for columns of different scales.
-            regular = (info == 0) & (self._L.diagonal().square() > error * ridged.diagonal()).all()
-            gains, self.smallest = torch.ones_like(A[:, :1]), min(penalties)
-        else:
-            eigenvalues, self.basis = torch.linalg.eigh(A)
-            lowest, highest = eigenvalues[0].item(), eigenvalues[-1].item()
-            if lowest < -error * max(highest, -lowest):
-                raise ValueError(
-                    f"the kernel is not positive semi-definite: its matrix has eigenvalues from {lowest:.3g} to {highest:.3g}; "
-                    "use a kernel that is an inner product"
-                )
-            self.smallest = max(lowest, 0.0) + min(penalties)
-            regular = max(lowest, 0.0) + p > error * highest
-            gains = 1 / (eigenvalues.clamp_min_(0)[:, None] + p)
-        self.gains = torch.where(regular, gains, torch.nan)
-
-    @cached_property
-    def basis(self) -> Tensor:  # (k, k); set in __init__ for several penalties
-        assert self._L is not None
-        return torch.linalg.solve_triangular(self._L, torch.eye(len(self._L)).to(self._L), upper=False).T
-
-    def solve(self, B: Tensor, candidates: Candidates) -> Tensor:
-        """The inverses times ``B`` ``(k, C)`` for some penalties, ``(k, P', C)``."""
-        if self._L is not None:
-            return (self.gains[:1] * torch.cholesky_solve(B, self._L))[:, None]
-        targets = self.gains[:, candidates, None] * (self.basis.T @ B)[:, None]
-        return (self.basis @ targets.flatten(1)).view(len(B), len(candidates), -1)
 
 
 class SampleSpace:
@@ -117,20 +60,15 @@ class SampleSpace:
     """
 
     def __init__(self, K: Tensor, codes: Tensor, weight: Tensor, n_classes: int, penalties: Penalties, fit_intercept: bool):
-        self.codes, self.weight, self.n_classes, self.dtype = codes, weight.to(K.dtype), n_classes, K.dtype
-        self.class_rows = torch.bincount(codes, minlength=n_classes)
-        self._Y = K.new_full((len(K), n_classes), -1).scatter_(1, codes[:, None], 1)
+        self._exact_weight, self.weight, self.dtype = weight, weight.to(K.dtype), K.dtype
         self._root = self.weight.sqrt()
         K.mul_(self._root).mul_(self._root[:, None])
         self._direction = None
-        # Means of the targets, exact for balanced classes, in the precision of the weights: small features have smaller scores.
-        self._prior = weight.new_zeros(n_classes)
         self._center = torch.zeros_like(self._root)
         if fit_intercept:
             # The direction of the intercept is projected out of the kernel and the targets.
             norm = torch.linalg.vector_norm(self._root)
             u = self._direction = self._root / norm
-            self._prior = 2 * weight.new_zeros(n_classes).index_add_(0, codes, weight) / weight.sum() - 1
             Ku = K @ u
             self._center = Ku / (self._root * norm)  # mean kernel with every sample
             before = K.diagonal().mean()
@@ -143,7 +81,24 @@ class SampleSpace:
         if fit_intercept:  # give that direction an eigenvalue, so that the matrix is regular without a penalty
             K.addr_(scale * u, u)
         self._inverse = RidgedInverse(K, self.penalties)
-        self._targets = self._root[:, None] * (self._Y.to(weight) - self._prior).to(K.dtype)
+        self._set_targets(codes, n_classes)
+
+    def with_codes(self, codes: Tensor) -> "SampleSpace":
+        """The same rows and factorisation with other labels of two classes."""
+        other = copy.copy(self)
+        other._set_targets(codes, 2)
+        return other
+
+    def _set_targets(self, codes: Tensor, n_classes: int) -> None:
+        weight = self._exact_weight
+        self.codes, self.n_classes = codes, n_classes
+        self.class_rows = torch.bincount(codes, minlength=n_classes)
+        self._Y = self._root.new_full((len(codes), n_classes), -1).scatter_(1, codes[:, None], 1)
+        # Means of the targets, exact for balanced classes, in the precision of the weights: small features have smaller scores.
+        self._prior = weight.new_zeros(n_classes)
+        if self._direction is not None:
+            self._prior = 2 * weight.new_zeros(n_classes).index_add_(0, codes, weight) / weight.sum() - 1
+        self._targets = self._root[:, None] * (self._Y.to(weight) - self._prior).to(self.dtype)
 
     def coefficients(self, candidate: int) -> Tensor:
         """Coefficients of the samples, ``(n, C)``."""
@@ -190,9 +145,19 @@ class LinearSampleSpace(SampleSpace):
     dtype : torch.dtype
         dtype in which rows are read. Computations are in float32 only if there is a single penalty, and it is large
         enough.
+    toward : Tensor of shape (d, C), default=None
+        Coefficients towards which the penalty pulls; ``None``: zero.
     """
 
-    def __init__(self, rows: Rows, n_classes: int, penalties: Penalties, fit_intercept: bool, dtype: torch.dtype):
+    def __init__(
+        self,
+        rows: Rows,
+        n_classes: int,
+        penalties: Penalties,
+        fit_intercept: bool,
+        dtype: torch.dtype,
+        toward: Tensor | None = None,
+    ):
         Z, weight = rows.load(dtype), rows.weight
         self._mean = torch.zeros_like(Z[0])
         if fit_intercept:
@@ -208,11 +173,25 @@ class LinearSampleSpace(SampleSpace):
         self._Z = Z
         K = Z.new_zeros(len(Z), len(Z))
         add_gram_(K, Z.T)
+        self._toward = toward
         super().__init__(symmetric(K), rows.codes, weight, n_classes, penalties, fit_intercept)
+
+    def with_codes(self, codes: Tensor, toward: Tensor | None = None) -> "LinearSampleSpace":
+        """The same rows and factorisation with other labels of two classes, and other coefficients to be pulled to."""
+        other = copy.copy(self)
+        other._toward = toward
+        other._set_targets(codes, 2)
+        return other
+
+    def _set_targets(self, codes: Tensor, n_classes: int) -> None:
+        super()._set_targets(codes, n_classes)
+        if self._toward is not None:
+            self._targets = self._targets - self._root[:, None] * (self._Z @ self._toward.to(self._Z))
 
     def coefficients(self, candidate: int) -> Tensor:
         """Coefficients of the features, ``(d, C)``."""
-        return self._Z.T @ super().coefficients(candidate)
+        coefficients = self._Z.T @ super().coefficients(candidate)
+        return coefficients if self._toward is None else coefficients + self._toward.to(coefficients)
 
     def intercept(self, coefficients: Tensor) -> Tensor:
         """Intercepts for these coefficients, ``(C,)``."""
@@ -242,9 +221,19 @@ class FeatureSpace:
     fit_intercept : bool
     dtype : torch.dtype
         dtype in which rows are read; float32 is used only where it is accurate enough.
+    toward : Tensor of shape (d, C), default=None
+        Coefficients towards which the penalty pulls; ``None``: zero.
     """
 
-    def __init__(self, moments: Moments, rows: Rows, penalties: Penalties, fit_intercept: bool, dtype: torch.dtype):
+    def __init__(
+        self,
+        moments: Moments,
+        rows: Rows,
+        penalties: Penalties,
+        fit_intercept: bool,
+        dtype: torch.dtype,
+        toward: Tensor | None = None,
+    ):
         self.codes, self.weight, self.n_classes = rows.codes, rows.weight, len(moments.class_weights)
         self.class_rows = moments.class_rows
         self._rows = rows
@@ -256,7 +245,8 @@ class FeatureSpace:
         trace = gram.diagonal().sum()
         self.penalties = penalties((trace / moments.n_rows).item())
         self._inverse = RidgedInverse(gram, self.penalties)
-        self._cross = cross
+        self._cross, self._toward = cross, None if toward is None else toward.to(cross)
+        self._fit_intercept, self._row_mean = fit_intercept, moments.mean
         self._mean = moments.mean if fit_intercept else torch.zeros_like(moments.mean)
         shares = moments.class_weights / moments.weight
         self._prior = 2 * shares - 1 if fit_intercept else torch.zeros_like(shares)
@@ -265,9 +255,46 @@ class FeatureSpace:
         safe = mean_square <= _FLOAT32_RANGE * self._inverse.smallest
         self.dtype = dtype if safe else gram.dtype
 
+    def with_codes(self, codes: Tensor, sums: Tensor, toward: Tensor | None = None) -> "FeatureSpace":
+        """The same rows and factorisation with other labels of two classes, and other coefficients to be pulled to.
+
+        Parameters
+        ----------
+        codes : Tensor of shape (n,), int64
+        sums : Tensor of shape (d,)
+            Weighted sum of the rows of class 1, about the mean if there is an intercept.
+        toward : Tensor of shape (d, 2), default=None
+        """
+        other = copy.copy(self)
+        other._toward = None if toward is None else toward.to(self._cross)
+        other.codes, other._rows = codes, replace(self._rows, codes=codes)
+        other.class_rows = torch.bincount(codes, minlength=2)
+        positive, total = self.weight @ codes.to(self.weight), self.weight.sum()
+        column = 2 * sums - (0 if self._fit_intercept else total * self._row_mean)
+        other._cross = torch.stack([-column, column], 1)
+        share = 2 * positive / total - 1
+        other._prior = torch.stack([-share, share]) * self._fit_intercept
+        return other
+
+    def sums(self, labels: Tensor) -> Tensor:
+        """Weighted sums of the rows that have each of several labels ``(n, L)``, about the mean, ``(L, d)``."""
+        total = self._mean.new_zeros(labels.shape[1], len(self._mean))
+        for positions, chunk in self._rows.chunks(self._mean.dtype, n_outputs=labels.shape[1]):
+            own = labels[positions].to(chunk.dtype).mul_(self.weight[positions, None].to(chunk.dtype))
+            total.addmm_(own.T, chunk.sub_(self._mean))
+        return total
+
+    def _weights(self, candidates: Candidates) -> Tensor:
+        """Coefficients for some penalties, ``(d, P', C)``."""
+        weights = self._inverse.solve(self._cross, candidates)
+        if self._toward is None:
+            return weights
+        chosen = torch.tensor([self.penalties[i] for i in candidates]).to(weights)
+        return weights + chosen[:, None] * self._inverse.solve(self._toward, candidates)
+
     def coefficients(self, candidate: int) -> Tensor:
         """Coefficients of the features, ``(d, C)``."""
-        return self._inverse.solve(self._cross, [candidate])[:, 0]
+        return self._weights([candidate])[:, 0]
 
     def intercept(self, coefficients: Tensor) -> Tensor:
         """Intercepts for these coefficients of the features, ``(C,)``."""
@@ -316,7 +343,7 @@ class FeatureSpace:
         for first in range(0, len(candidates), block):
             last = min(first + block, len(candidates))
             groups = [slice(start, min(start + together, last)) for start in range(first, last, together)]
-            weights = [self._inverse.solve(self._cross, candidates[group]).flatten(1).to(dtype) for group in groups]
+            weights = [self._weights(candidates[group]).flatten(1).to(dtype) for group in groups]
             scores: dict[int, Tensor] = {}
             for part, chunk in rows.chunks(dtype, n_outputs=weights[0].shape[1]):
                 chunk -= mean

@@ -99,6 +99,7 @@ class FoldedFit:
     n_classes: int
     fold_ends: Sequence[int]
     fit_intercept: bool
+    toward: Tensor | None = None  # (k, C)
 
     @property
     def _folds(self) -> list[slice]:
@@ -114,7 +115,8 @@ class FoldedFit:
 
     def _problems(self, weights: Tensor) -> LogisticProblems:
         Z = self.coordinates.Z
-        return LogisticProblems(Z, self.codes, weights, self.coordinates.eigenvalues.to(Z.dtype), self.fit_intercept)
+        toward = None if self.toward is None else self.toward.to(Z.dtype)
+        return LogisticProblems(Z, self.codes, weights, self.coordinates.eigenvalues.to(Z.dtype), self.fit_intercept, toward)
 
     def start(self) -> Tensor:
         """The ridge solution on all samples over its temperature, ``(k + 1, C)``."""
@@ -165,6 +167,7 @@ def solve_logistic(
     temperature: float | None,
     scoring: str,
     search: bool,
+    toward: Tensor | None = None,
 ) -> dict[str, Any]:
     """Fitted attributes of a logistic probe.
 
@@ -184,6 +187,8 @@ def solve_logistic(
     search : bool
         Whether to stop where weaker, or stronger, penalties have a larger log-loss, and to choose the one with the least log-loss
         among those whose accuracy is within one standard error of the best. If False, all are compared by `scoring`.
+    toward : Tensor of shape (d, C), default=None
+        Coefficients towards which the penalty pulls; ``None``: zero.
     """
     order, ends = sorted_by_fold(rows.codes, n_classes)
     rows = rows.take(order)
@@ -200,7 +205,8 @@ def solve_logistic(
             "no class has two samples, so folds can choose neither alpha nor the temperature. Using alpha="
             f"{alphas[chosen]:g} and temperature={temperature:g}; pass both as numbers to choose them yourself"
         )
-    fit = FoldedFit(coordinates, rows.codes, rows.weight, n_classes, ends if held_out else [], fit_intercept)
+    pull = None if toward is None else coordinates.scale * coordinates.basis.T @ toward
+    fit = FoldedFit(coordinates, rows.codes, rows.weight, n_classes, ends if held_out else [], fit_intercept, pull)
     solution = fit.start()
     if held_out:
         weight = to_float64(torch.where(is_lone, 0, rows.weight))
@@ -210,9 +216,10 @@ def solve_logistic(
         temperature, solution = path.temperatures[chosen], path.solutions[chosen]
         attributes = {"alphas_": np.asarray(alphas), "loo_scores_": scores, "loo_score_": float(scores[chosen])}
     solution = to_float64(fit.finish(solution, strengths[chosen]))
-    solution -= solution.mean(1, keepdim=True)  # the same number for all classes changes nothing
-    coefficients = coordinates.basis @ solution[:-1] / coordinates.scale
-    intercept = solution[-1] - coordinates.mean @ coefficients
+    coefficients = coordinates.basis @ (solution[:-1] if pull is None else solution[:-1] - pull) / coordinates.scale
+    # The same number for all classes changes nothing.
+    coefficients = coefficients - coefficients.mean(1, keepdim=True) if toward is None else coefficients + toward
+    intercept = solution[-1] - solution[-1].mean() - coordinates.mean @ coefficients
     if n_classes == 2:
         coefficients, intercept = coefficients[:, 1:] - coefficients[:, :1], intercept[1:] - intercept[:1]
     solved = {"coef_": coefficients.T, "intercept_": intercept}

@@ -58,6 +58,14 @@ class Moments:
         offset = other_mean - mean
         self._gram.addr_(offset * (weight * other_weight / (weight + other_weight)), offset)
 
+    def with_classes(self, positions: Tensor, n_classes: int) -> "Moments":
+        """A copy with more classes, among which the present ones are at ``positions``; nothing else depends on their number."""
+        other = self.copy()
+        for name in ("class_rows", "class_weights", "class_means"):
+            value = getattr(self, name)
+            setattr(other, name, value.new_zeros(n_classes, *value.shape[1:]).index_copy_(0, positions.to(value.device), value))
+        return other
+
     def merge(self, other: "Moments") -> "Moments":
         """Add the rows of other moments."""
         if other.n_rows:

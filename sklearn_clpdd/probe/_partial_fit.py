@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from ..utils._labels import as_labels
 from ..utils._sklearn_compat import check_partial_fit_first_call
 from ..utils._torch_modes import standard_torch_modes
 from ..utils._warnings import warn
-from ._input import device_for, dtype_for, effective_weights, validate_samples
+from ._input import device_for, dtype_for, effective_weights, validate_samples, validated_prior
 from ._solver import LINEAR_KERNELS
 from ._stream import Stream
 
@@ -53,6 +54,9 @@ class PartialFitMixin:
     device: Any
     kernel: Any
     class_weight: Any
+    coef_prior: Any
+    n_features_in_: int
+    multilabel_: bool
     _stream: Stream  # only after `partial_fit`
     _check_params: Callable
     _solver: Any  # a property
@@ -76,7 +80,7 @@ class PartialFitMixin:
         y : array-like or Tensor of shape (n_samples,)
             Class labels.
         classes : array-like of shape (n_classes,), default=None
-            All labels that will occur; needed in the first call.
+            All labels that will occur. If they are not given in the first call, each batch may have new ones.
         sample_weight : array-like of shape (n_samples,), default=None
             Weights of the squared errors, ≥ 0.
 
@@ -88,12 +92,19 @@ class PartialFitMixin:
         Raises
         ------
         ValueError
-            If a label is not in `classes`, or with ``class_weight="balanced"``, which needs all labels at once.
+            If a label is not in the `classes` that were given, or with ``class_weight="balanced"``, which needs all labels at
+            once.
 
         Warns
         -----
         UserWarning
-            If the probe was fitted by `fit`, whose samples are then discarded.
+            If the probe was fitted by `fit`, whose samples are then discarded; when it is solved, if some of the `classes` have
+            no sample.
+
+        Notes
+        -----
+        A class that appears late is no approximation. The targets of all earlier samples are −1 for it, so that all that its
+        column needs, ``Σ x · target = 2 · Σ_class x − Σ x``, follows from the sums of each class; those of a new class are zero.
         """
         self._check_params()
         if self.class_weight == "balanced":
@@ -102,25 +113,26 @@ class PartialFitMixin:
                 "dict(zip(classes, compute_class_weight('balanced', classes=classes, y=all_labels)))"
             )
         after_fit = hasattr(self, "classes_") and "_stream" not in vars(self)
-        if after_fit:
-            classes = self.classes_ if classes is None else classes
-        elif hasattr(self, "classes_"):
+        if not after_fit and hasattr(self, "classes_"):
             self._check_stream()
         classes = None if classes is None else as_labels(to_numpy(classes), "classes")
         with self._restored_on_error():
             if after_fit:
                 self._forget()
-            first = check_partial_fit_first_call(self, classes)
-            if len(self.classes_) < 2:
-                raise ValueError(f"a classifier needs at least two classes; classes are {self.classes_.tolist()}")
-            X, y = validate_samples(self, X, y, reset=first)
-            codes = np.searchsorted(self.classes_, y).clip(max=len(self.classes_) - 1)
-            unknown = self.classes_[codes] != y
-            if unknown.any():
-                raise ValueError(
-                    f"y contains {np.unique(y[unknown]).tolist()}, which are not among the classes {self.classes_.tolist()}; "
-                    "pass all labels that will occur as `classes` in the first call"
-                )
+            first = "_stream" not in vars(self)
+            if classes is not None:
+                check_partial_fit_first_call(self, classes)
+                if len(self.classes_) < 2:
+                    raise ValueError(f"a classifier needs at least two classes; classes are {self.classes_.tolist()}")
+            may_be_empty = self.coef_prior is not None and (classes is not None or not first)
+            X, y = validate_samples(self, X, y, reset=first, may_be_empty=may_be_empty)
+            if y.ndim == 2:
+                raise ValueError("partial_fit has one label a sample, and y is an indicator matrix; use fit")
+            known = self.classes_ if classes is not None or not first else y[:0]
+            are_all = classes is not None if first else self._stream.are_all_classes
+            self.classes_ = _more_classes(known, np.unique(y), are_all)
+            validated_prior(self, len(self.classes_), X.shape[1])
+            codes = np.searchsorted(self.classes_, y)
             weight = effective_weights(self, sample_weight, y, self.classes_, codes)
             rows = self._solver.rows(X, codes, weight, device_for(self, X), keep_duplicates=True)
             if after_fit:
@@ -129,10 +141,13 @@ class PartialFitMixin:
                     "`partial_fit` from the first batch on"
                 )
             if first:
-                stream = Stream(len(self.classes_), X.shape[1], _RESERVOIR, self.kernel, rows.device)
+                own = len(self.classes_), X.shape[1], _RESERVOIR, self.kernel, rows.device
+                stream = Stream(*own, are_all_classes=are_all)
             else:
-                stream = self._stream.copy()
-            stream.add(rows, dtype_for(self, X))
+                stream = self._stream.with_classes(known, self.classes_)
+            if len(rows):
+                stream.add(rows, dtype_for(self, X))
+            self.multilabel_ = False
             self._stream = stream
             self._stream_solver = copy.deepcopy(self._solver)
             self._forget_solution()
@@ -158,7 +173,8 @@ class PartialFitMixin:
         Parameters
         ----------
         other : ClosedFormProbe
-            Another probe that was fitted by `partial_fit`, with the same classes. It is not changed. The result is solved with
+            Another probe that was fitted by `partial_fit`. It is not changed. Its classes are added, unless `classes` were given
+            to one of them. The result is solved with
             the parameters of this probe.
 
         Returns
@@ -183,11 +199,18 @@ class PartialFitMixin:
                 )
         for probe in (self, other):
             probe._check_stream()
-        if not np.array_equal(self.classes_, other.classes_):
-            raise ValueError(f"the probes have different classes: {self.classes_.tolist()} and {other.classes_.tolist()}")
-        stream = self._stream.copy()
-        stream.merge(other._stream)
-        self._stream = stream
+        classes = self.classes_
+        for probe, more in ((self, other.classes_), (other, self.classes_)):
+            classes = _more_classes(classes, more, are_all=False)
+            if probe._stream.are_all_classes and len(classes) > len(probe.classes_):
+                raise ValueError(
+                    f"the probes have different classes: {self.classes_.tolist()} and {other.classes_.tolist()}; fit both "
+                    "without `classes`, or with the same"
+                )
+        stream = self._stream.with_classes(self.classes_, classes)
+        stream.merge(other._stream.with_classes(other.classes_, classes))
+        stream.are_all_classes |= other._stream.are_all_classes
+        self._stream, self.classes_ = stream, classes
         self._stream_solver = copy.deepcopy(self._solver)
         self._forget_solution()
         return self
@@ -214,12 +237,17 @@ class PartialFitMixin:
     @standard_torch_modes()
     def _solve_stream(self):
         """Solve for the samples of `partial_fit`, with the parameters that were set at the last batch."""
-        self.__dict__.update(self._stream_solver.solve_stream(self._stream, resolve_device(self.device)))
+        empty = self.classes_[(self._stream.moments.class_rows == 0).cpu().numpy()].tolist()
+        if empty and self._stream.moments.n_rows:
+            warn(f"the classes {empty} were announced and have no sample yet, so that they are never predicted")
+        prior = validated_prior(self, len(self.classes_), self.n_features_in_)
+        solver = replace(self._stream_solver, coef_prior=prior)
+        self.__dict__.update(solver.solve_stream(self._stream, resolve_device(self.device)))
 
     def _forget(self):
         """Remove the results of an earlier `fit` or `partial_fit`."""
         self._forget_solution()
-        for name in ("classes_", "_stream", "_stream_solver"):
+        for name in ("classes_", "multilabel_", "_stream", "_stream_solver"):
             self.__dict__.pop(name, None)
 
     def _forget_solution(self):
@@ -235,3 +263,32 @@ class PartialFitMixin:
         except BaseException:
             self.__dict__ = before
             raise
+
+
+def _more_classes(known: np.ndarray, seen: np.ndarray, are_all: bool) -> np.ndarray:
+    """The known classes, and those of a batch.
+
+    Raises
+    ------
+    ValueError
+        If there are new ones and all were known, or if they have another type.
+    """
+    new = np.setdiff1d(seen, known) if not len(known) or _kind(seen) == _kind(known) else seen
+    if not len(new):
+        return known
+    if are_all:
+        raise ValueError(
+            f"y contains {new.tolist()}, which are not among the classes {known.tolist()}; pass all labels that will occur as "
+            "`classes` in the first call, or none"
+        )
+    if len(known) and _kind(seen) != _kind(known):
+        raise ValueError(
+            f"labels are of another type than before: {seen.dtype} and {known.dtype}, such as {seen[0]!r} and {known[0]!r}; "
+            "convert them, for example to str"
+        )
+    return np.union1d(known, new)
+
+
+def _kind(labels: np.ndarray) -> str:
+    """Numbers, strings, or dates: labels of one kind can be sorted together."""
+    return {"O": "U", "T": "U", "i": "number", "u": "number", "f": "number"}.get(labels.dtype.kind, labels.dtype.kind)

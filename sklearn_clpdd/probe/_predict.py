@@ -13,10 +13,9 @@ from torch import Tensor
 from ..utils._array_api import in_kind, to_numpy
 from ..utils._arrays import tensor_from_numpy
 from ..utils._device import resolve_device
-from ..utils._labels import as_labels
 from ..utils._torch_modes import standard_torch_modes
 from ._calibration import logits
-from ._input import torch_dtype, validate_samples
+from ._input import labels_or_indicators, torch_dtype, validate_samples
 from ._kernels import kernel_matrix
 from ._rows import Rows
 
@@ -29,8 +28,9 @@ class PredictMixin(ClassifierMixin):
     dual_coef_: np.ndarray
     X_fit_: np.ndarray
     intercept_: np.ndarray
-    temperature_: float
-    compression_: float
+    temperature_: Any
+    compression_: Any
+    multilabel_: bool
     loss_: str
     kernel: Any
     device: Any
@@ -68,7 +68,7 @@ class PredictMixin(ClassifierMixin):
             scores = X @ weights + self.intercept_
         else:
             scores = self._scores_of_chunks(X, weights)
-        return scores[:, 0] if len(self.classes_) == 2 else scores
+        return scores[:, 0] if len(self.classes_) == 2 and not self.multilabel_ else scores
 
     def _scores_of_chunks(self, X: np.ndarray | Tensor, weights: np.ndarray) -> np.ndarray | Tensor:
         own = torch_dtype(weights.dtype)
@@ -96,10 +96,13 @@ class PredictMixin(ClassifierMixin):
 
         Returns
         -------
-        ndarray of shape (n_samples,)
-            Labels from `classes_`. Under scikit-learn's array API dispatch, an array of the kind of ``X`` if they are numbers.
+        ndarray of shape (n_samples,) or (n_samples, n_labels)
+            Labels from `classes_`, or an indicator matrix. Under scikit-learn's array API dispatch, an array of the kind of
+            ``X`` if they are numbers.
         """
         scores = self._scores(X)
+        if self.multilabel_:
+            return in_kind((scores > 0).long(), X) if isinstance(scores, Tensor) else (scores > 0).astype(int)
         if isinstance(scores, Tensor):
             codes = (scores > 0).long() if scores.ndim == 1 else scores.argmax(1)
             if self.classes_.dtype.kind in "biuf":
@@ -121,16 +124,22 @@ class PredictMixin(ClassifierMixin):
 
         Returns
         -------
-        ndarray of shape (n_samples, n_classes)
-            Rows sum to 1. Under scikit-learn's array API dispatch, an array of the kind of ``X`` on its device.
+        ndarray of shape (n_samples, n_classes) or (n_samples, n_labels)
+            Rows sum to 1, unless there are several labels, each of which has a probability of its own. Under scikit-learn's
+            array API dispatch, an array of the kind of ``X`` on its device.
         """
         scores = self._scores(X)
         dispatched = isinstance(scores, Tensor)
         tensor = scores if isinstance(scores, Tensor) else tensor_from_numpy(scores)
-        if tensor.ndim == 1:
+        if tensor.ndim == 1:  # two classes
             other = -tensor if self.loss_ == "squared" else torch.zeros_like(tensor)
             tensor = torch.stack([other, tensor], 1)
-        probabilities = torch.softmax(logits(tensor, self.temperature_, self.compression_), 1)
+        if self.multilabel_:
+            columns = zip(tensor.T, self.temperature_.tolist(), self.compression_.tolist(), strict=True)
+            differences = [logits(s, *own) - logits(-s, *own) for s, *own in columns]
+            probabilities = torch.sigmoid(torch.stack(differences, 1))
+        else:
+            probabilities = torch.softmax(logits(tensor, self.temperature_, self.compression_), 1)
         return in_kind(probabilities, X) if dispatched else probabilities.numpy()
 
     def score(self, X, y, sample_weight=None):
@@ -148,7 +157,7 @@ class PredictMixin(ClassifierMixin):
         Returns
         -------
         float
-            Fraction of samples with the right label, in [0, 1].
+            Fraction of samples with the right label, or with all the right labels, in [0, 1].
         """
         # Labels, which may be strings, are compared on the CPU.
-        return float(accuracy_score(as_labels(to_numpy(y)), to_numpy(self.predict(X)), sample_weight=to_numpy(sample_weight)))
+        return float(accuracy_score(labels_or_indicators(y), to_numpy(self.predict(X)), sample_weight=to_numpy(sample_weight)))

@@ -1,14 +1,16 @@
 """ClosedFormProbe: classification of features, linear or with kernels, from one factorisation, tuned on held-out predictions."""
 
+from dataclasses import replace
 from numbers import Real
 
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator
+from torch import Tensor
 
 from ..utils._sklearn_compat import Interval, StrOptions
 from ..utils._torch_modes import standard_torch_modes
-from ._input import device_for, dtype_for, effective_weights, validate_samples
+from ._input import device_for, dtype_for, effective_weights, validate_samples, validated_prior
 from ._kernels import KERNELS
 from ._partial_fit import PartialFitMixin
 from ._predict import PredictMixin
@@ -55,6 +57,12 @@ class ClosedFormProbe(PredictMixin, PartialFitMixin, BaseEstimator):
         Whether to fit an unpenalised intercept.
     class_weight : dict or "balanced", default=None
         Weights of the classes; ``"balanced"`` is ``n_samples / (n_classes · bincount(y))``.
+    coef_prior : array-like of shape (n_classes, n_features), default=None
+        Coefficients towards which the ridge penalty pulls, such as a language model's embeddings of the classes' names:
+        ``alpha · ‖coef − coef_prior‖²`` instead of ``alpha · ‖coef‖²``. A linear classifier with these coefficients is the limit
+        of large `alpha`, and what `partial_fit` has before the first sample. For the squared loss, the scores of a class should
+        be about 1 and −1, so scale them accordingly. For two classes, one row or two, of which the difference counts. With a
+        prior, ``loss="auto"`` is the squared loss.
     temperature : "loo" or float, default="loo"
         With a number, > 0, `predict_proba` is the softmax of the scores divided by it. ``"loo"`` chooses the one between 0.0001
         and 100 with the least log-loss of the held-out predictions; for the squared loss together with a compression of large
@@ -74,7 +82,10 @@ class ClosedFormProbe(PredictMixin, PartialFitMixin, BaseEstimator):
     Attributes
     ----------
     classes_ : ndarray of shape (n_classes,)
-        Class labels.
+        Class labels; for several labels their numbers, 0 to ``n_labels - 1``.
+    multilabel_ : bool
+        Whether ``y`` was an indicator matrix. Then `coef_` has one row for each label, `alpha_`, `temperature_` and
+        `compression_` are arrays of shape (n_labels,), `loo_scores_` is (n_candidates, n_labels), and `loo_score_` their mean.
     coef_ : ndarray of shape (1, n_features) or (n_classes, n_features)
         Weights of the features, for the kernels ``"linear"`` and ``"cosine"``; one row for two classes.
     intercept_ : ndarray of shape (1,) or (n_classes,)
@@ -144,6 +155,7 @@ class ClosedFormProbe(PredictMixin, PartialFitMixin, BaseEstimator):
         "coef0": [Real],
         "fit_intercept": ["boolean"],
         "class_weight": [dict, StrOptions({"balanced"}), None],
+        "coef_prior": ["array-like", Tensor, None],
         "temperature": [StrOptions({"loo"}), Interval(Real, 0, None, closed="neither")],
         "scoring": [StrOptions(set(_SCORINGS))],
         "solver": [StrOptions({"auto", "primal", "dual"})],
@@ -162,6 +174,7 @@ class ClosedFormProbe(PredictMixin, PartialFitMixin, BaseEstimator):
         coef0=1,
         fit_intercept=True,
         class_weight=None,
+        coef_prior=None,
         temperature="loo",
         scoring="accuracy",
         solver="auto",
@@ -176,6 +189,7 @@ class ClosedFormProbe(PredictMixin, PartialFitMixin, BaseEstimator):
         self.coef0 = coef0
         self.fit_intercept = fit_intercept
         self.class_weight = class_weight
+        self.coef_prior = coef_prior
         self.temperature = temperature
         self.scoring = scoring
         self.solver = solver
@@ -192,10 +206,11 @@ class ClosedFormProbe(PredictMixin, PartialFitMixin, BaseEstimator):
             Features. float16 and float32 are kept, everything else is converted to float64. With more samples than features,
             the squared loss reads a memmap in chunks and never copies it as a whole. Under scikit-learn's array API dispatch, a
             tensor, or another library's array, stays on its device.
-        y : array-like or Tensor of shape (n_samples,)
-            Class labels.
+        y : array-like of shape (n_samples,), or array-like or sparse matrix of shape (n_samples, n_labels)
+            Class labels, or 1 for each label that a sample has, and 0. Each label is a problem of two classes of its own, with
+            its own strength and temperature, from one factorisation (squared loss).
         sample_weight : array-like of shape (n_samples,), default=None
-            Weights of the squared errors, ≥ 0.
+            Weights of the losses, ≥ 0.
 
         Returns
         -------
@@ -205,17 +220,33 @@ class ClosedFormProbe(PredictMixin, PartialFitMixin, BaseEstimator):
         with self._restored_on_error():
             self._check_params()
             X, y = validate_samples(self, X, y, reset=True)
-            classes, codes = np.unique(y, return_inverse=True)
+            is_multilabel = y.ndim == 2
+            # Samples with the same labels are a class here, so that identical ones of them are found.
+            table, codes = np.unique(y, axis=0, return_inverse=True) if is_multilabel else np.unique(y, return_inverse=True)
+            classes, codes = np.arange(y.shape[1]) if is_multilabel else table, codes.ravel()
             if len(classes) < 2:
                 raise ValueError(
                     f"a classifier needs samples of at least two classes; y contains only one class, {classes.tolist()[0]!r}"
                 )
+            if is_multilabel and self.loss == "logistic":
+                raise ValueError("loss='logistic' has one label a sample, and y is an indicator matrix; use loss='squared'")
             weight = effective_weights(self, sample_weight, y, classes, codes)
-            rows = self._solver.rows(X, codes, weight, device_for(self, X))
-            solution = self._solver.solve(rows, len(classes), dtype_for(self, X))
+            prior = validated_prior(self, len(classes), X.shape[1], is_multilabel=is_multilabel)
+            solver = replace(self._solver, coef_prior=prior)
+            rows = solver.rows(X, codes, weight, device_for(self, X))
+            if is_multilabel:
+                labels = torch.from_numpy(table).to(rows.device)[rows.codes]
+                solution = solver.solve_labels(rows, labels, dtype_for(self, X))
+            else:
+                solution = solver.solve(rows, len(classes), dtype_for(self, X))
             self._forget()
-            self.__dict__.update(solution, classes_=classes)
+            self.__dict__.update(solution, classes_=classes, multilabel_=is_multilabel)
         return self
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.classifier_tags.multi_label = self.loss != "logistic"
+        return tags
 
     @property
     def _solver(self) -> ProbeSolver:

@@ -39,6 +39,12 @@ class Reservoir:
         chosen = chosen[np.argsort(keys[chosen], kind="stable")[: self.size]]
         self._take(keys[chosen], X[chosen], codes[chosen], weight[chosen])
 
+    def recode(self, positions: np.ndarray) -> None:
+        """Replace each class index by its position among more classes."""
+        if self._parts:
+            keys, rows, codes, weights = self._parts
+            self._parts = keys, rows, positions[codes], weights
+
     def merge(self, other: "Reservoir") -> None:
         """Add the rows that another reservoir has seen."""
         self.n_seen += other.n_seen

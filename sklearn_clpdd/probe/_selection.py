@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..utils._ridge import to_float64
 from ._calibration import LeaveOneOutSpace, best_temperatures, relative_scores
-from ._leave_one_out import Candidates
+from ._inverse import Candidates
 
 # Margins below this are recomputed in float64.
 _FLOAT32_MARGIN = 2e-5

@@ -33,7 +33,7 @@ def solved_probe(
         )
     probe = ClosedFormProbe(alpha, loss="squared", fit_intercept=False, temperature=temperature, device="cpu")
     solution = {"coef_": coefficients, "intercept_": intercept, "alpha_": float(alpha), "temperature_": float(temperature)}
-    solution |= {"compression_": 0.0, "loss_": "squared"}
+    solution |= {"compression_": 0.0, "loss_": "squared", "multilabel_": False}
     probe.__dict__.update(solution, classes_=classes, n_features_in_=coefficients.shape[1])
     return probe
 

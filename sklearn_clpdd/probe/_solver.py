@@ -1,7 +1,8 @@
 """Compute coefficients, ridge strength and temperature from training rows or sufficient statistics."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from numbers import Real
 from typing import Any, NoReturn
 
@@ -13,7 +14,7 @@ from ..utils._arrays import tensor_from_numpy
 from ..utils._device import available_memory
 from ..utils._ridge import to_float64
 from ..utils._warnings import warn
-from ._calibration import best_calibration
+from ._calibration import LeaveOneOutSpace, best_calibration
 from ._kernels import kernel_matrix, variance_gamma
 from ._leave_one_out import FeatureSpace, LinearSampleSpace, SampleSpace
 from ._logistic import solve_logistic
@@ -56,6 +57,7 @@ class ProbeSolver:
     scoring: str
     solver: str
     loss: str
+    coef_prior: np.ndarray | None = None  # (n_classes, d)
 
     @property
     def is_linear(self) -> bool:
@@ -109,26 +111,96 @@ class ProbeSolver:
             temperature=None if self.temperature == "loo" else float(self.temperature),
             scoring=self.scoring,
             search=isinstance(self.alpha, str),
+            toward=self._toward(rows.device),
         )
         return solution | {"loss_": "logistic"}
+
+    def solve_labels(self, rows: Rows, labels: Tensor, dtype: torch.dtype) -> dict[str, Any]:
+        """Fitted attributes for several labels, each a problem of two classes of its own, from one factorisation.
+
+        Parameters
+        ----------
+        rows : Rows
+        labels : Tensor of shape (n, n_labels), int64
+            1 for the rows that have a label, else 0.
+        dtype : torch.dtype
+        """
+        one_class = replace(rows, codes=torch.zeros_like(rows.codes))
+        unpulled = replace(self, coef_prior=None)
+        return unpulled._solve_squared(one_class, 2, dtype, lambda space: self._solve_each(space, rows, labels, dtype)) | {
+            "loss_": "squared"
+        }
+
+    def _solve_each(self, space: LeaveOneOutSpace, rows: Rows, labels: Tensor, dtype: torch.dtype) -> dict[str, Any]:
+        toward = self._toward(rows.device)
+        sums = space.sums(labels) if isinstance(space, FeatureSpace) else None
+        solutions, constant = [], []
+        for j, codes in enumerate(labels.T):
+            own = None if toward is None else torch.stack([-toward[:, j], toward[:, j]], 1)
+            if codes.min() == codes.max():
+                constant.append(j)
+                solutions.append(self._constant_solution(space, int(codes[0]), own, rows, dtype))
+                continue
+            if isinstance(space, FeatureSpace):
+                assert sums is not None
+                of_label: LeaveOneOutSpace = space.with_codes(codes, sums[j], own)
+            elif isinstance(space, LinearSampleSpace):
+                of_label = space.with_codes(codes, own)
+            else:
+                of_label = space.with_codes(codes)
+            solutions.append(self._solve(of_label, dtype))
+        if constant:
+            warn(
+                f"the labels {constant} are the same for all samples, so their scores are constant; remove these columns, or add "
+                "samples"
+            )
+        return _joined(solutions)
+
+    def _constant_solution(
+        self, space: LeaveOneOutSpace, code: int, toward: Tensor | None, rows: Rows, dtype: torch.dtype
+    ) -> dict[str, Any]:
+        """Solution of a label that all samples have, or none."""
+        own = str(dtype).removeprefix("torch.")
+        solution: dict[str, Any] = {"intercept_": np.array([2.0 * code - 1], own)}
+        if self.is_linear:
+            solution["coef_"] = np.zeros((1, rows.X.shape[1]), own)
+        else:
+            solution["dual_coef_"] = np.zeros((len(rows), 1), own)
+        chosen = len(space.penalties) // 3
+        solution |= {"alpha_": float(space.penalties[chosen]), "temperature_": _DEFAULT_TEMPERATURE, "compression_": 0.0}
+        if self.uses_leave_one_out:
+            solution |= {"alphas_": np.asarray(space.penalties), "loo_scores_": np.ones(len(space.penalties)), "loo_score_": 1.0}
+        return solution
+
+    def _toward(self, device: torch.device) -> Tensor | None:
+        """Coefficients towards which the penalty pulls, ``(d, n_classes)``."""
+        return None if self.coef_prior is None else tensor_from_numpy(self.coef_prior.T).to(device)
 
     def loss_for(self, n_samples: int, n_classes: int) -> str:
         """The loss that is minimised for a number of samples: ``"squared"`` or ``"logistic"``."""
         if self.loss != "auto":
             return self.loss
         searched = self.is_linear and isinstance(self.alpha, str) and self.scoring != "neg_mean_squared_error"
+        searched = searched and self.coef_prior is None
         return "logistic" if searched and n_samples >= _LOGISTIC_SAMPLES * n_classes else "squared"
 
-    def _solve_squared(self, rows: Rows, n_classes: int, dtype: torch.dtype) -> dict[str, Any]:
+    def _solve_squared(
+        self,
+        rows: Rows,
+        n_classes: int,
+        dtype: torch.dtype,
+        solve: Callable[[LeaveOneOutSpace], dict[str, Any]] | None = None,
+    ) -> dict[str, Any]:
         """Fitted attributes of the ridge classifier; without `solver`, in the smaller space."""
+        solve = solve or partial(self._solve, dtype=dtype)
         if self.is_linear:
             smaller = "primal" if len(rows) >= rows.X.shape[1] else "dual"
             try:
-                return self._solve_linear(rows, n_classes, dtype, smaller if self.solver == "auto" else self.solver)
+                return solve(self._linear_space(rows, n_classes, dtype, smaller if self.solver == "auto" else self.solver))
             except SingularError:
                 if self.solver in ("auto", smaller):
                     raise
-                return self._solve_linear(rows, n_classes, dtype, smaller)  # which is regular with smaller penalties
+                return solve(self._linear_space(rows, n_classes, dtype, smaller))  # which is regular with smaller penalties
         self._check_memory(len(rows), rows.device)
         Z, attributes = rows.load(rows.weight.dtype), {}
         if isinstance(self.kernel, str):
@@ -137,20 +209,35 @@ class ProbeSolver:
         kept = as_numpy(rows.stored())
         kept = kept.copy() if rows.index is None else kept
         space = SampleSpace(K, rows.codes, rows.weight, n_classes, self._penalties, self.fit_intercept)
-        return self._solve(space, dtype) | {"X_fit_": kept} | attributes
+        return solve(space) | {"X_fit_": kept} | attributes
 
-    def _solve_linear(self, rows: Rows, n_classes: int, dtype: torch.dtype, space: str) -> dict[str, Any]:
+    def _linear_space(self, rows: Rows, n_classes: int, dtype: torch.dtype, space: str) -> LeaveOneOutSpace:
+        toward = self._toward(rows.device)
         if space == "primal":
             moments = Moments(n_classes, rows.X.shape[1], rows.device).add(rows)
-            return self._solve(FeatureSpace(moments, rows, self._penalties, self.fit_intercept, dtype), dtype)
+            return FeatureSpace(moments, rows, self._penalties, self.fit_intercept, dtype, toward)
         self._check_memory(len(rows), rows.device)
-        return self._solve(LinearSampleSpace(rows, n_classes, self._penalties, self.fit_intercept, dtype), dtype)
+        return LinearSampleSpace(rows, n_classes, self._penalties, self.fit_intercept, dtype, toward)
 
     def solve_stream(self, stream: Stream, device: torch.device) -> dict[str, Any]:
         """Fitted attributes of the probe for a stream, whose leave-one-out predictions are those of a sample of its rows."""
+        if not stream.moments.n_rows:
+            return self._solve_nothing(stream)
         rows = self.rows(*stream.reservoir.rows, device)
-        space = FeatureSpace(stream.moments.to(device), rows, self._penalties, self.fit_intercept, stream.dtype)
+        toward = self._toward(device)
+        if len(stream.moments.class_rows) < 2:
+            raise ValueError("a classifier needs samples of at least two classes, and all so far are of one")
+        space = FeatureSpace(stream.moments.to(device), rows, self._penalties, self.fit_intercept, stream.dtype, toward)
         return self._solve(space, stream.dtype) | {"loss_": "squared"}
+
+    def _solve_nothing(self, stream: Stream) -> dict[str, Any]:
+        """Fitted attributes before the first sample: the classifier of the prior."""
+        assert self.coef_prior is not None
+        dtype = str(stream.dtype).removeprefix("torch.")
+        coefficients = (self.coef_prior[1:] if len(self.coef_prior) == 2 else self.coef_prior).astype(dtype)
+        temperature = _DEFAULT_TEMPERATURE if self.temperature == "loo" else float(self.temperature)
+        solution = {"coef_": coefficients, "intercept_": np.zeros(len(coefficients), dtype), "alpha_": np.nan}
+        return solution | {"temperature_": temperature, "compression_": 0.0, "loss_": "squared"}
 
     def _penalties(self, mean_square: float) -> Sequence[float]:
         """Ridge strengths to try, for rows of this mean squared norm."""
@@ -227,3 +314,18 @@ class ProbeSolver:
             f"the system is singular to working precision with alpha={self.alpha}: features are collinear, or their scales are "
             "too different; use a larger alpha, or scale the features"
         )
+
+
+def _joined(solutions: list[dict[str, Any]]) -> dict[str, Any]:
+    """Fitted attributes of several labels, from those of each."""
+    first = solutions[0]
+    joined: dict[str, Any] = {"intercept_": np.concatenate([one["intercept_"] for one in solutions])}
+    for name, axis in (("coef_", 0), ("dual_coef_", 1)):
+        if name in first:
+            joined[name] = np.concatenate([one[name] for one in solutions], axis=axis)
+    for name in ("alpha_", "temperature_", "compression_"):
+        joined[name] = np.array([one[name] for one in solutions])
+    if "alphas_" in first:
+        joined |= {"alphas_": first["alphas_"], "loo_scores_": np.stack([one["loo_scores_"] for one in solutions], 1)}
+        joined["loo_score_"] = float(np.mean([one["loo_score_"] for one in solutions]))
+    return joined

@@ -21,9 +21,14 @@ class Stream:
     kernel : str
         Kernel for which the samples are added; the moments do not fit another one.
     device : torch.device
+    are_all_classes : bool
+        Whether all classes are known; otherwise later samples may have others.
     """
 
-    def __init__(self, n_classes: int, n_features: int, sample_size: int, kernel: str, device: torch.device):
+    def __init__(
+        self, n_classes: int, n_features: int, sample_size: int, kernel: str, device: torch.device, *, are_all_classes: bool
+    ):
+        self.are_all_classes = are_all_classes
         self.moments = Moments(n_classes, n_features, device)
         self.reservoir = Reservoir(sample_size)
         self.kernel = kernel
@@ -39,6 +44,14 @@ class Stream:
         """A copy, to which samples are added without changing this stream."""
         other = copy.copy(self)
         other.moments, other.reservoir = self.moments.copy(), copy.copy(self.reservoir)
+        return other
+
+    def with_classes(self, known: np.ndarray, classes: np.ndarray) -> "Stream":
+        """A copy for more classes; both arrays are sorted."""
+        other, positions = self.copy(), np.searchsorted(classes, known)
+        if len(known) < len(classes):
+            other.moments = other.moments.with_classes(torch.from_numpy(positions), len(classes))
+            other.reservoir.recode(positions)
         return other
 
     def merge(self, other: "Stream") -> None:
