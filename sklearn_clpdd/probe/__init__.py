@@ -6,6 +6,7 @@ file                         what it holds
 ``_probe.py``                the estimator
 ``_input.py``                validation of features, labels and weights
 ``_predict.py``              its methods that predict
+``_export.py``               the probe as scikit-learn's own linear model, and as an ONNX graph
 ``_partial_fit.py``          its methods that see the samples in batches
 ``_solved.py``               probes for solutions computed elsewhere, and with relative ridge strengths
 ``_solver.py``               from rows or statistics to coefficients, with the choice of ridge strength and temperature

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..utils._sklearn_compat import Interval, StrOptions
 from ..utils._torch_modes import standard_torch_modes
+from ._export import ExportMixin
 from ._input import device_for, dtype_for, effective_weights, validate_samples, validated_prior
 from ._kernels import KERNELS
 from ._partial_fit import PartialFitMixin
@@ -19,7 +20,7 @@ from ._solver import LINEAR_KERNELS, ProbeSolver
 _SCORINGS = ("accuracy", "neg_log_loss", "neg_mean_squared_error")
 
 
-class ClosedFormProbe(PredictMixin, PartialFitMixin, BaseEstimator):
+class ClosedFormProbe(PredictMixin, PartialFitMixin, ExportMixin, BaseEstimator):
     """Linear classifier for the features of a frozen encoder, computed in closed form or from there.
 
     Fits a ridge regression of ±1 class indicators on the features, as :class:`sklearn.linear_model.RidgeClassifier` does. Exact
