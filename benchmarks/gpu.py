@@ -7,7 +7,7 @@ At most eight minutes on one H100. No download, untrained weights, random images
 beside LGM's published step (``lgm.py``: autocast in half precision, real views encoded in each step, second order) with as many
 views, each in its own process. ``probe``: 1,281,167 rows of 768 features in 1,000 classes, as numpy arrays and as tensors of the
 GPU, beside `RidgeClassifierCV`. ``encode``: ViT-B/16, 224 px, in each precision beside timm's network under autocast. The page is
-written after each row, so that what was done stays if the run is cut off. With ``--small --device cpu`` all sections run anywhere.
+written after each row, so that what was done stays if the run is cut off. ``--small --device cpu`` runs anywhere.
 """
 
 import argparse

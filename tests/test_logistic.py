@@ -49,7 +49,7 @@ def test_float32_and_unit_norm():
     X, y, _ = _data(200, 10, 3, np.float32)
     ours = ClosedFormProbe(0.5, loss="logistic", kernel="cosine", temperature=1.0).fit(X, y)
     unit = X.astype(float) / np.linalg.norm(X.astype(float), axis=1, keepdims=True)
-    np.testing.assert_allclose(ours.predict_proba(X), _reference(0.5).fit(unit, y).predict_proba(unit), atol=2e-3)
+    np.testing.assert_allclose(ours.predict_proba(X), _reference(0.5).fit(unit, y).predict_proba(unit), atol=5e-3)
     assert ours.coef_.dtype == ours.predict_proba(X).dtype == np.float32
 
 

@@ -15,10 +15,12 @@ from torch import Tensor
 
 from ._rows import chunk_elements
 
-# Steps that are remembered, line-search halvings, and iterations, at most.
-_MEMORY, _HALVINGS, _MAX_ITERATIONS = 10, 20, 300
+# Steps that are remembered, trials of a step, and iterations, at most.
+_MEMORY, _TRIALS, _MAX_ITERATIONS = 10, 20, 300
 # Smallest p(1 − p) of the preconditioner.
 _LEAST_CURVATURE = 1e-6
+# Iterations at which the preconditioner is computed anew.
+_REFRESH = (2, 5, 20)
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,9 @@ class LogisticProblems:
         x, inverse = start, self._preconditioner(start, alpha)
         loss, gradient = self._loss(x, active, alpha)
         steps: list[tuple[Tensor, Tensor, Tensor]] = []
-        for _ in range(_MAX_ITERATIONS):
+        for iteration in range(_MAX_ITERATIONS):
+            if iteration in _REFRESH:
+                inverse = self._preconditioner(x, alpha, active)
             direction = _direction(gradient, steps, inverse)
             gain = _dot(direction, gradient)
             live = gain[:, 0, 0] / 2 > tolerance * loss
@@ -81,14 +85,17 @@ class LogisticProblems:
                 )
                 steps = [tuple(value[live] for value in step) for step in steps]  # type: ignore[misc]
             length = torch.ones_like(gain)
-            for _ in range(_HALVINGS):
+            for _ in range(_TRIALS):
                 moved = x - length * direction
                 new_loss, new_gradient = self._loss(moved, active, alpha)
                 rounding = 8 * torch.finfo(x.dtype).eps * loss.abs()
                 too_far = ~(new_loss <= loss - 1e-4 * (length * gain)[:, 0, 0] + rounding)
                 if not too_far.any():
                     break
-                length = torch.where(too_far[:, None, None], length / 2, length)
+                # The minimum of the parabola through what is known, within a tenth and a half of the step.
+                excess = (new_loss - loss)[:, None, None] + length * gain
+                shorter = torch.maximum(length / 10, torch.minimum(length / 2, gain * length.square() / (2 * excess)))
+                length = torch.where(too_far[:, None, None], shorter, length)
             s, t = moved - x, new_gradient - gradient
             product = _dot(s, t)
             steps = [*steps[1 - _MEMORY :], (s, t, torch.where(product > 0, 1 / product, 0))]
@@ -131,15 +138,15 @@ class LogisticProblems:
         gradient[:, :k].add_(distance, alpha=alpha)
         return loss + alpha / 2 * distance.square().sum((1, 2)), gradient
 
-    def _preconditioner(self, x: Tensor, alpha: float) -> Tensor:
+    def _preconditioner(self, x: Tensor, alpha: float, active: Tensor | slice = slice(None)) -> Tensor:
         """Inverse of the diagonal approximation of the Hessians, ``(J, k + 1, C)``."""
-        total = self.weights.sum(0)
+        total = self.weights[:, active].sum(0)
         curvature = x.new_zeros(len(x), x.shape[2])
         for rows in self._chunks(len(x) * x.shape[2]):
             p = torch.softmax(self._scores(rows, x), 2)
-            curvature += torch.einsum("nj,njc->jc", self.weights[rows], p.mul_(1 - p))
+            curvature += torch.einsum("nj,njc->jc", self.weights[rows][:, active], p.mul_(1 - p))
         curvature = (curvature / total[:, None]).clamp_min_(_LEAST_CURVATURE)[:, None]
-        share = (total / total.max())[:, None, None]
+        share = (total / self.weights.sum(0).max())[:, None, None]
         of_weights = 1 / (curvature * share * self.eigenvalues[:, None] + alpha)
         of_intercepts = 1 / (curvature * total[:, None, None])
         return torch.cat([of_weights, of_intercepts], 1)

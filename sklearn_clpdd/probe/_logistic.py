@@ -17,7 +17,7 @@ from torch import Tensor
 from ..utils._device import available_memory
 from ..utils._ridge import to_float64
 from ..utils._warnings import warn
-from ._calibration import best_temperature, calibrate, logits, relative_to_true_class
+from ._calibration import calibrate, logits, relative_to_true_class
 from ._lbfgs import LogisticProblems
 from ._moments import Moments
 from ._rows import Rows, chunk_elements
@@ -26,8 +26,10 @@ from ._selection import within_one_error
 N_FOLDS = 5
 # Ridge strength of the start, relative to the mean squared norm of the rows.
 _START = 0.3
+# Temperatures of the start that are tried, on this many rows.
+_START_TEMPERATURES, _START_ROWS = tuple(np.logspace(-2, 1, 13).tolist()), 1024
 # What may be left to gain, relative to the loss: while strengths are compared, and in the end, in float32 and in float64.
-_COARSE, _FINE = 5e-4, {torch.float32: 1e-5, torch.float64: 1e-10}
+_COARSE, _FINE = 5e-4, {torch.float32: 3e-5, torch.float64: 1e-10}
 # Used where folds cannot choose, because no class has two samples.
 _DEFAULT_TEMPERATURE = 1.0
 
@@ -118,8 +120,8 @@ class FoldedFit:
         toward = None if self.toward is None else self.toward.to(Z.dtype)
         return LogisticProblems(Z, self.codes, weights, self.coordinates.eigenvalues.to(Z.dtype), self.fit_intercept, toward)
 
-    def start(self) -> Tensor:
-        """The ridge solution on all samples over its temperature, ``(k + 1, C)``."""
+    def start(self, alpha: float) -> Tensor:
+        """The ridge solution on all samples over the temperature with the least loss for a strength, ``(k + 1, C)``."""
         Z, weight, eigenvalues = self.coordinates.Z, self.weight, self.coordinates.eigenvalues
         targets = torch.full((len(Z), self.n_classes), -1.0, dtype=Z.dtype, device=Z.device)
         targets.scatter_(1, self.codes[:, None], 1)
@@ -127,9 +129,14 @@ class FoldedFit:
         cross = Z.T @ (weight.to(Z.dtype)[:, None] * (targets - prior))
         penalty = _START * eigenvalues.sum() / len(Z)
         W = cross / (eigenvalues + penalty).to(Z.dtype)[:, None]
-        rows = torch.linspace(0, len(Z) - 1, min(len(Z), 4096), dtype=torch.float64).long().to(Z.device)
-        temperature = best_temperature(torch.addmm(prior, Z[rows], W), self.codes[rows])
-        return torch.cat([W, prior[None]]) / max(temperature, 0.05)
+        rows = torch.linspace(0, len(Z) - 1, min(len(Z), _START_ROWS), dtype=torch.float64).long().to(Z.device)
+        relative = relative_to_true_class(torch.addmm(prior, Z[rows], W)[:, None], self.codes[rows])[:, 0]
+        size = alpha / 2 * W.square().sum()
+        losses = [
+            weight.sum() * torch.logsumexp(relative / temperature, 1).mean() + size / temperature**2
+            for temperature in _START_TEMPERATURES
+        ]
+        return torch.cat([W, prior[None]]) / _START_TEMPERATURES[int(torch.stack(losses).argmin())]
 
     def finish(self, start: Tensor, alpha: float) -> Tensor:
         """The regression on all samples, to full precision, ``(k + 1, C)``."""
@@ -207,7 +214,7 @@ def solve_logistic(
         )
     pull = None if toward is None else coordinates.scale * coordinates.basis.T @ toward
     fit = FoldedFit(coordinates, rows.codes, rows.weight, n_classes, ends if held_out else [], fit_intercept, pull)
-    solution = fit.start()
+    solution = fit.start(strengths[len(strengths) // 2])
     if held_out:
         weight = to_float64(torch.where(is_lone, 0, rows.weight))
         path = _Path(fit, strengths, weight, temperature)
