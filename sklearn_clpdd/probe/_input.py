@@ -35,7 +35,8 @@ def validate_samples(probe, X, *labels, reset: bool = False, may_be_empty: bool 
     array = to_numpy(X)
     half = getattr(array, "dtype", None) == np.float16
     checks = {"dtype": [np.float64, np.float32, np.float16], "reset": reset, "ensure_all_finite": not half}
-    if may_be_empty and not len(array):
+    if may_be_empty and getattr(array, "shape", (1,))[0] == 0 and not sparse.issparse(array):
+        check_consistent_length(array, *y)
         return (validate_data(probe, array, ensure_min_samples=0, **checks), *y)
     if labels:
         checks["multi_output"] = True
@@ -87,13 +88,13 @@ def validated_prior(probe, n_classes: int, n_features: int, *, is_multilabel: bo
         return None
     if not probe._solver.is_linear:
         raise ValueError(f"coef_prior needs kernel='linear' or 'cosine', which have coefficients; got {probe.kernel!r}")
-    prior = np.asarray(to_numpy(probe.coef_prior), dtype=np.float64)
+    prior = np.array(to_numpy(probe.coef_prior), dtype=np.float64)
     is_binary = n_classes == 2 and not is_multilabel
     accepted = [(n_classes, n_features), *([(1, n_features)] if is_binary else [])]
     if prior.shape not in accepted:
         raise ValueError(
             f"coef_prior has the shape {prior.shape}; it has to be {' or '.join(map(str, accepted))}: one row for each of "
-            f"{n_classes} {'labels' if is_multilabel else 'classes, in their sorted order'}"
+            f"{n_classes} {'labels' if is_multilabel else 'classes, sorted (in partial_fit: all `classes`)'}"
         )
     if not np.isfinite(prior).all():
         raise ValueError(f"coef_prior has {np.count_nonzero(~np.isfinite(prior))} numbers that are NaN or infinite")
@@ -116,7 +117,9 @@ def _validated_tensor(X: Tensor) -> Tensor:
     return X
 
 
-def effective_weights(probe, sample_weight, y: np.ndarray, classes: np.ndarray, codes: np.ndarray) -> np.ndarray:
+def effective_weights(
+    probe, sample_weight, y: np.ndarray, classes: np.ndarray, codes: np.ndarray, *, are_all_classes: bool = True
+) -> np.ndarray:
     """Sample weights times class weights, ``(n,)``, float64."""
     if not len(y):
         return np.zeros(0)
@@ -124,7 +127,10 @@ def effective_weights(probe, sample_weight, y: np.ndarray, classes: np.ndarray, 
     if probe.class_weight is not None and y.ndim == 2:
         raise ValueError("class_weight is for classes, and y is an indicator matrix of several labels; use sample_weight")
     if probe.class_weight is not None:
-        by_class = compute_class_weight(probe.class_weight, classes=classes, y=y)
+        if are_all_classes:
+            by_class = compute_class_weight(probe.class_weight, classes=classes, y=y)
+        else:  # those that have weights may come later
+            by_class = np.array([probe.class_weight.get(label, 1.0) for label in classes.tolist()])
         if (by_class < 0).any():
             raise ValueError(f"class weights have to be ≥ 0; got {probe.class_weight}")
         weight = weight * by_class[codes]

@@ -16,7 +16,7 @@ from torch import Tensor
 from ._rows import chunk_elements
 
 # Steps that are remembered, trials of a step, and iterations, at most.
-_MEMORY, _TRIALS, _MAX_ITERATIONS = 10, 20, 300
+MEMORY, _TRIALS, _MAX_ITERATIONS = 10, 20, 300
 # Smallest p(1 − p) of the preconditioner.
 _LEAST_CURVATURE = 1e-6
 # Iterations at which the preconditioner is computed anew.
@@ -70,18 +70,19 @@ class LogisticProblems:
         x, inverse = start, self._preconditioner(start, alpha)
         loss, gradient = self._loss(x, active, alpha)
         steps: list[tuple[Tensor, Tensor, Tensor]] = []
+        stuck = torch.zeros_like(active, dtype=torch.bool)
         for iteration in range(_MAX_ITERATIONS):
             if iteration in _REFRESH:
                 inverse = self._preconditioner(x, alpha, active)
             direction = _direction(gradient, steps, inverse)
             gain = _dot(direction, gradient)
-            live = gain[:, 0, 0] / 2 > tolerance * loss
+            live = (gain[:, 0, 0] / 2 > tolerance * loss) & ~stuck
             if not live.all():
                 result[active[~live]] = x[~live]
                 if not live.any():
                     return result, True
-                x, gradient, direction, inverse, loss, gain, active = (
-                    value[live] for value in (x, gradient, direction, inverse, loss, gain, active)
+                x, gradient, direction, inverse, loss, gain, active, stuck = (
+                    value[live] for value in (x, gradient, direction, inverse, loss, gain, active, stuck)
                 )
                 steps = [tuple(value[live] for value in step) for step in steps]  # type: ignore[misc]
             length = torch.ones_like(gain)
@@ -94,11 +95,15 @@ class LogisticProblems:
                     break
                 # The minimum of the parabola through what is known, within a tenth and a half of the step.
                 excess = (new_loss - loss)[:, None, None] + length * gain
-                shorter = torch.maximum(length / 10, torch.minimum(length / 2, gain * length.square() / (2 * excess)))
+                best = (gain * length.square() / (2 * excess)).nan_to_num(nan=0.0)
+                shorter = torch.maximum(length / 10, torch.minimum(length / 2, best))
                 length = torch.where(too_far[:, None, None], shorter, length)
+            stuck = too_far  # rounding leaves nothing to gain
+            moved, new_gradient = (torch.where(stuck[:, None, None], *both) for both in ((x, moved), (gradient, new_gradient)))
+            new_loss = torch.where(stuck, loss, new_loss)
             s, t = moved - x, new_gradient - gradient
             product = _dot(s, t)
-            steps = [*steps[1 - _MEMORY :], (s, t, torch.where(product > 0, 1 / product, 0))]
+            steps = [*steps[1 - MEMORY :], (s, t, torch.where(product > 0, 1 / product, 0))]
             x, gradient, loss = moved, new_gradient, new_loss
         result[active] = x
         return result, False

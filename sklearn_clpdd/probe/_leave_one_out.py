@@ -108,6 +108,10 @@ class SampleSpace:
         """Intercepts for these coefficients, ``(C,)``."""
         return self._prior - (self._center @ coefficients).to(self._prior)
 
+    def prepare_leave_one_out(self) -> None:
+        """Compute what does not depend on the labels, for all copies that `with_codes` makes."""
+        self._diagonal  # noqa: B018
+
     @cached_property
     def _diagonal(self) -> Tensor:
         """Diagonal of the inverse without the direction of the intercept, times the square root of the weight, ``(n, P)``."""
@@ -299,6 +303,10 @@ class FeatureSpace:
     def intercept(self, coefficients: Tensor) -> Tensor:
         """Intercepts for these coefficients of the features, ``(C,)``."""
         return self._prior - self._mean @ coefficients
+
+    def prepare_leave_one_out(self) -> None:
+        """Compute what does not depend on the labels, for all copies that `with_codes` makes."""
+        self._leverages  # noqa: B018
 
     @cached_property
     def _leverages(self) -> Tensor:

@@ -18,6 +18,7 @@ from ..utils._device import available_memory
 from ..utils._ridge import to_float64
 from ..utils._warnings import warn
 from ._calibration import calibrate, logits, relative_to_true_class
+from ._lbfgs import MEMORY as _N_STEPS
 from ._lbfgs import LogisticProblems
 from ._moments import Moments
 from ._rows import Rows, chunk_elements
@@ -32,6 +33,13 @@ _START_TEMPERATURES, _START_ROWS = tuple(np.logspace(-2, 1, 13).tolist()), 1024
 _COARSE, _FINE = 5e-4, {torch.float32: 3e-5, torch.float64: 1e-10}
 # Used where folds cannot choose, because no class has two samples.
 _DEFAULT_TEMPERATURE = 1.0
+
+
+def logistic_memory(rows: Rows, n_classes: int, dtype: torch.dtype) -> int:
+    """Bytes that the logistic loss needs, above the features, about: coordinates, two matrices of features, and L-BFGS."""
+    n, d = len(rows), rows.X.shape[1]
+    k = min(n, d)
+    return dtype.itemsize * (n * k + 2 * _N_STEPS * (1 + N_FOLDS) * (k + 1) * n_classes) + 16 * k * d
 
 
 @dataclass
@@ -51,10 +59,10 @@ class Coordinates:
     def of(cls, rows: Rows, n_classes: int, dtype: torch.dtype, *, fit_intercept: bool) -> "Coordinates":
         """Coordinates of rows, in a given dtype; their directions are computed in float64."""
         n, d = len(rows), rows.X.shape[1]
-        needed, available = dtype.itemsize * n * min(n, d) + 16 * min(n, d) * d, available_memory(rows.device)
+        needed, available = logistic_memory(rows, n_classes, dtype), available_memory(rows.device)
         if available is not None and needed > available:
             raise MemoryError(
-                f"loss='logistic' needs {needed / 2**30:.1f} GiB for {n} samples of {d} features, and "
+                f"loss='logistic' needs {needed / 2**30:.1f} GiB for {n} samples of {d} features and {n_classes} classes, and "
                 f"{available / 2**30:.1f} GiB are free; use loss='squared', or fewer samples"
             )
         if n >= d:
@@ -75,8 +83,8 @@ class Coordinates:
         basis, eigenvalues = basis[:, varies], eigenvalues[varies]
         scale = (float(eigenvalues.sum()) / n) ** 0.5 if varies.any() else 1.0
         Z = torch.empty(n, basis.shape[1], dtype=dtype, device=rows.device)
-        for positions, chunk in rows.chunks(dtype, n_outputs=basis.shape[1]):
-            torch.mm(chunk.sub_(mean.to(dtype)).div_(scale), basis.to(dtype), out=Z[positions])
+        for positions, chunk in rows.chunks(mean.dtype, n_outputs=basis.shape[1]):  # an offset costs no precision
+            torch.mm(chunk.sub_(mean).div_(scale).to(dtype), basis.to(dtype), out=Z[positions])
         return cls(Z, basis, eigenvalues / scale**2, mean, scale)
 
 
@@ -123,10 +131,13 @@ class FoldedFit:
     def start(self, alpha: float) -> Tensor:
         """The ridge solution on all samples over the temperature with the least loss for a strength, ``(k + 1, C)``."""
         Z, weight, eigenvalues = self.coordinates.Z, self.weight, self.coordinates.eigenvalues
-        targets = torch.full((len(Z), self.n_classes), -1.0, dtype=Z.dtype, device=Z.device)
-        targets.scatter_(1, self.codes[:, None], 1)
-        prior = (weight.to(Z.dtype) @ targets / weight.sum().to(Z.dtype)) * self.fit_intercept
-        cross = Z.T @ (weight.to(Z.dtype)[:, None] * (targets - prior))
+        weight = weight.to(Z.dtype)
+        sums = Z.new_zeros(self.n_classes, Z.shape[1])
+        for rows in torch.arange(len(Z), device=Z.device).split(max(1, chunk_elements(Z.device) // max(1, Z.shape[1]))):
+            sums.index_add_(0, self.codes[rows], weight[rows, None] * Z[rows])
+        shares = Z.new_zeros(self.n_classes).index_add_(0, self.codes, weight) / weight.sum()
+        prior = (2 * shares - 1) * self.fit_intercept
+        cross = 2 * sums.T - (weight @ Z)[:, None] * (1 + prior)
         penalty = _START * eigenvalues.sum() / len(Z)
         W = cross / (eigenvalues + penalty).to(Z.dtype)[:, None]
         rows = torch.linspace(0, len(Z) - 1, min(len(Z), _START_ROWS), dtype=torch.float64).long().to(Z.device)
@@ -212,6 +223,8 @@ def solve_logistic(
             "no class has two samples, so folds can choose neither alpha nor the temperature. Using alpha="
             f"{alphas[chosen]:g} and temperature={temperature:g}; pass both as numbers to choose them yourself"
         )
+        nothing = np.full(len(alphas), np.nan)
+        attributes = {"alphas_": np.asarray(alphas), "loo_scores_": nothing, "loo_score_": np.nan}
     pull = None if toward is None else coordinates.scale * coordinates.basis.T @ toward
     fit = FoldedFit(coordinates, rows.codes, rows.weight, n_classes, ends if held_out else [], fit_intercept, pull)
     solution = fit.start(strengths[len(strengths) // 2])
@@ -223,17 +236,24 @@ def solve_logistic(
         temperature, solution = path.temperatures[chosen], path.solutions[chosen]
         attributes = {"alphas_": np.asarray(alphas), "loo_scores_": scores, "loo_score_": float(scores[chosen])}
     solution = to_float64(fit.finish(solution, strengths[chosen]))
-    coefficients = coordinates.basis @ (solution[:-1] if pull is None else solution[:-1] - pull) / coordinates.scale
+    attributes |= _in_features(solution, coordinates, toward, dtype)
+    return attributes | {"alpha_": alphas[chosen], "temperature_": temperature, "compression_": 0.0}
+
+
+def _in_features(solution: Tensor, coordinates: Coordinates, toward: Tensor | None, dtype: torch.dtype) -> dict[str, np.ndarray]:
+    """Coefficients of the features and intercepts; two classes have one column, that of their log-odds."""
+    shift = solution[:-1] if toward is None else solution[:-1] - coordinates.scale * coordinates.basis.T @ toward
+    coefficients = coordinates.basis @ shift / coordinates.scale
     # The same number for all classes changes nothing.
     coefficients = coefficients - coefficients.mean(1, keepdim=True) if toward is None else coefficients + toward
     intercept = solution[-1] - solution[-1].mean() - coordinates.mean @ coefficients
-    if n_classes == 2:
+    if solution.shape[1] == 2:
         coefficients, intercept = coefficients[:, 1:] - coefficients[:, :1], intercept[1:] - intercept[:1]
     solved = {"coef_": coefficients.T, "intercept_": intercept}
-    attributes |= {name: np.ascontiguousarray(value.to(dtype).cpu().numpy()) for name, value in solved.items()}
-    if not all(np.isfinite(attributes[name]).all() for name in solved):
+    arrays = {name: np.ascontiguousarray(value.to(dtype).cpu().numpy()) for name, value in solved.items()}
+    if not all(np.isfinite(array).all() for array in arrays.values()):
         raise ValueError(f"the coefficients overflow in {dtype}; scale the features, for example by StandardScaler")
-    return attributes | {"alpha_": alphas[chosen], "temperature_": temperature, "compression_": 0.0}
+    return arrays
 
 
 class _Path:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
@@ -66,11 +67,12 @@ class PartialFitMixin:
     def partial_fit(self, X, y, classes=None, sample_weight=None):
         """Fit incrementally on a batch of samples.
 
-        For a given `alpha`, the coefficients after the last batch equal those of one `fit` on all samples. Keeps the weighted
+        For a given `alpha`, the coefficients after the last batch equal those of one `fit` on all samples with
+        ``loss="squared"``. Keeps the weighted
         Gram matrix, means and counts in float64, about ``n_features · (n_features + n_classes)`` numbers whatever the number of
         samples is. The system is solved when a fitted attribute is first needed, with the parameters of the last batch. If
         `alpha` or the temperature is ``"loo"``, it is chosen by the leave-one-out predictions of a uniform sample of up to 2048
-        rows, which is the choice of `fit` if the stream has at most 2048 rows and no duplicates. `fit` does not keep these
+        rows, which is the choice of that `fit` if the stream has at most 2048 rows and no duplicates. `fit` does not keep these
         statistics, so after `fit` this method starts over, with a warning.
 
         Parameters
@@ -131,9 +133,9 @@ class PartialFitMixin:
             known = self.classes_ if classes is not None or not first else y[:0]
             are_all = classes is not None if first else self._stream.are_all_classes
             self.classes_ = _more_classes(known, np.unique(y), are_all)
-            validated_prior(self, len(self.classes_), X.shape[1])
+            prior = validated_prior(self, len(self.classes_), X.shape[1])
             codes = np.searchsorted(self.classes_, y)
-            weight = effective_weights(self, sample_weight, y, self.classes_, codes)
+            weight = effective_weights(self, sample_weight, y, self.classes_, codes, are_all_classes=are_all)
             rows = self._solver.rows(X, codes, weight, device_for(self, X), keep_duplicates=True)
             if after_fit:
                 warn(
@@ -147,9 +149,10 @@ class PartialFitMixin:
                 stream = self._stream.with_classes(known, self.classes_)
             if len(rows):
                 stream.add(rows, dtype_for(self, X))
+            stream.dtype = torch.promote_types(stream.dtype, dtype_for(self, X))
             self.multilabel_ = False
             self._stream = stream
-            self._stream_solver = copy.deepcopy(self._solver)
+            self._stream_solver = replace(copy.deepcopy(self._solver), coef_prior=prior)
             self._forget_solution()
         return self
 
@@ -174,8 +177,7 @@ class PartialFitMixin:
         ----------
         other : ClosedFormProbe
             Another probe that was fitted by `partial_fit`. It is not changed. Its classes are added, unless `classes` were given
-            to one of them. The result is solved with
-            the parameters of this probe.
+            to one of them. The result is solved with the parameters of this probe.
 
         Returns
         -------
@@ -187,7 +189,8 @@ class PartialFitMixin:
         NotFittedError
             If one of the probes has seen no samples.
         ValueError
-            If one of them was fitted by `fit`, or if their classes, numbers of features, kernels or class weights differ.
+            If one of them was fitted by `fit`, if their numbers of features, kernels or class weights differ, or if `classes`
+            were given to one that lack some of the other's.
         """
         for probe in (self, other):
             check_is_fitted(probe, "classes_")
@@ -207,11 +210,12 @@ class PartialFitMixin:
                     f"the probes have different classes: {self.classes_.tolist()} and {other.classes_.tolist()}; fit both "
                     "without `classes`, or with the same"
                 )
+        prior = validated_prior(self, len(classes), self.n_features_in_)
         stream = self._stream.with_classes(self.classes_, classes)
         stream.merge(other._stream.with_classes(other.classes_, classes))
         stream.are_all_classes |= other._stream.are_all_classes
         self._stream, self.classes_ = stream, classes
-        self._stream_solver = copy.deepcopy(self._solver)
+        self._stream_solver = replace(copy.deepcopy(self._solver), coef_prior=prior)
         self._forget_solution()
         return self
 
@@ -239,10 +243,8 @@ class PartialFitMixin:
         """Solve for the samples of `partial_fit`, with the parameters that were set at the last batch."""
         empty = self.classes_[(self._stream.moments.class_rows == 0).cpu().numpy()].tolist()
         if empty and self._stream.moments.n_rows:
-            warn(f"the classes {empty} were announced and have no sample yet, so that they are never predicted")
-        prior = validated_prior(self, len(self.classes_), self.n_features_in_)
-        solver = replace(self._stream_solver, coef_prior=prior)
-        self.__dict__.update(solver.solve_stream(self._stream, resolve_device(self.device)))
+            warn(f"the classes {empty} were announced and have no sample yet: all samples so far count against them")
+        self.__dict__.update(self._stream_solver.solve_stream(self._stream, resolve_device(self.device)))
 
     def _forget(self):
         """Remove the results of an earlier `fit` or `partial_fit`."""

@@ -38,7 +38,6 @@ class PredictMixin(ClassifierMixin):
     _solve_stream: Callable
     _solver: Any  # a property
 
-    @standard_torch_modes()
     def decision_function(self, X):
         """Scores of the classes.
 
@@ -57,6 +56,7 @@ class PredictMixin(ClassifierMixin):
         scores = self._scores(X)
         return in_kind(scores, X) if isinstance(scores, Tensor) else scores
 
+    @standard_torch_modes()
     def _scores(self, X) -> np.ndarray | Tensor:
         """Scores, as a tensor if ``X`` is dispatched."""
         if self._is_unsolved():

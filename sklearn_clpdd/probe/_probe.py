@@ -41,8 +41,9 @@ class ClosedFormProbe(PredictMixin, PartialFitMixin, ExportMixin, BaseEstimator)
         ``"squared"`` is the ridge classifier. ``"logistic"`` is multinomial logistic regression, the minimum of
         ``Σ log-loss + alpha / 2 · ‖coef‖²``, as :class:`sklearn.linear_model.LogisticRegression` with ``C=1 / alpha`` has it; its
         strength and temperature are chosen by the predictions of five folds, which are fitted together. ``"auto"`` is the
-        logistic loss if `alpha` is ``"loo"``, the kernel is linear, there are 20 samples a class or more on average, and neither
-        `partial_fit` nor ``scoring="neg_mean_squared_error"`` is used; otherwise it is the squared loss.
+        logistic loss if `alpha` is ``"loo"``, the kernel is linear, there are 20 different samples a class or more on average,
+        memory suffices, and neither `partial_fit` nor ``scoring="neg_mean_squared_error"`` nor `coef_prior` is used; otherwise it
+        is the squared loss.
     kernel : {"linear", "cosine", "rbf", "poly"} or callable, default="linear"
         ``"cosine"`` is linear in features scaled to unit norm. The other kernels are solved in sample space, with memory
         proportional to ``n_samples²``. A callable maps two matrices to the matrix of the kernels of their rows, as for
@@ -69,10 +70,12 @@ class ClosedFormProbe(PredictMixin, PartialFitMixin, ExportMixin, BaseEstimator)
         and 100 with the least log-loss of the held-out predictions; for the squared loss together with a compression of large
         scores (see `predict_proba`), if there are 200 samples or more.
     scoring : {"accuracy", "neg_log_loss", "neg_mean_squared_error"}, default="accuracy"
-        Leave-one-out score by which candidates for `alpha` are compared. Sample and class weights are taken into account.
+        Score of the held-out predictions (leave-one-out, or five folds for the logistic loss) by which candidates for `alpha` are
+        compared. Sample and class weights are taken into account.
     solver : {"auto", "primal", "dual"}, default="auto"
         ``"primal"`` solves an ``(n_features, n_features)`` system, ``"dual"`` an ``(n_samples, n_samples)`` one, with the same
-        result. Kernels other than ``"linear"`` and ``"cosine"`` are always solved in the dual form.
+        result. Kernels other than ``"linear"`` and ``"cosine"`` are always solved in the dual form. The logistic loss takes the
+        smaller one.
     dtype : {"float32", "float64"}, default=None
         Dtype of the coefficients and intercepts, and of intermediate results that do not need float64. ``None``: float64 for
         float64 features, float32 for float32 and float16 ones.
@@ -92,7 +95,7 @@ class ClosedFormProbe(PredictMixin, PartialFitMixin, ExportMixin, BaseEstimator)
     intercept_ : ndarray of shape (1,) or (n_classes,)
         Intercepts.
     alpha_ : float
-        Ridge strength.
+        Ridge strength; NaN before the first sample.
     loss_ : {"squared", "logistic"}
         The loss that was minimised.
     temperature_, compression_ : float
@@ -122,7 +125,12 @@ class ClosedFormProbe(PredictMixin, PartialFitMixin, ExportMixin, BaseEstimator)
         In `fit`, if there are fewer than two classes, non-finite features, or the system is singular (``alpha=0`` on collinear
         features).
     MemoryError
-        In `fit`, if a kernel matrix does not fit into memory; raised before it is allocated.
+        In `fit`, if a kernel matrix, or what the logistic loss needs, does not fit into memory; raised before it is allocated.
+
+    Warns
+    -----
+    ConvergenceWarning
+        In `fit`, if the logistic regression does not converge.
 
     Notes
     -----

@@ -17,7 +17,7 @@ from ..utils._warnings import warn
 from ._calibration import LeaveOneOutSpace, best_calibration
 from ._kernels import kernel_matrix, variance_gamma
 from ._leave_one_out import FeatureSpace, LinearSampleSpace, SampleSpace
-from ._logistic import solve_logistic
+from ._logistic import logistic_memory, solve_logistic
 from ._moments import Moments
 from ._rows import Rows, as_numpy, as_tensor, merge_duplicates
 from ._selection import choose_penalty
@@ -100,7 +100,7 @@ class ProbeSolver:
 
     def solve(self, rows: Rows, n_classes: int, dtype: torch.dtype) -> dict[str, Any]:
         """Fitted attributes of the probe for training rows."""
-        if self.loss_for(len(rows), n_classes) == "squared":
+        if self._loss_for(rows, n_classes, dtype) == "squared":
             return self._solve_squared(rows, n_classes, dtype) | {"loss_": "squared"}
         solution = solve_logistic(
             rows,
@@ -134,13 +134,11 @@ class ProbeSolver:
     def _solve_each(self, space: LeaveOneOutSpace, rows: Rows, labels: Tensor, dtype: torch.dtype) -> dict[str, Any]:
         toward = self._toward(rows.device)
         sums = space.sums(labels) if isinstance(space, FeatureSpace) else None
-        solutions, constant = [], []
+        if self.uses_leave_one_out:
+            space.prepare_leave_one_out()  # once for all labels
+        solutions = []
         for j, codes in enumerate(labels.T):
             own = None if toward is None else torch.stack([-toward[:, j], toward[:, j]], 1)
-            if codes.min() == codes.max():
-                constant.append(j)
-                solutions.append(self._constant_solution(space, int(codes[0]), own, rows, dtype))
-                continue
             if isinstance(space, FeatureSpace):
                 assert sums is not None
                 of_label: LeaveOneOutSpace = space.with_codes(codes, sums[j], own)
@@ -149,40 +147,29 @@ class ProbeSolver:
             else:
                 of_label = space.with_codes(codes)
             solutions.append(self._solve(of_label, dtype))
+        constant = (labels == labels[0]).all(0).nonzero()[:, 0].tolist()
         if constant:
             warn(
-                f"the labels {constant} are the same for all samples, so their scores are constant; remove these columns, or add "
-                "samples"
+                f"the labels {constant} are the same for all samples, so that nothing is learned of them; remove these columns, "
+                "or add samples"
             )
         return _joined(solutions)
 
-    def _constant_solution(
-        self, space: LeaveOneOutSpace, code: int, toward: Tensor | None, rows: Rows, dtype: torch.dtype
-    ) -> dict[str, Any]:
-        """Solution of a label that all samples have, or none."""
-        own = str(dtype).removeprefix("torch.")
-        solution: dict[str, Any] = {"intercept_": np.array([2.0 * code - 1], own)}
-        if self.is_linear:
-            solution["coef_"] = np.zeros((1, rows.X.shape[1]), own)
-        else:
-            solution["dual_coef_"] = np.zeros((len(rows), 1), own)
-        chosen = len(space.penalties) // 3
-        solution |= {"alpha_": float(space.penalties[chosen]), "temperature_": _DEFAULT_TEMPERATURE, "compression_": 0.0}
-        if self.uses_leave_one_out:
-            solution |= {"alphas_": np.asarray(space.penalties), "loo_scores_": np.ones(len(space.penalties)), "loo_score_": 1.0}
-        return solution
-
     def _toward(self, device: torch.device) -> Tensor | None:
         """Coefficients towards which the penalty pulls, ``(d, n_classes)``."""
-        return None if self.coef_prior is None else tensor_from_numpy(self.coef_prior.T).to(device)
+        if self.coef_prior is None:
+            return None
+        return tensor_from_numpy(self.coef_prior.T).to(torch.float32 if device.type == "mps" else torch.float64).to(device)
 
-    def loss_for(self, n_samples: int, n_classes: int) -> str:
-        """The loss that is minimised for a number of samples: ``"squared"`` or ``"logistic"``."""
+    def _loss_for(self, rows: Rows, n_classes: int, dtype: torch.dtype) -> str:
+        """The loss that is minimised: ``"squared"`` or ``"logistic"``."""
         if self.loss != "auto":
             return self.loss
         searched = self.is_linear and isinstance(self.alpha, str) and self.scoring != "neg_mean_squared_error"
-        searched = searched and self.coef_prior is None
-        return "logistic" if searched and n_samples >= _LOGISTIC_SAMPLES * n_classes else "squared"
+        if not searched or self.coef_prior is not None or len(rows) < _LOGISTIC_SAMPLES * n_classes:
+            return "squared"
+        available = available_memory(rows.device)
+        return "squared" if available is not None and logistic_memory(rows, n_classes, dtype) > available else "logistic"
 
     def _solve_squared(
         self,
@@ -191,7 +178,7 @@ class ProbeSolver:
         dtype: torch.dtype,
         solve: Callable[[LeaveOneOutSpace], dict[str, Any]] | None = None,
     ) -> dict[str, Any]:
-        """Fitted attributes of the ridge classifier; without `solver`, in the smaller space."""
+        """Fitted attributes of the ridge classifier; in the smaller space, unless `solver` names one."""
         solve = solve or partial(self._solve, dtype=dtype)
         if self.is_linear:
             smaller = "primal" if len(rows) >= rows.X.shape[1] else "dual"
