@@ -12,6 +12,7 @@ from sklearn.model_selection import PredefinedSplit, cross_val_predict
 from sklearn_clpdd import ClosedFormProbe
 from sklearn_clpdd.probe import _logistic as logistic
 from sklearn_clpdd.probe import _rows as rows
+from sklearn_clpdd.probe import _solver as solver
 
 
 def _data(n, d, n_classes, dtype=np.float64):
@@ -152,6 +153,23 @@ def test_lone_samples():
     with pytest.warns(UserWarning, match="no class has two samples"):
         probe = ClosedFormProbe(loss="logistic").fit(X[:3], ["a", "b", "c"])
     assert probe.score(X[:3], ["a", "b", "c"]) == 1
+    assert np.isnan(probe.loo_score_)
+
+
+def test_without_the_memory_for_it(monkeypatch):
+    X, y, _ = _data(200, 5, 3)
+    for module in (logistic, solver):
+        monkeypatch.setattr(module, "available_memory", lambda device: 1000)
+    assert ClosedFormProbe().fit(X, y).loss_ == "squared"
+    with pytest.raises(MemoryError, match="200 samples of 5 features and 3 classes"):
+        ClosedFormProbe(loss="logistic").fit(X, y)
+
+
+def test_an_offset_costs_no_precision():
+    X, y, _ = _data(200, 5, 3)
+    X = np.float32(X).astype(np.float64)
+    near, far = (ClosedFormProbe(loss="logistic", dtype="float32").fit(values, y) for values in (X, X + 1e8))
+    np.testing.assert_allclose(far.coef_, near.coef_, atol=1e-3 * np.abs(near.coef_).max())
 
 
 @pytest.mark.parametrize("loss", ["logistic", "auto"])

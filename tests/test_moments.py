@@ -392,3 +392,27 @@ def test_announced_classes_without_a_sample(data):
     scores = probe.decision_function(X)
     np.testing.assert_allclose(scores[:, probe.classes_ == "never"], -1)
     np.testing.assert_allclose(scores[:, probe.classes_ != "never"], ridge_probe(1.0).fit(X, y).decision_function(X), atol=1e-8)
+
+
+def test_class_weights_of_classes_that_come_later(data):
+    X, y, _ = data
+    parameters = {"class_weight": {"c": 3.0}}
+    order = np.argsort(y, kind="stable")
+    probe = ridge_probe(1.0, **parameters)
+    for rows in np.array_split(order, 3):
+        probe.partial_fit(X[rows], y[rows])
+    np.testing.assert_allclose(probe.coef_, ridge_probe(1.0, **parameters).fit(X, y).coef_, atol=1e-8)
+
+
+def test_a_prior_is_that_of_the_last_batch(data):
+    X, y, _ = data
+    prior = np.ones((len(CLASSES), X.shape[1]))
+    probe = ridge_probe(1.0, coef_prior=prior).partial_fit(X, y, classes=CLASSES)
+    wanted = ridge_probe(1.0, coef_prior=prior.copy()).fit(X, y).coef_
+    prior *= 100
+    np.testing.assert_allclose(probe.set_params(coef_prior=None, loss="logistic").coef_, wanted, atol=1e-8)
+    one = ridge_probe(1.0, coef_prior=prior[:2]).partial_fit(X[y < "c"], y[y < "c"])
+    before = one.coef_
+    with pytest.raises(ValueError, match=r"has to be \(\d, 25\)"):
+        one.merge(ridge_probe(1.0).partial_fit(X, y))
+    np.testing.assert_array_equal(one.coef_, before)

@@ -74,6 +74,11 @@ def test_labels_that_are_constant(kernel):
         probe = ClosedFormProbe(kernel=kernel).fit(X, Y)
     np.testing.assert_array_equal(probe.predict(X)[:, 1:3], Y[:, 1:3])
     assert (probe.predict_proba(X)[:, 1] < 0.01).all()
+    given = ClosedFormProbe(kernel=kernel, temperature=0.5, scoring="neg_mean_squared_error")
+    with pytest.warns(UserWarning, match="are the same"):
+        given.fit(X, Y)
+    np.testing.assert_allclose(given.temperature_, 0.5)
+    np.testing.assert_allclose(given.loo_scores_[:, 1:3], 0, atol=1e-12)
     np.testing.assert_allclose(probe.predict(X)[:, [0, 3]], ClosedFormProbe(kernel=kernel).fit(X, Y[:, [0, 3]]).predict(X))
 
 

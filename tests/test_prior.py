@@ -97,6 +97,7 @@ def test_before_the_first_sample_it_is_the_prior(n_classes):
     X, y, P, _ = _data(60, 6, n_classes)
     probe = ClosedFormProbe(coef_prior=P).partial_fit(X[:0], y[:0], classes=np.arange(n_classes))
     np.testing.assert_array_equal(probe.predict(X), (X @ P.T).argmax(axis=1))
+    np.testing.assert_array_equal(probe.to_sklearn().predict(X), probe.predict(X))
     assert np.isfinite(probe.predict_proba(X)).all()
     probe.partial_fit(X, y)
     np.testing.assert_allclose(probe.coef_, ClosedFormProbe(coef_prior=P).fit(X, y).coef_, atol=1e-8)
