@@ -32,7 +32,7 @@ def _case(kind, seed, folder):
     [
         ("pictures", "encoder._resampling.Pixels.white", None, "WRONG"),
         ("pictures", "encoder.images._decoding._strip", lambda image: 1 / 0, "WRONG"),
-        ("labels", "probe._probe.as_labels", lambda y: {}["missing"], "UNDOCUMENTED"),
+        ("labels", "probe._input.as_labels", lambda y: {}["missing"], "UNDOCUMENTED"),
     ],
 )
 def test_faults_are_found(kind, attribute, wrong, outcome, tmp_path, monkeypatch):
