@@ -68,8 +68,8 @@ def labels_or_indicators(y) -> np.ndarray:
     if matrix.dtype.kind not in "biuf" or not np.isin(matrix, (0, 1)).all():
         seen = np.unique(matrix[~np.isin(matrix, (0, 1))])[:3].tolist() if matrix.dtype.kind in "biuf" else matrix.dtype
         raise ValueError(
-            f"Unknown label type: y is a matrix of shape {matrix.shape} with {seen}, so it is no indicator matrix; pass labels of "
-            "shape (n_samples,), or 0 and 1 for each label of each sample (sklearn.preprocessing.MultiLabelBinarizer)"
+            f"Unknown label type: y is a matrix of shape {matrix.shape} with {seen}, so it is no indicator matrix; pass labels "
+            "of shape (n_samples,), or 0 and 1 for each label of each sample (sklearn.preprocessing.MultiLabelBinarizer)"
         )
     return matrix.astype(np.int64)
 
