@@ -4,9 +4,9 @@
 
 Each section writes one table to its own file: ``speed`` (generated features: time, memory, agreement with `RidgeClassifierCV`),
 ``logistic`` (the logistic loss with one strength, beside `LogisticRegression`), ``real`` (the shared sets and scikit-learn's
-digits: accuracy, log-loss, calibration), ``few`` (1 to 50 images per class, beside peers whose strength is chosen), ``small``
-(fits on distilled sets), ``stream`` (1,281,167 rows of 768 half-precision features, from disk). DIR holds the image folders of
-``real`` and ``few``; the default is ``$SKLEARN_CLPDD_DATA``.
+digits: accuracy, log-loss, calibration), ``few`` (1 to 50 images per class, beside peers whose strength is chosen), ``losses``
+(both losses with 10 to 100 images per class: from where on ``loss="auto"`` is logistic), ``small`` (fits on distilled sets), ``stream`` (1,281,167 rows of 768 half-precision features, from disk). DIR holds the image folders of
+``real``, ``few`` and ``losses``; the default is ``$SKLEARN_CLPDD_DATA``.
 
 Every estimator of ``speed``, ``logistic``, ``real`` and ``stream`` runs in its own process, one after the other, with
 ``OPENBLAS_CORETYPE`` and ``OPENBLAS_L2_SIZE`` unset, so that numpy's BLAS is at its fastest. Memory is the peak of the process
@@ -14,6 +14,7 @@ during ``fit`` minus the memory before it, without file-backed pages.
 """
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -307,6 +308,29 @@ def few(data, cache):
     return lines
 
 
+def losses(data, cache):
+    lines = [
+        "| features | images a class (draws) | accuracy in %, squared and logistic | log-loss, squared and logistic |",
+        "| --- | --- | --- | --- |",
+    ]
+    for name, shots in itertools.product(("imagenette", "cifar10", "tiny-imagenet-200"), (10, 20, 30, 50, 100)):
+        X, y, X_test, y_test = features(data, name, 224, cache)
+        classes, most = np.unique(y), np.bincount(y).max()
+        if shots > most:
+            continue
+        n_draws = 1 if shots == most else (2 if len(classes) > 100 else 5)
+        seen = []
+        for seed in range(n_draws):
+            rng = np.random.default_rng(seed)
+            rows = np.concatenate([rng.choice(np.flatnonzero(y == label), shots, replace=False) for label in classes])
+            fits = [ClosedFormProbe(loss=loss).fit(X[rows], y[rows]) for loss in ("squared", "logistic")]
+            seen.append([[100 * fit.score(X_test, y_test), log_loss(y_test, fit.predict_proba(X_test))] for fit in fits])
+        (squared, its_loss), (logistic_, other_loss) = np.mean(seen, axis=0)
+        lines.append(f"| {name} | {shots} ({n_draws}) | {squared:.1f}, {logistic_:.1f} | {its_loss:.3f}, {other_loss:.3f} |")
+        progress(lines[-1])
+    return lines
+
+
 def median_milliseconds(function, n_repeats):
     function()
     seconds = []
@@ -436,7 +460,7 @@ def progress(line):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    sections = ("speed", "logistic", "real", "few", "small", "stream")
+    sections = ("speed", "logistic", "real", "few", "losses", "small", "stream")
     parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"of {', '.join(sections)}; all by default")
     parser.add_argument("--data", default=os.environ.get("SKLEARN_CLPDD_DATA"))
     parser.add_argument("--output", type=Path)
@@ -450,7 +474,7 @@ def main():
     chosen = arguments.sections or sections
     if unknown := set(chosen) - set(sections):
         parser.error(f"no such section: {', '.join(sorted(unknown))}")
-    if not arguments.data and {"real", "few"} & set(chosen):
+    if not arguments.data and {"real", "few", "losses"} & set(chosen):
         parser.error("give --data, or set SKLEARN_CLPDD_DATA, to the folder that holds imagenette/ and cifar10/")
     header = (
         f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, scikit-learn {sklearn.__version__}, numpy "
@@ -461,6 +485,7 @@ def main():
         for section in chosen:
             lines = real(arguments.data, cache) if section == "real" else None
             lines = few(arguments.data, cache) if section == "few" else lines
+            lines = losses(arguments.data, cache) if section == "losses" else lines
             lines = lines or {"speed": speed, "logistic": logistic, "small": small, "stream": stream}[section]()
             text = "\n".join([f"{header} {section}`", "", *lines, ""])
             print(text, flush=True)

@@ -5,6 +5,8 @@ from itertools import product
 
 import numpy as np
 import pytest
+import torch
+from scipy.optimize import minimize_scalar
 from sklearn.linear_model import RidgeClassifier, RidgeClassifierCV
 from sklearn.metrics import log_loss
 
@@ -300,3 +302,22 @@ def test_features_whose_squares_overflow_are_refused(scale, dtype):
     X, codes = (np.random.default_rng(0).normal(size=(6, 9)) * scale).astype(dtype), np.arange(6) % 2
     with pytest.raises(ValueError, match="overflow"):
         ridge_probe(1.0, solver="dual").fit(X, codes)
+
+
+@pytest.mark.parametrize("n_classes", [2, 10, 200])
+@pytest.mark.parametrize("share", [0.02, 0.1, 0.4])
+@pytest.mark.parametrize("wrong", [0.005, 0.1])
+@pytest.mark.parametrize("right", [0.05, 0.2, 0.4])
+def test_temperature_is_found_from_far_away(n_classes, share, wrong, right):
+    """Newton's method alone goes round in circles for many of these: some margins are wrong, and all others right."""
+    codes, scores = np.zeros(400, int), np.full((400, n_classes), -right)
+    scores[:, 0] = 0
+    scores[: int(400 * share), 1] = wrong
+
+    def loss(log_temperature):
+        logits = scores / np.exp(log_temperature)
+        return np.mean(np.logaddexp.reduce(logits, axis=1) - logits[:, 0])
+
+    best = minimize_scalar(loss, bounds=(np.log(1e-4), np.log(100)), method="bounded", options={"xatol": 1e-6})
+    found = calibration.best_temperature(torch.from_numpy(scores), torch.from_numpy(codes))
+    np.testing.assert_allclose(loss(np.log(found)), best.fun, rtol=1e-5)

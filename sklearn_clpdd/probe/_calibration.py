@@ -187,13 +187,17 @@ def _minimize_log_loss(chunks: Callable[[], Iterable[tuple]], start: Sequence[fl
     """
     lowest, highest = 1 / _TEMPERATURES[1], 1 / _TEMPERATURES[0]
     beta = 1 / np.asarray(start, dtype=float)
+    low, high = np.full_like(beta, lowest), np.full_like(beta, highest)  # between which the minimum is
     for _ in range(50):
         derivatives = np.zeros((2, len(beta)))
         for relative, weight, columns in chunks():
             derivatives[:, columns] += _derivatives(relative, weight, beta[columns], smoothing).cpu().numpy()
         slope, curvature = derivatives
+        low, high = np.where(slope < 0, beta, low), np.where(slope > 0, beta, high)
         newton = beta - slope / np.maximum(curvature, np.finfo(float).tiny)
-        before, beta = beta, np.clip(newton, np.maximum(beta / 16, lowest), np.minimum(16 * beta, highest))
+        newton = np.clip(newton, np.maximum(beta / 16, lowest), np.minimum(16 * beta, highest))
+        # A step of Newton's method may go too far; half of what is left in the logarithm does not.
+        before, beta = beta, np.where((newton <= low) | (newton >= high), np.sqrt(low * high), newton)
         if not (np.abs(beta - before) > _TOLERANCE * before).any():  # also true for NaN, from a singular system
             break
     return (1 / beta).tolist()

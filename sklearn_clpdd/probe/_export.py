@@ -1,6 +1,6 @@
 """A fitted probe as scikit-learn's own linear model, and as an ONNX graph.
 
-skl2onnx calls the three ``onnx_`` methods of an estimator that it does not know; nothing has to be registered. It is imported
+skl2onnx calls the two ``onnx_`` methods of an estimator that it does not know; nothing has to be registered. It is imported
 only there.
 """
 
@@ -66,10 +66,6 @@ class ExportMixin:
                 f"a probe with kernel={self.kernel!r} has no coefficients of the features, which {reader} would need; use "
                 "kernel='linear' or 'cosine', or make_pipeline(Nystroem(...), ClosedFormProbe())"
             )
-
-    def onnx_parser(self):
-        """For skl2onnx: a function that names the outputs; ``None`` for a label and probabilities, as of any classifier."""
-        return None
 
     def onnx_shape_calculator(self):
         """For skl2onnx: a function that sets the types and shapes of label and probabilities."""

@@ -59,6 +59,8 @@ class SampleSpace:
     fit_intercept : bool
     """
 
+    _toward: Tensor | None = None  # of linear kernels only
+
     def __init__(self, K: Tensor, codes: Tensor, weight: Tensor, n_classes: int, penalties: Penalties, fit_intercept: bool):
         self._exact_weight, self.weight, self.dtype = weight, weight.to(K.dtype), K.dtype
         self._root = self.weight.sqrt()
@@ -83,11 +85,25 @@ class SampleSpace:
         self._inverse = RidgedInverse(K, self.penalties)
         self._set_targets(codes, n_classes)
 
-    def with_codes(self, codes: Tensor) -> "SampleSpace":
-        """The same rows and factorisation with other labels of two classes."""
-        other = copy.copy(self)
-        other._set_targets(codes, 2)
-        return other
+    def of_labels(self, labels: Tensor, toward: Tensor | None, *, leave_one_out: bool) -> Iterator["SampleSpace"]:
+        """Yield the same rows and factorisation for each of several labels, as two classes.
+
+        Parameters
+        ----------
+        labels : Tensor of shape (n, L), int64
+            1 for the rows that have a label, else 0.
+        toward : Tensor of shape (d, L) or None
+            Coefficients of each label towards which the penalty pulls.
+        leave_one_out : bool
+            Whether predictions of refits are needed; what they need and all labels share is then computed once.
+        """
+        if leave_one_out:
+            self._diagonal  # noqa: B018
+        for j, codes in enumerate(labels.T):
+            other = copy.copy(self)
+            other._toward = _of_two_classes(toward, j)
+            other._set_targets(codes, 2)
+            yield other
 
     def _set_targets(self, codes: Tensor, n_classes: int) -> None:
         weight = self._exact_weight
@@ -107,10 +123,6 @@ class SampleSpace:
     def intercept(self, coefficients: Tensor) -> Tensor:
         """Intercepts for these coefficients, ``(C,)``."""
         return self._prior - (self._center @ coefficients).to(self._prior)
-
-    def prepare_leave_one_out(self) -> None:
-        """Compute what does not depend on the labels, for all copies that `with_codes` makes."""
-        self._diagonal  # noqa: B018
 
     @cached_property
     def _diagonal(self) -> Tensor:
@@ -180,13 +192,6 @@ class LinearSampleSpace(SampleSpace):
         self._toward = toward
         super().__init__(symmetric(K), rows.codes, weight, n_classes, penalties, fit_intercept)
 
-    def with_codes(self, codes: Tensor, toward: Tensor | None = None) -> "LinearSampleSpace":
-        """The same rows and factorisation with other labels of two classes, and other coefficients to be pulled to."""
-        other = copy.copy(self)
-        other._toward = toward
-        other._set_targets(codes, 2)
-        return other
-
     def _set_targets(self, codes: Tensor, n_classes: int) -> None:
         super()._set_targets(codes, n_classes)
         if self._toward is not None:
@@ -209,6 +214,11 @@ def _weighted_mean(Z: Tensor, weight: Tensor) -> Tensor:
     for start in range(0, len(Z), step):
         total += weight[start : start + step] @ Z[start : start + step].to(weight)
     return total / weight.sum()
+
+
+def _of_two_classes(toward: Tensor | None, label: int) -> Tensor | None:
+    """Coefficients of one label, opposite for those that do not have it, ``(d, 2)``."""
+    return None if toward is None else torch.stack([-toward[:, label], toward[:, label]], 1)
 
 
 class FeatureSpace:
@@ -250,7 +260,7 @@ class FeatureSpace:
         self.penalties = penalties((trace / moments.n_rows).item())
         self._inverse = RidgedInverse(gram, self.penalties)
         self._cross, self._toward = cross, None if toward is None else toward.to(cross)
-        self._fit_intercept, self._row_mean = fit_intercept, moments.mean
+        self._fit_intercept, self._row_mean, self._varies = fit_intercept, moments.mean, varies
         self._mean = moments.mean if fit_intercept else torch.zeros_like(moments.mean)
         shares = moments.class_weights / moments.weight
         self._prior = 2 * shares - 1 if fit_intercept else torch.zeros_like(shares)
@@ -259,34 +269,25 @@ class FeatureSpace:
         safe = mean_square <= _FLOAT32_RANGE * self._inverse.smallest
         self.dtype = dtype if safe else gram.dtype
 
-    def with_codes(self, codes: Tensor, sums: Tensor, toward: Tensor | None = None) -> "FeatureSpace":
-        """The same rows and factorisation with other labels of two classes, and other coefficients to be pulled to.
-
-        Parameters
-        ----------
-        codes : Tensor of shape (n,), int64
-        sums : Tensor of shape (d,)
-            Weighted sum of the rows of class 1, about the mean if there is an intercept.
-        toward : Tensor of shape (d, 2), default=None
-        """
-        other = copy.copy(self)
-        other._toward = None if toward is None else toward.to(self._cross)
-        other.codes, other._rows = codes, replace(self._rows, codes=codes)
-        other.class_rows = torch.bincount(codes, minlength=2)
-        positive, total = self.weight @ codes.to(self.weight), self.weight.sum()
-        column = 2 * sums - (0 if self._fit_intercept else total * self._row_mean)
-        other._cross = torch.stack([-column, column], 1)
-        share = 2 * positive / total - 1
-        other._prior = torch.stack([-share, share]) * self._fit_intercept
-        return other
-
-    def sums(self, labels: Tensor) -> Tensor:
-        """Weighted sums of the rows that have each of several labels ``(n, L)``, about the mean, ``(L, d)``."""
-        total = self._mean.new_zeros(labels.shape[1], len(self._mean))
+    def of_labels(self, labels: Tensor, toward: Tensor | None, *, leave_one_out: bool) -> Iterator["FeatureSpace"]:
+        """Yield the same rows and factorisation for each of several labels, as `SampleSpace` does."""
+        if leave_one_out:
+            self._leverages  # noqa: B018
+        weight = self.weight.to(self._mean.dtype)
+        sums, total = self._mean.new_zeros(labels.shape[1], len(self._mean)), weight.sum()
         for positions, chunk in self._rows.chunks(self._mean.dtype, n_outputs=labels.shape[1]):
-            own = labels[positions].to(chunk.dtype).mul_(self.weight[positions, None].to(chunk.dtype))
-            total.addmm_(own.T, chunk.sub_(self._mean))
-        return total
+            sums.addmm_((labels[positions] * weight[positions, None]).T, chunk.sub_(self._mean))
+        columns = (2 * sums - (0 if self._fit_intercept else total * self._row_mean)) * self._varies
+        for j, codes in enumerate(labels.T):
+            other = copy.copy(self)
+            other.codes, other._rows = codes, replace(self._rows, codes=codes)
+            other.class_rows = torch.bincount(codes, minlength=2)
+            other._cross = torch.stack([-columns[j], columns[j]], 1)
+            pulled = _of_two_classes(toward, j)
+            other._toward = None if pulled is None else pulled.to(self._cross)
+            share = (2 * (weight @ codes.to(weight)) / total - 1) * self._fit_intercept
+            other._prior = torch.stack([-share, share])
+            yield other
 
     def _weights(self, candidates: Candidates) -> Tensor:
         """Coefficients for some penalties, ``(d, P', C)``."""
@@ -303,10 +304,6 @@ class FeatureSpace:
     def intercept(self, coefficients: Tensor) -> Tensor:
         """Intercepts for these coefficients of the features, ``(C,)``."""
         return self._prior - self._mean @ coefficients
-
-    def prepare_leave_one_out(self) -> None:
-        """Compute what does not depend on the labels, for all copies that `with_codes` makes."""
-        self._leverages  # noqa: B018
 
     @cached_property
     def _leverages(self) -> Tensor:

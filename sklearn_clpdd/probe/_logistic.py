@@ -101,6 +101,8 @@ class FoldedFit:
     fold_ends : sequence of int
         Ends of the folds; empty if there are none.
     fit_intercept : bool
+    toward : Tensor of shape (k, n_classes), default=None
+        Weights towards which the penalty pulls; ``None``: zero.
     """
 
     coordinates: Coordinates
@@ -109,7 +111,7 @@ class FoldedFit:
     n_classes: int
     fold_ends: Sequence[int]
     fit_intercept: bool
-    toward: Tensor | None = None  # (k, C)
+    toward: Tensor | None = None
 
     @property
     def _folds(self) -> list[slice]:
@@ -236,13 +238,13 @@ def solve_logistic(
         temperature, solution = path.temperatures[chosen], path.solutions[chosen]
         attributes = {"alphas_": np.asarray(alphas), "loo_scores_": scores, "loo_score_": float(scores[chosen])}
     solution = to_float64(fit.finish(solution, strengths[chosen]))
-    attributes |= _in_features(solution, coordinates, toward, dtype)
+    attributes |= _in_features(solution, fit, toward, dtype)
     return attributes | {"alpha_": alphas[chosen], "temperature_": temperature, "compression_": 0.0}
 
 
-def _in_features(solution: Tensor, coordinates: Coordinates, toward: Tensor | None, dtype: torch.dtype) -> dict[str, np.ndarray]:
+def _in_features(solution: Tensor, fit: FoldedFit, toward: Tensor | None, dtype: torch.dtype) -> dict[str, np.ndarray]:
     """Coefficients of the features and intercepts; two classes have one column, that of their log-odds."""
-    shift = solution[:-1] if toward is None else solution[:-1] - coordinates.scale * coordinates.basis.T @ toward
+    coordinates, shift = fit.coordinates, solution[:-1] if fit.toward is None else solution[:-1] - fit.toward
     coefficients = coordinates.basis @ shift / coordinates.scale
     # The same number for all classes changes nothing.
     coefficients = coefficients - coefficients.mean(1, keepdim=True) if toward is None else coefficients + toward

@@ -68,12 +68,11 @@ class PartialFitMixin:
         """Fit incrementally on a batch of samples.
 
         For a given `alpha`, the coefficients after the last batch equal those of one `fit` on all samples with
-        ``loss="squared"``. Keeps the weighted
-        Gram matrix, means and counts in float64, about ``n_features · (n_features + n_classes)`` numbers whatever the number of
-        samples is. The system is solved when a fitted attribute is first needed, with the parameters of the last batch. If
-        `alpha` or the temperature is ``"loo"``, it is chosen by the leave-one-out predictions of a uniform sample of up to 2048
-        rows, which is the choice of that `fit` if the stream has at most 2048 rows and no duplicates. `fit` does not keep these
-        statistics, so after `fit` this method starts over, with a warning.
+        ``loss="squared"``. Keeps the weighted Gram matrix, means and counts in float64, about ``n_features · (n_features +
+        n_classes)`` numbers whatever the number of samples is. The system is solved when a fitted attribute is first needed,
+        with the parameters of the last batch. If `alpha` or the temperature is ``"loo"``, it is chosen by the leave-one-out
+        predictions of a uniform sample of up to 2048 rows, which is the choice of that `fit` if the stream has at most 2048
+        rows and no duplicates. `fit` does not keep these statistics, so after `fit` this method starts over, with a warning.
 
         Parameters
         ----------
@@ -202,9 +201,8 @@ class PartialFitMixin:
                 )
         for probe in (self, other):
             probe._check_stream()
-        classes = self.classes_
-        for probe, more in ((self, other.classes_), (other, self.classes_)):
-            classes = _more_classes(classes, more, are_all=False)
+        classes = _more_classes(self.classes_, other.classes_, are_all=False)
+        for probe in (self, other):
             if probe._stream.are_all_classes and len(classes) > len(probe.classes_):
                 raise ValueError(
                     f"the probes have different classes: {self.classes_.tolist()} and {other.classes_.tolist()}; fit both "

@@ -127,26 +127,12 @@ class ProbeSolver:
         """
         one_class = replace(rows, codes=torch.zeros_like(rows.codes))
         unpulled = replace(self, coef_prior=None)
-        return unpulled._solve_squared(one_class, 2, dtype, lambda space: self._solve_each(space, rows, labels, dtype)) | {
-            "loss_": "squared"
-        }
+        solution = unpulled._solve_squared(one_class, 2, dtype, lambda space: self._solve_each(space, labels, dtype))
+        return solution | {"loss_": "squared"}
 
-    def _solve_each(self, space: LeaveOneOutSpace, rows: Rows, labels: Tensor, dtype: torch.dtype) -> dict[str, Any]:
-        toward = self._toward(rows.device)
-        sums = space.sums(labels) if isinstance(space, FeatureSpace) else None
-        if self.uses_leave_one_out:
-            space.prepare_leave_one_out()  # once for all labels
-        solutions = []
-        for j, codes in enumerate(labels.T):
-            own = None if toward is None else torch.stack([-toward[:, j], toward[:, j]], 1)
-            if isinstance(space, FeatureSpace):
-                assert sums is not None
-                of_label: LeaveOneOutSpace = space.with_codes(codes, sums[j], own)
-            elif isinstance(space, LinearSampleSpace):
-                of_label = space.with_codes(codes, own)
-            else:
-                of_label = space.with_codes(codes)
-            solutions.append(self._solve(of_label, dtype))
+    def _solve_each(self, space: LeaveOneOutSpace, labels: Tensor, dtype: torch.dtype) -> dict[str, Any]:
+        spaces = space.of_labels(labels, self._toward(labels.device), leave_one_out=self.uses_leave_one_out)
+        solutions = [self._solve(of_label, dtype) for of_label in spaces]
         constant = (labels == labels[0]).all(0).nonzero()[:, 0].tolist()
         if constant:
             warn(

@@ -12,7 +12,7 @@ def dispatched_tensor(X) -> Tensor | None:
     """``X`` as a tensor that shares its memory, on its device, if scikit-learn dispatches arrays like it; otherwise ``None``.
 
     The dispatch is switched on by ``sklearn.set_config(array_api_dispatch=True)``. Arrays of other libraries than torch are taken
-    through DLPack. numpy's arrays and bfloat16 tensors, which are converted to float32, are no exception to the rules for arrays.
+    through DLPack, bfloat16 is converted to float32, and numpy's arrays are none of these.
     """
     if not get_config()["array_api_dispatch"]:
         return None
