@@ -5,8 +5,9 @@
 Each section writes one table to its own file: ``speed`` (generated features: time, memory, agreement with `RidgeClassifierCV`),
 ``logistic`` (the logistic loss with one strength, beside `LogisticRegression`), ``real`` (the shared sets and scikit-learn's
 digits: accuracy, log-loss, calibration), ``few`` (1 to 50 images per class, beside peers whose strength is chosen), ``losses``
-(both losses with 10 to 100 images per class: from where on ``loss="auto"`` is logistic), ``small`` (fits on distilled sets), ``stream`` (1,281,167 rows of 768 half-precision features, from disk). DIR holds the image folders of
-``real``, ``few`` and ``losses``; the default is ``$SKLEARN_CLPDD_DATA``.
+(both losses with 10 to 100 images per class: from where on ``loss="auto"`` is logistic), ``small`` (fits on distilled sets),
+``stream`` (1,281,167 rows of 768 half-precision features, from disk). DIR holds the image folders of ``real``, ``few`` and
+``losses``; the default is ``$SKLEARN_CLPDD_DATA``.
 
 Every estimator of ``speed``, ``logistic``, ``real`` and ``stream`` runs in its own process, one after the other, with
 ``OPENBLAS_CORETYPE`` and ``OPENBLAS_L2_SIZE`` unset, so that numpy's BLAS is at its fastest. Memory is the peak of the process
