@@ -13,6 +13,7 @@ from sklearn_clpdd import CLPDistiller, FrozenEncoder
 from sklearn_clpdd.encoder import _precision as precision
 from sklearn_clpdd.encoder._precision import Precisions, cosines, photo_crops, with_weights_of
 from sklearn_clpdd.encoder._preprocessing import Preprocessing
+from sklearn_clpdd.utils import _device as device
 
 CPU = torch.device("cpu")
 SMALL = Preprocessing(16)
@@ -84,11 +85,12 @@ def cpu(monkeypatch):
         clock[0] += seconds[one.dtype]
 
     monkeypatch.setattr(torch, "mm", multiply)
-    monkeypatch.setattr(precision.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(precision, "has_fast_bfloat16", device.has_fast_bfloat16)
+    monkeypatch.setattr(device.time, "perf_counter", lambda: clock[0])
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: about, raising=False)
-    precision._has_fast_bfloat16.cache_clear()
+    device.has_fast_bfloat16.cache_clear()
     yield seconds, about
-    precision._has_fast_bfloat16.cache_clear()
+    device.has_fast_bfloat16.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -184,7 +186,7 @@ def test_gradients_in_float16_are_scaled(monkeypatch):
 def test_features_that_overflow_float16_are_computed_in_float32():
     module = network()
     module[4].weight.data *= 1e6
-    extractor = FrozenEncoder(module, image_size=16, l2_normalize=False).load()
+    extractor = FrozenEncoder(module, image_size=16, l2_normalize=False, dtype="float32").load()
     half = replace(extractor, dtype="float16")
     images = photo_crops(SMALL, 3)
     assert np.isfinite(half._features(images)).all()

@@ -8,9 +8,8 @@ so that autocast need not convert them in each pass.
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import cache, partial
+from functools import partial
 from threading import RLock
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from sklearn.datasets import load_sample_images
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from ..utils._device import has_fast_bfloat16
 from ..utils._torch_modes import float32_products, standard_torch_modes
 from ._copying import copy_module
 from ._folding import SameConv2d
@@ -68,24 +68,9 @@ def candidates(device: torch.device) -> list[str]:
     if device.type == "cuda":
         generation = torch.cuda.get_device_capability(device)[0]
         return [*(["tf32", "bfloat16"] if generation >= 8 else []), *(["float16"] if generation >= 7 else [])]
-    if device.type == "cpu" and _has_fast_bfloat16(torch.get_num_threads()):
+    if device.type == "cpu" and has_fast_bfloat16(torch.get_num_threads()):
         return ["bfloat16"]
     return []
-
-
-@cache
-def _has_fast_bfloat16(n_threads: int) -> bool:
-    """Whether this CPU multiplies bfloat16 matrices faster than float32 ones; without such instructions it takes far longer."""
-    about: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # since torch 2.10
-    if about.get("architecture") == "x86_64" and not (about.get("avx512_bf16") or about.get("amx_bf16")):
-        return False
-    one = torch.ones(192, 192, dtype=torch.float32, device="cpu")
-    seconds: dict[torch.dtype, list[float]] = {}
-    for matrix in [one] * 10 + [one, one.bfloat16()] * 5:  # the first ones may wait for threads
-        begin = time.perf_counter()
-        torch.mm(matrix, matrix)
-        seconds.setdefault(matrix.dtype, []).append(time.perf_counter() - begin)
-    return min(seconds[torch.bfloat16]) < _WORTHWHILE * min(seconds[torch.float32])
 
 
 class Precisions:

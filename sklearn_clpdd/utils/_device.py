@@ -1,8 +1,11 @@
-"""Device names and available memory."""
+"""Device names, available memory, and the precision that a CPU is fast in."""
 
 import os
+import time
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -10,6 +13,8 @@ from ._ranks import is_launched
 
 # Where Linux says how much memory there is, and how much a process and its control groups may use.
 _MEMINFO, _CGROUPS, _OWN_CGROUPS = Path("/proc/meminfo"), Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+# Share of the time of float32 below which bfloat16 counts as faster.
+_FASTER = 0.9
 
 
 def resolve_device(device) -> torch.device:
@@ -109,3 +114,18 @@ def _available_in_cgroups() -> Iterator[int]:
                 continue
             if most != "max":
                 yield max(0, int(most) - int(used) + int(statistics.get(cache, 0)))
+
+
+@cache
+def has_fast_bfloat16(n_threads: int) -> bool:
+    """Whether this CPU multiplies bfloat16 matrices faster than float32 ones; without such instructions it takes far longer."""
+    about: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # since torch 2.10
+    if about.get("architecture") == "x86_64" and not (about.get("avx512_bf16") or about.get("amx_bf16")):
+        return False
+    one = torch.ones(192, 192, dtype=torch.float32, device="cpu")
+    seconds: dict[torch.dtype, list[float]] = {}
+    for matrix in [one] * 10 + [one, one.bfloat16()] * 5:  # the first ones may wait for threads
+        begin = time.perf_counter()
+        torch.mm(matrix, matrix)
+        seconds.setdefault(matrix.dtype, []).append(time.perf_counter() - begin)
+    return min(seconds[torch.bfloat16]) < _FASTER * min(seconds[torch.float32])
