@@ -5,6 +5,7 @@ import pytest
 import torch
 from networks import tiny_encoder
 
+from sklearn_clpdd.encoder import _precision as precision
 from sklearn_clpdd.encoder._extractor import FeatureExtractor
 
 # No test may need the internet.
@@ -12,6 +13,12 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 # Under `pytest -n`, each process computes with its share of the cores.
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])))
+
+
+@pytest.fixture(autouse=True)
+def no_bfloat16_by_itself(monkeypatch):
+    """``dtype="auto"`` is float32 on every CPU, so that results are the same on all machines."""
+    monkeypatch.setattr(precision, "has_fast_bfloat16", lambda n_threads: False)
 
 
 @pytest.fixture

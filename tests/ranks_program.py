@@ -32,7 +32,7 @@ def images(n=150):
 
 
 def encoder(**parameters):
-    return FrozenEncoder(network(), image_size=20, batch_size=16, device="cpu", **parameters)
+    return FrozenEncoder(network(), image_size=20, batch_size=16, device="cpu", **{"dtype": "float32", **parameters})
 
 
 def distiller(kind=CLPDistiller, **parameters):

@@ -419,7 +419,7 @@ def test_a_stream_is_read_by_its_own_thread_and_not_far_ahead(encoder, wanted, c
     blocks = encoder.iter_transform(rows(), batch_size=2)
     assert not taken
     for i, block in enumerate(blocks):
-        np.testing.assert_array_equal(block, wanted[2 * i : 2 * i + 2])
+        np.testing.assert_allclose(block, wanted[2 * i : 2 * i + 2], atol=1e-6)
         assert len(taken) <= 2 * (i + 2)
     assert set(taken) == {threading.current_thread()}
 

@@ -87,7 +87,7 @@ class Pixels(Parametrization):
         return [(0.1 * _normal(self.shape, generator, device, dtype)).requires_grad_()]
 
     def decode(self, theta):
-        return torch.sigmoid(theta[0])
+        return _sigmoid(theta[0])
 
     def set_samples(self, samples):
         with torch.no_grad():
@@ -118,7 +118,7 @@ class Pyramid(Parametrization):
 
     def decode(self, theta):
         image = self._sum(theta[: self.stage])
-        return torch.sigmoid((self._color @ image.flatten(2)).view_as(image))
+        return _sigmoid((self._color @ image.flatten(2)).view_as(image))
 
     def _sum(self, levels: list[Tensor]) -> Tensor:
         """Sum of the levels at full size, each upsampled from level to level."""
@@ -186,3 +186,8 @@ def _resize(image: Tensor, shape) -> Tensor:
 
 
 PARAMETRIZATIONS: dict[str, type[Parametrization]] = {"pixels": Pixels, "pyramid": Pyramid}
+
+
+def _sigmoid(x: Tensor) -> Tensor:
+    """The sigmoid; that of torch rounds the last elements of a tensor otherwise, so that a part of the images would differ."""
+    return 0.5 + 0.5 * torch.tanh(0.5 * x)
