@@ -244,6 +244,17 @@ def test_single_precision_is_enough_or_not_used(m, alpha):
 
 
 @pytest.mark.parametrize("kind", PARAMETRIZATIONS)
+@pytest.mark.parametrize("size", [7, 12, 20])
+def test_some_images_are_decoded_as_all_of_them(kind, size):
+    """To the last bit, whatever a CPU does with the last elements of a tensor: processes decode some of the images each."""
+    whole = PARAMETRIZATIONS[kind]((40, 3, size, size), generator())
+    decoded = whole.decode(whole.parameters)
+    for first in range(0, 40, 5):
+        part = whole.decode([theta[first : first + 5] for theta in whole.parameters])
+        assert torch.equal(part, decoded[first : first + 5])
+
+
+@pytest.mark.parametrize("kind", PARAMETRIZATIONS)
 @pytest.mark.parametrize(("size", "kept"), [(1, 1), (2, 1), (2, 99), (3, 2), (4, 1), (7, 99), (12, 1), (15, 1)])
 def test_two_passes_give_the_gradient_of_one(module, kind, size, kept):
     """Chunks of whole images, or of some views of one image, have the gradient of one graph over everything."""
