@@ -7,6 +7,7 @@ from networks import tiny_encoder
 
 from sklearn_clpdd.encoder import _precision as precision
 from sklearn_clpdd.encoder._extractor import FeatureExtractor
+from sklearn_clpdd.probe import _logistic as logistic
 
 # No test may need the internet.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -16,9 +17,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 
 @pytest.fixture(autouse=True)
-def no_bfloat16_by_itself(monkeypatch):
-    """``dtype="auto"`` is float32 on every CPU, so that results are the same on all machines."""
-    monkeypatch.setattr(precision, "has_fast_bfloat16", lambda n_threads: False)
+def no_fast_bfloat16(monkeypatch):
+    """In this process no CPU is fast in bfloat16, so that the same code computes on all machines."""
+    for module in (precision, logistic):
+        monkeypatch.setattr(module, "has_fast_bfloat16", lambda n_threads: False)
 
 
 @pytest.fixture

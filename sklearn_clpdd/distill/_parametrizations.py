@@ -175,6 +175,15 @@ def _normal(shape, generator, device, dtype) -> Tensor:
     return torch.randn(shape, generator=generator, dtype=dtype, device="cpu").to(device)
 
 
+def _sigmoid(x: Tensor) -> Tensor:
+    """Sigmoid whose rounding does not depend on where a number is in a tensor.
+
+    ``torch.sigmoid`` computes the last numbers of a tensor by another routine, so that some of the images would differ from the
+    same images among all in the last bit.
+    """
+    return 0.5 + 0.5 * torch.tanh(0.5 * x)
+
+
 def _logit(samples: Tensor) -> Tensor:
     return torch.logit(samples, eps=_MARGIN)
 
@@ -186,8 +195,3 @@ def _resize(image: Tensor, shape) -> Tensor:
 
 
 PARAMETRIZATIONS: dict[str, type[Parametrization]] = {"pixels": Pixels, "pyramid": Pyramid}
-
-
-def _sigmoid(x: Tensor) -> Tensor:
-    """The sigmoid; that of torch rounds the last elements of a tensor otherwise, so that a part of the images would differ."""
-    return 0.5 + 0.5 * torch.tanh(0.5 * x)

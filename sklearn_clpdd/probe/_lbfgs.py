@@ -24,13 +24,26 @@ MEMORY, _TRIALS, _MAX_ITERATIONS = 10, 20, 300
 _LEAST_CURVATURE = 1e-6
 # Iterations after which the preconditioner is computed anew.
 _REFRESH = (2, 5, 20)
-# What may be left to gain, relative to the loss, with rows in bfloat16; a quarter of it is noise.
-_ROUGH = 1e-3
-# The first step's length is chosen from these, on a part of the rows, and not less than so many.
-_LENGTHS, _PART, _LEAST_ROWS = tuple(2.0 ** (-i / 2) for i in range(-2, 13)), 1 / 16, 256
+# What may be left to gain, relative to the loss, with rows in bfloat16, and after how many steps the full precision takes over.
+# The loss may rise by a quarter of it in a step, by rounding.
+ROUGH, _MAX_ROUGH = 1e-3, 30
+# The first step's length is chosen from these, on this share of the rows, but on this many at least, if there are.
+_LENGTHS, _SHARE, _LEAST_ROWS = tuple(2.0 ** (-i / 2) for i in range(-2, 13)), 1 / 16, 256
+# A regression whose loss no longer falls has converged if what it could gain is at most this share of its loss.
+_STUCK = 1e-2
 
 # Differences of weights and of gradients, and one over their inner products.
 _Step = tuple[Tensor, Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class _Point:
+    """Weights ``(J, k + 1, C)``, their losses ``(J,)`` and gradients, and the preconditioner."""
+
+    x: Tensor
+    loss: Tensor
+    gradient: Tensor
+    preconditioner: Tensor
 
 
 @dataclass(frozen=True)
@@ -51,7 +64,7 @@ class LogisticProblems:
     toward : Tensor of shape (k, C), default=None
         Weights towards which the penalty pulls; ``None``: zero.
     rough : Tensor of shape (n, k), bfloat16, default=None
-        ``Z`` for the first steps; ``None``: ``Z`` itself.
+        ``Z`` for the first steps, and for all where the tolerance is not below `ROUGH`; ``None``: ``Z`` itself.
     """
 
     Z: Tensor
@@ -84,41 +97,53 @@ class LogisticProblems:
             point = self._evaluate(start, alpha, self.Z)
         else:
             point = self._evaluate(start, alpha, self.rough)
-            point, converged = self._descend(point, steps, alpha, max(tolerance, _ROUGH), self.rough)
-            if tolerance >= _ROUGH:
-                return point.x, converged
-            point = self._evaluate(point.x, alpha, self.Z, point.inverse)
-        point, converged = self._descend(point, steps, alpha, tolerance, self.Z)
+            point, converged = self._descend(point, steps, alpha, max(tolerance, ROUGH), self.rough, _MAX_ROUGH)
+            if converged and tolerance >= ROUGH:
+                return point.x, True
+            point = self._evaluate(point.x, alpha, self.Z, point.preconditioner)
+        point, converged = self._descend(point, steps, alpha, tolerance, self.Z, _MAX_ITERATIONS)
         return point.x, converged
 
     def _descend(
-        self, point: "_Point", steps: "deque[_Step]", alpha: float, tolerance: float, Z: Tensor
-    ) -> "tuple[_Point, bool]":
-        """Go down from a point; those regressions that are at their end stay where they are."""
+        self, point: _Point, steps: deque[_Step], alpha: float, tolerance: float, Z: Tensor, max_iterations: int
+    ) -> tuple[_Point, bool]:
+        """Go on from a point, by one step at least; regressions that have ended stay where they are.
+
+        Returns
+        -------
+        point : _Point
+        converged : bool
+            Whether all have ended at the tolerance, or, close to it, because of rounding.
+        """
         live = torch.ones_like(point.loss, dtype=torch.bool)
-        for iteration in range(1, _MAX_ITERATIONS + 1):
-            direction = _direction(point.gradient, steps, point.inverse)
+        failed, left = torch.zeros_like(live), torch.zeros_like(point.loss)
+        tiny = torch.finfo(point.loss.dtype).tiny
+        rounding = torch.finfo(point.loss.dtype).eps * self.weights.sum(0)  # that of the losses of samples
+        for iteration in range(1, max_iterations + 1):
+            direction = _direction(point.gradient, steps, point.preconditioner)
             gain = _dot(direction, point.gradient)
-            live &= gain[:, 0, 0] / 2 > tolerance * point.loss
+            left = torch.where(live, (gain[:, 0, 0] / 2 - rounding).clamp_min(0) / point.loss.clamp_min(tiny), left)
+            live &= (left > (tolerance if steps else 0)) & ~failed
             if not live.any():
-                return point, True
+                return point, bool((left <= torch.where(failed, _STUCK, tolerance)).all())
+            direction, gain = (torch.where(live[:, None, None], value, 0) for value in (direction, gain))
             length = torch.ones_like(gain) if steps else self._first_length(point.x, direction, alpha)
-            length = length * live[:, None, None]
             new, stuck = self._search(point, direction, gain, length, alpha, Z, refresh=iteration in _REFRESH)
-            live &= ~stuck
+            failed |= stuck
             s, t = new.x - point.x, new.gradient - point.gradient
             product = _dot(s, t)
-            steps.append((s, t, torch.where(product > 0, 1 / product, 0)))
+            steps.append((s, t, torch.where(product > tiny, 1 / product, 0)))
             point = new
         return point, False
 
     def _search(
-        self, point: "_Point", direction: Tensor, gain: Tensor, length: Tensor, alpha: float, Z: Tensor, *, refresh: bool
-    ) -> "tuple[_Point, Tensor]":
-        """The next point, with steps of at most some length, and which regressions cannot go on, because of rounding."""
-        noise = (_ROUGH / 4 if Z is self.rough else 8 * torch.finfo(point.x.dtype).eps) * point.loss.abs()
+        self, point: _Point, direction: Tensor, gain: Tensor, length: Tensor, alpha: float, Z: Tensor, *, refresh: bool
+    ) -> tuple[_Point, Tensor]:
+        """The next point, with steps of at most some length, and for which regressions no step lowers the loss."""
+        is_rough = Z.dtype != point.x.dtype
+        noise = (ROUGH / 4 if is_rough else 8 * torch.finfo(point.x.dtype).eps) * point.loss.abs()
         for _ in range(_TRIALS):
-            new = self._evaluate(point.x - length * direction, alpha, Z, None if refresh else point.inverse)
+            new = self._evaluate(point.x - length * direction, alpha, Z, None if refresh else point.preconditioner)
             too_far = ~(new.loss <= point.loss - 1e-4 * (length * gain)[:, 0, 0] + noise)
             if not too_far.any():
                 break
@@ -127,14 +152,16 @@ class LogisticProblems:
             best = (gain * length.square() / (2 * excess)).nan_to_num(nan=0.0)
             shorter = torch.maximum(length / 10, torch.minimum(length / 2, best))
             length = torch.where(too_far[:, None, None], shorter, length)
-        x, gradient = (torch.where(too_far[:, None, None], *both) for both in ((point.x, new.x), (point.gradient, new.gradient)))
-        loss = torch.where(too_far, point.loss, new.loss)
-        return _Point(x, loss, gradient, new.inverse), too_far
+        x, gradient, preconditioner = (
+            torch.where(too_far[:, None, None], getattr(point, name), getattr(new, name))
+            for name in ("x", "gradient", "preconditioner")
+        )
+        return _Point(x, torch.where(too_far, point.loss, new.loss), gradient, preconditioner), too_far
 
     def _first_length(self, x: Tensor, direction: Tensor, alpha: float) -> Tensor:
         """Length of the first step, whose direction knows no curvature but the preconditioner's, ``(J, 1, 1)``."""
-        n = len(self.Z)
-        size = min(n, max(_LEAST_ROWS, int(_PART * n)))
+        n, most = len(self.Z), chunk_elements(self.Z.device) // (x.shape[0] * x.shape[2])
+        size = min(n, max(_LEAST_ROWS, min(most, int(_SHARE * n))))
         rows = torch.linspace(0, n - 1, size, dtype=torch.float64).long().to(self.Z.device)
         weight = self.weights[rows]
         scale = self.weights.sum(0) / weight.sum(0)
@@ -148,8 +175,10 @@ class LogisticProblems:
             scale * (weight * torch.logsumexp(scores - t * change, 2)).sum(0) + alpha * (t * t / 2 * square - t * slope)
             for t in _LENGTHS
         ]
-        best = torch.stack(losses).nan_to_num(nan=torch.inf).argmin(0)
-        return x.new_tensor(_LENGTHS)[best][:, None, None]
+        stacked = torch.stack(losses)
+        finite = stacked.isfinite()
+        best = torch.where(finite, stacked, torch.inf).argmin(0)
+        return torch.where(finite.any(0), x.new_tensor(_LENGTHS)[best], 1)[:, None, None]
 
     def _chunks(self, n_outputs: int):
         step = max(1, chunk_elements(self.Z.device) // max(n_outputs, self.Z.shape[1]))
@@ -160,7 +189,7 @@ class LogisticProblems:
         """What is penalised, ``(J, k, C)``."""
         return x[:, :-1] if self.toward is None else x[:, :-1] - self.toward
 
-    def _evaluate(self, x: Tensor, alpha: float, Z: Tensor, inverse: Tensor | None = None) -> "_Point":
+    def _evaluate(self, x: Tensor, alpha: float, Z: Tensor, preconditioner: Tensor | None = None) -> _Point:
         """Losses and gradients with rows in one of their precisions; and the preconditioner, unless it is given."""
         J, k, C = len(x), x.shape[1] - 1, x.shape[2]
         loss, curvature = x.new_zeros(J), x.new_zeros(J, C)
@@ -175,12 +204,15 @@ class LogisticProblems:
             of_own = p.gather(2, own)[..., 0]
             total = p.exp_().sum(2)
             loss += (weight * (total.log() - of_own)).sum(0)
-            if inverse is None:
+            if preconditioner is None:
                 probability = p / total[..., None]
                 curvature += torch.einsum("nj,njc->jc", weight, probability.mul_(1 - probability))
             p *= (weight / total)[..., None]
             residuals = p.scatter_add_(2, own, -weight[..., None]).view(-1, J * C)
-            of_weights += Z[rows].T @ residuals.to(Z.dtype)
+            if Z.dtype == x.dtype:
+                of_weights.addmm_(Z[rows].T, residuals)
+            else:
+                of_weights += Z[rows].T @ residuals.to(Z.dtype)
             of_intercepts += residuals.sum(0)
         if not self.fit_intercept:
             of_intercepts.zero_()
@@ -188,9 +220,9 @@ class LogisticProblems:
         distance = self._distance(x)
         gradient[:, :k].add_(distance, alpha=alpha)
         loss += alpha / 2 * distance.square().sum((1, 2))
-        return _Point(x, loss, gradient, self._inverse(curvature, alpha) if inverse is None else inverse)
+        return _Point(x, loss, gradient, self._preconditioner(curvature, alpha) if preconditioner is None else preconditioner)
 
-    def _inverse(self, curvature: Tensor, alpha: float) -> Tensor:
+    def _preconditioner(self, curvature: Tensor, alpha: float) -> Tensor:
         """Inverse of the diagonal approximation of the Hessians, ``(J, k + 1, C)``, from sums of p(1 − p), ``(J, C)``."""
         total = self.weights.sum(0)
         curvature = (curvature / total[:, None]).clamp_min_(_LEAST_CURVATURE)[:, None]
@@ -198,16 +230,6 @@ class LogisticProblems:
         of_weights = 1 / (curvature * share * self.eigenvalues[:, None] + alpha)
         of_intercepts = 1 / (curvature * total[:, None, None])
         return torch.cat([of_weights, of_intercepts], 1)
-
-
-@dataclass(frozen=True)
-class _Point:
-    """Weights ``(J, k + 1, C)``, their losses ``(J,)`` and gradients, and the preconditioner."""
-
-    x: Tensor
-    loss: Tensor
-    gradient: Tensor
-    inverse: Tensor
 
 
 def _matrix(x: Tensor) -> tuple[Tensor, Tensor]:

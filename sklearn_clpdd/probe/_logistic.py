@@ -19,7 +19,7 @@ from ..utils._ridge import to_float64
 from ..utils._warnings import warn
 from ._calibration import calibrate, logits, relative_to_true_class
 from ._lbfgs import MEMORY as _N_STEPS
-from ._lbfgs import LogisticProblems
+from ._lbfgs import ROUGH, LogisticProblems
 from ._moments import Moments
 from ._rows import Rows, chunk_elements
 from ._selection import within_one_error
@@ -30,18 +30,21 @@ _START = 0.3
 # Temperatures of the start that are tried, on this many rows.
 _START_TEMPERATURES, _START_ROWS = tuple(np.logspace(-2, 1, 13).tolist()), 1024
 # What may be left to gain, relative to the loss: while strengths are compared, and in the end, in float32 and in float64.
-_COARSE, _FINE = 1e-3, {torch.float32: 1e-4, torch.float64: 1e-8}
-# Products of a pass from which on bfloat16 is worth a copy of the rows.
+_COARSE, _FINE = ROUGH, {torch.float32: 1e-4, torch.float64: 1e-8}
+# Products of rows and the weights of one regression from which on bfloat16 is worth a copy of the rows.
 _LARGE = 2**25
 # Used where folds cannot choose, because no class has two samples.
 _DEFAULT_TEMPERATURE = 1.0
 
 
 def logistic_memory(rows: Rows, n_classes: int, dtype: torch.dtype) -> int:
-    """Bytes that the logistic loss needs, above the features, about: coordinates, two matrices of features, and L-BFGS."""
+    """Bytes that the logistic loss needs, above the features, about: coordinates, matrices of features, and weights."""
     n, d = len(rows), rows.X.shape[1]
     k = min(n, d)
-    return (dtype.itemsize + 2) * n * k + dtype.itemsize * (2 * _N_STEPS * (1 + N_FOLDS) * (k + 1) * n_classes) + 16 * k * d
+    of_coordinate = dtype.itemsize + (2 if dtype == torch.float32 and rows.device.type == "cpu" else 0)  # and in bfloat16
+    # The steps of L-BFGS, and two points with their gradients, their preconditioners, a direction and a temporary copy.
+    of_weights = dtype.itemsize * (2 * _N_STEPS + 8) * (1 + N_FOLDS) * (k + 1) * n_classes
+    return of_coordinate * n * k + of_weights + 16 * k * d
 
 
 @dataclass

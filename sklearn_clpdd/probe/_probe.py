@@ -43,7 +43,8 @@ class ClosedFormProbe(PredictMixin, PartialFitMixin, ExportMixin, BaseEstimator)
         strength and temperature are chosen by the predictions of five folds, which are fitted together. ``"auto"`` is the
         logistic loss if `alpha` is ``"loo"``, the kernel is linear, there are 20 different samples a class or more on average,
         memory suffices, and neither `partial_fit` nor ``scoring="neg_mean_squared_error"`` nor `coef_prior` is used; otherwise it
-        is the squared loss.
+        is the squared loss. CPUs that are fast in bfloat16 use it for the folds, and for the first steps, of large float32
+        problems.
     kernel : {"linear", "cosine", "rbf", "poly"} or callable, default="linear"
         ``"cosine"`` is linear in features scaled to unit norm. The other kernels are solved in sample space, with memory
         proportional to ``n_samples²``. A callable maps two matrices to the matrix of the kernels of their rows, as for
