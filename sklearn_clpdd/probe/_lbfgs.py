@@ -118,7 +118,7 @@ class LogisticProblems:
         live = torch.ones_like(point.loss, dtype=torch.bool)
         failed, left = torch.zeros_like(live), torch.zeros_like(point.loss)
         tiny = torch.finfo(point.loss.dtype).tiny
-        rounding = torch.finfo(point.loss.dtype).eps * self.weights.sum(0)  # that of the losses of samples
+        rounding = torch.finfo(point.loss.dtype).eps * self.weights.square().sum(0).sqrt()  # of the losses of samples
         for iteration in range(1, max_iterations + 1):
             direction = _direction(point.gradient, steps, point.preconditioner)
             gain = _dot(direction, point.gradient)
