@@ -32,10 +32,12 @@ from sklearn_clpdd import DSA, CLPDistiller, FrozenEncoder, LinearSchedule
 from sklearn_clpdd.baselines import (
     LGM_PUBLISHED,
     ClassCentroids,
+    CoreSet,
     DMDistiller,
     LGMDistiller,
     NearestReals,
     RandomSubset,
+    SFMDistiller,
 )
 from sklearn_clpdd.datasets import load_image_folder
 from sklearn_clpdd.evaluation import closed_form_probe_scores, sgd_probe_scores, transfer_scores
@@ -61,8 +63,11 @@ _FROM_NOISE = {
 METHODS = {
     "random": Method("random real", RandomSubset, {}, timed=False),
     "centroids": Method("centroids", ClassCentroids, {}, timed=False),
+    "herding": Method("herding", CoreSet, {}, timed=False),
+    "k-center": Method("k-center greedy", CoreSet, {"strategy": "k_center"}, timed=False),
     "nearest": Method("nearest reals of CLP-DD, DSA", NearestReals, {}, timed=False),
     "dm": Method("feature-mean matching, DSA", DMDistiller, _FROM_NOISE),
+    "sfm": Method("SFM, one view", SFMDistiller, {**_FROM_NOISE, "augmentation": DSA(n_views=1, unaugmented_weight=0.0)}),
     "lgm": Method("LGM without DSA", LGMDistiller, {**_FROM_NOISE, "augmentation": None}),
     "lgm-published": Method("LGM, DSA, published settings", LGMDistiller, LGM_PUBLISHED, timed=False),
     "lgm-dsa": Method("LGM, DSA", LGMDistiller, _FROM_NOISE),
@@ -188,7 +193,9 @@ def estimator_of(arguments, run, encoder, n_classes, checkpoint):
     method = METHODS[run.method]
     if run.method == "nearest":
         return NearestReals(joblib.load(file_of(arguments, distilled_of(arguments, run), ".joblib")))
-    parameters = {"images_per_class": arguments.images_per_class, "random_state": run.seed, **method.settings}
+    parameters = {"images_per_class": arguments.images_per_class, **method.settings}
+    if method.kind is not CoreSet:  # in which nothing is random
+        parameters["random_state"] = run.seed
     if method.timed:
         parameters |= {"time_budget": run.seconds, "max_iter": 10**7}
     if run.method == "lgm-published":

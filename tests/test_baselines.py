@@ -13,12 +13,23 @@ from sklearn.base import clone
 from sklearn.datasets import load_iris
 
 from sklearn_clpdd import Checkpoint, ClosedFormProbe, CLPDistiller, FrozenEncoder, LinearSchedule
-from sklearn_clpdd.baselines import LGM_PUBLISHED, ClassCentroids, DMDistiller, LGMDistiller, NearestReals, RandomSubset
+from sklearn_clpdd.baselines import (
+    LGM_PUBLISHED,
+    SFM_PUBLISHED,
+    ClassCentroids,
+    CoreSet,
+    DMDistiller,
+    LGMDistiller,
+    NearestReals,
+    RandomSubset,
+    SFMDistiller,
+)
+from sklearn_clpdd.baselines._flow_matching import FlowMatching
 from sklearn_clpdd.baselines._matching import FeatureMatching, GradientMatching
 from sklearn_clpdd.distill._parametrizations import LGMPyramid
 
-ITERATIVE = [LGMDistiller, DMDistiller]
-SUBSETS = [RandomSubset, ClassCentroids, NearestReals]
+ITERATIVE = [LGMDistiller, DMDistiller, SFMDistiller]
+SUBSETS = [RandomSubset, ClassCentroids, CoreSet, NearestReals]
 
 
 @pytest.fixture
@@ -31,7 +42,8 @@ def peer(kind, encoder, **parameters):
     if kind is NearestReals:
         return NearestReals(CLPDistiller(encoder, max_iter=3, random_state=0, **parameters))
     steps = {"max_iter": 3} if kind in ITERATIVE else {}
-    return kind(encoder, random_state=0, **steps, **parameters)
+    seed = {} if kind is CoreSet else {"random_state": 0}
+    return kind(encoder, **seed, **steps, **parameters)
 
 
 def features(n, d, dtype, seed):
@@ -129,6 +141,32 @@ def test_real_subsets_are_images_of_their_class_none_twice(kind, encoder, colors
     np.testing.assert_allclose(fitted.transform(), X[fitted.indices_] / 255, atol=1e-6)
 
 
+@pytest.mark.parametrize("n_per_class", [1, 3])
+def test_flow_matching_is_its_definition(n_per_class):
+    C, d = 4, 7
+    y, r = torch.arange(C).repeat(n_per_class), torch.randint(C, (50,), generator=torch.Generator().manual_seed(3))
+    r = torch.where(r == 2, 1, r)  # a class that the batch does not have
+    Z, R = features(len(y), d, torch.float64, 0).requires_grad_(), features(50, d, torch.float64, 1)
+    seen = [0, 1, 3]
+    vectors = []
+    for values, labels in ((Z, y), (R, r)):
+        means = {c: values[labels == c].mean(0) for c in seen}
+        vectors.append(torch.cat([torch.stack([means[o] for o in seen if o != c]).mean(0) - means[c] for c in seen]))
+    wanted = 1 - torch.dot(*vectors) / (vectors[0].norm() * vectors[1].norm())
+    ours = FlowMatching()(Z, F.one_hot(y, C).double(), R, r)
+    torch.testing.assert_close(ours, wanted)
+    torch.testing.assert_close(*(torch.autograd.grad(loss, Z)[0] for loss in (ours, wanted)))
+    alone = FlowMatching()(Z, F.one_hot(y, C).double(), R, torch.zeros_like(r))
+    assert torch.isfinite(torch.autograd.grad(alone, Z)[0]).all()
+
+
+def test_published_settings_of_flow_matching(encoder, colors):
+    fitted = SFMDistiller(encoder, **{**SFM_PUBLISHED, "max_iter": 2}, random_state=0).fit(*colors)
+    assert fitted.n_views_ == 1
+    assert fitted.history_[1]["loss"] < 2
+    assert SFM_PUBLISHED["learning_rate"].peak == LGM_PUBLISHED["learning_rate"].peak == 2e-3
+
+
 def test_random_subsets_differ_by_seed(encoder, colors):
     chosen = [RandomSubset(encoder, random_state=seed).fit(*colors).indices_.tolist() for seed in (0, 0, 1)]
     assert chosen[0] == chosen[1] != chosen[2]
@@ -140,6 +178,40 @@ def test_centroids_are_nearest_to_the_class_means():
     for c, row in enumerate(fitted.indices_):
         distances = cdist(X, X[y == c].mean(axis=0, keepdims=True))[:, 0]
         assert distances[row] == distances[y == c].min()
+
+
+@pytest.mark.parametrize("copies", [False, True])
+@pytest.mark.parametrize("images_per_class", [1, 2, 7])
+def test_core_sets_are_greedy(copies, images_per_class):
+    """Each choice is compared with all others."""
+    X, y = load_iris(return_X_y=True)
+    X = X.round() if copies else X + np.random.default_rng(0).normal(0, 0.01, X.shape)
+    chosen = {
+        strategy: CoreSet(None, strategy=strategy, images_per_class=images_per_class).fit(X, y).indices_.reshape(3, -1)
+        for strategy in ("herding", "k_center")
+    }
+    for c in range(3):
+        mean = X[y == c].mean(axis=0)
+        for strategy, rows in chosen.items():
+            own = rows[c]
+            assert len(set(own)) == images_per_class
+            assert (y[own] == c).all()
+            for k in range(images_per_class):
+                others = np.setdiff1d(np.flatnonzero(y == c), own[:k])
+                if strategy == "herding" or k == 0:
+                    cost = {i: np.linalg.norm(mean - X[[*own[:k], i]].mean(axis=0)) for i in others}
+                else:
+                    cost = {i: -cdist(X[[i]], X[own[:k]]).min() for i in others}
+                assert cost[own[k]] <= min(cost.values()) + 1e-9
+
+
+def test_core_sets_without_enough_images(encoder, colors):
+    with pytest.raises(ValueError, match="CoreSet"):
+        CoreSet(encoder, images_per_class=11).fit(*colors)
+    everything = CoreSet(encoder, strategy="k_center", images_per_class=10).fit(*colors)
+    assert len(set(everything.indices_)) == 30
+    with pytest.raises(ValueError, match="strategy"):
+        CoreSet(encoder, strategy="random").fit(*colors)
 
 
 def test_nearest_reals_are_those_of_the_set_given(encoder, colors):
@@ -303,6 +375,7 @@ def _entries(kind):
 OWN_ENTRIES = {
     LGMDistiller: {"alpha", "alpha_", "checkpoint", "targets_", "probe_"},
     DMDistiller: {"alpha", "alpha_", "checkpoint", "targets_", "probe_"},
+    SFMDistiller: {"alpha", "alpha_", "checkpoint", "targets_", "probe_"},
     RandomSubset: {
         "encoder",
         "images_per_class",
@@ -325,6 +398,7 @@ OWN_ENTRIES = {
         "probe_",
         "alpha_",
     },
+    CoreSet: {"encoder", "images_per_class", "image_size", "alpha", "X_synthetic_", "targets_", "probe_", "alpha_"},
     NearestReals: {"X_synthetic_", "targets_", "probe_", "alpha_"},
 }
 

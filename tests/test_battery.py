@@ -7,7 +7,7 @@ from sklearn.metrics.pairwise import laplacian_kernel
 from sklearn.utils.estimator_checks import estimator_checks_generator
 
 from sklearn_clpdd import ClosedFormProbe, CLPDistiller
-from sklearn_clpdd.baselines import ClassCentroids, DMDistiller, LGMDistiller, NearestReals, RandomSubset
+from sklearn_clpdd.baselines import ClassCentroids, CoreSet, DMDistiller, LGMDistiller, NearestReals, RandomSubset, SFMDistiller
 
 
 class Laplacian:
@@ -30,9 +30,12 @@ ESTIMATORS = [
     ClosedFormProbe([0.1, 1.0], scoring="neg_log_loss"),
     RandomSubset(encoder=None, random_state=0),
     ClassCentroids(encoder=None),
+    CoreSet(encoder=None),
+    CoreSet(encoder=None, strategy="k_center"),
     NearestReals(CLPDistiller(encoder=None, max_iter=20, random_state=0)),
     LGMDistiller(encoder=None, max_iter=40, random_state=0),
     DMDistiller(encoder=None, max_iter=40, random_state=0),
+    SFMDistiller(encoder=None, max_iter=40, random_state=0),
     CLPDistiller(encoder=None, max_iter=40, random_state=0),
 ]
 

@@ -38,7 +38,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.fixes import parse_version
 
 from sklearn_clpdd import ClosedFormProbe, CLPDistiller, DistilledSampler, FrozenEncoder
-from sklearn_clpdd.baselines import ClassCentroids, DMDistiller, LGMDistiller, NearestReals, RandomSubset
+from sklearn_clpdd.baselines import ClassCentroids, CoreSet, DMDistiller, LGMDistiller, NearestReals, RandomSubset, SFMDistiller
 from sklearn_clpdd.encoder.images._lazy import LazyPictures, TorchItems
 
 MODULE = tiny_encoder()
@@ -135,8 +135,10 @@ def estimators(form):
             "CLPDistiller": CLPDistiller(None, **few),
             "LGMDistiller": LGMDistiller(None, **few),
             "DMDistiller": DMDistiller(None, **few),
+            "SFMDistiller": SFMDistiller(None, **few),
             "RandomSubset": RandomSubset(None, random_state=0),
             "ClassCentroids": ClassCentroids(None),
+            "CoreSet": CoreSet(None),
             "NearestReals": NearestReals(CLPDistiller(None, **few)),
         }
     few["augmentation"] = None
@@ -145,8 +147,10 @@ def estimators(form):
         "CLPDistiller": CLPDistiller(encoder(form), **few),
         "LGMDistiller": LGMDistiller(encoder(form), **few),
         "DMDistiller": DMDistiller(encoder(form), **few),
+        "SFMDistiller": SFMDistiller(encoder(form), **few),
         "RandomSubset": RandomSubset(encoder(form), random_state=0),
         "ClassCentroids": ClassCentroids(encoder(form)),
+        "CoreSet": CoreSet(encoder(form)),
         "NearestReals": NearestReals(CLPDistiller(encoder(form), **few)),
     }
 
@@ -308,9 +312,9 @@ def test_composes(name, tool, form, forms):
 
 
 def test_the_matrix_is_complete():
-    assert len(CASES) == len(IMAGE_FORMS) * 7 * (len(TOOLS) - 1) + len(FEATURE_FORMS) * (8 * len(TOOLS) - 2) == 1530
+    assert len(CASES) == len(IMAGE_FORMS) * 9 * (len(TOOLS) - 1) + len(FEATURE_FORMS) * (10 * len(TOOLS) - 2) == 1956
     fast = [case for case in CASES if not is_slow(*case)]
-    assert len(fast) == len(IMAGE_FORMS) * (len(TOOLS) - 1) + 8 * len(TOOLS) - 2 == 286
+    assert len(fast) == len(IMAGE_FORMS) * (len(TOOLS) - 1) + 10 * len(TOOLS) - 2 == 316
     for i, j in ((0, 1), (1, 2), (0, 2)):
         assert {(case[i], case[j]) for case in fast} == {(case[i], case[j]) for case in CASES}
 

@@ -14,7 +14,7 @@ from ..distill._parametrizations import LGMPyramid
 from ..distill._schedule import LinearSchedule
 
 
-class _Settings(Mapping):
+class Settings(Mapping):
     """Parameters, of which each access returns a copy: `set_params` of one estimator does not change those of another."""
 
     def __init__(self, **parameters):
@@ -30,7 +30,7 @@ class _Settings(Mapping):
         return len(self._parameters)
 
 
-LGM_PUBLISHED = _Settings(
+LGM_PUBLISHED = Settings(
     learning_rate=LinearSchedule(2e-3, warmup_steps=0, decay_fraction=0.0),
     max_iter=5000,
     sampling="uniform",
