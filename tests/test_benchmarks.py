@@ -69,7 +69,7 @@ def _arguments(tmp_path, *options):
 def test_runs_are_recognised_by_their_settings(tmp_path):
     arguments = _arguments(tmp_path, "--seconds", "1", "2", "--seeds", "2", "--published")
     runs = table.runs_of(arguments)
-    assert len({run.name for run in runs}) == len(runs) == 9 * 2 * 2 + 3 * 2 + 2
+    assert len({run.name for run in runs}) == len(runs) == 10 * 2 * 2 + 5 * 2 + 2
     order = [run.method for run in runs]
     assert max(i for i, name in enumerate(order) if name == "clp-dsa") < order.index("nearest")
     (tmp_path / "runs").mkdir()

@@ -34,7 +34,7 @@ from sklearn_clpdd import (
     load_distilled,
     save_distilled,
 )
-from sklearn_clpdd.baselines import ClassCentroids, DMDistiller, LGMDistiller, NearestReals, RandomSubset
+from sklearn_clpdd.baselines import ClassCentroids, CoreSet, DMDistiller, LGMDistiller, NearestReals, RandomSubset, SFMDistiller
 from sklearn_clpdd.utils._torch_modes import float32_products
 
 plt = pytest.importorskip("matplotlib.pyplot")
@@ -124,11 +124,12 @@ CALLS = {
     "CLPDistiller of features": lambda _: [CLPDistiller(None, max_iter=3, random_state=0).fit(FEATURES, LABELS).X_synthetic_],
     **{
         kind.__name__: lambda _, kind=kind: _distilled(kind(encoder(), max_iter=2, random_state=0))
-        for kind in (DMDistiller, LGMDistiller)
+        for kind in (DMDistiller, LGMDistiller, SFMDistiller)
     },
     **{
         kind.__name__: lambda _, kind=kind: _distilled(kind(encoder(), random_state=0)) for kind in (RandomSubset, ClassCentroids)
     },
+    "CoreSet": lambda _: _distilled(CoreSet(encoder(), strategy="k_center")),
     "NearestReals": lambda _: _distilled(NearestReals(_distiller())),
     "DistilledSampler": lambda _: [*DistilledSampler(_distiller()).fit_resample(IMAGES, LABELS)],
     "ClosedFormProbe": lambda _: _probed(),
@@ -159,7 +160,7 @@ CALLS = {
     "LinearSchedule": lambda _: [LinearSchedule().rate(3, 10)],
 }
 # Public names without computations of their own, or that are bases of others.
-NOT_CALLED = {"Augmentation", "Checkpoint", "LostProcessError", "Parametrization", "LGM_PUBLISHED"}
+NOT_CALLED = {"Augmentation", "Checkpoint", "LostProcessError", "Parametrization", "LGM_PUBLISHED", "SFM_PUBLISHED"}
 
 
 def test_all_public_names_are_called():
