@@ -194,7 +194,7 @@ def estimator_of(arguments, run, encoder, n_classes, checkpoint):
     if run.method == "nearest":
         return NearestReals(joblib.load(file_of(arguments, distilled_of(arguments, run), ".joblib")))
     parameters = {"images_per_class": arguments.images_per_class, **method.settings}
-    if method.kind is not CoreSet:  # in which nothing is random
+    if "random_state" in method.kind._get_param_names():
         parameters["random_state"] = run.seed
     if method.timed:
         parameters |= {"time_budget": run.seconds, "max_iter": 10**7}

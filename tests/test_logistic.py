@@ -51,7 +51,7 @@ def test_float32_and_unit_norm():
     X, y, _ = _data(200, 10, 3, np.float32)
     ours = ClosedFormProbe(0.5, loss="logistic", kernel="cosine", temperature=1.0).fit(X, y)
     unit = X.astype(float) / np.linalg.norm(X.astype(float), axis=1, keepdims=True)
-    np.testing.assert_allclose(ours.predict_proba(X), _reference(0.5).fit(unit, y).predict_proba(unit), atol=1e-2)
+    np.testing.assert_allclose(ours.predict_proba(X), _reference(0.5).fit(unit, y).predict_proba(unit), atol=5e-3)
     assert ours.coef_.dtype == ours.predict_proba(X).dtype == np.float32
 
 
@@ -156,8 +156,7 @@ def test_separable_classes_with_almost_no_penalty(is_fast, monkeypatch):
     assert losses.sum() + 1e-4 / 2 * (probe.coef_.astype(float) ** 2).sum() < best + 600 * np.finfo(np.float32).eps
 
 
-def test_the_search_stops_where_the_loss_rises(monkeypatch):
-    monkeypatch.setattr(logistic, "_COARSE", 1e-6)  # two strengths are close
+def test_the_search_stops_where_the_loss_rises():
     X, y, _ = _data(400, 20, 4)
     probe = ClosedFormProbe().fit(X, y)
     assert probe.loss_ == "logistic"

@@ -3,7 +3,6 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..distill._augmentations import DSA
 from ..distill._gradient import GradientDistiller
 from ..distill._objectives import class_means
 from ._matching import LGM_PUBLISHED, Settings
@@ -11,7 +10,7 @@ from ._matching import LGM_PUBLISHED, Settings
 SFM_PUBLISHED = Settings(
     **{
         **LGM_PUBLISHED,
-        "augmentation": DSA(n_views=1, unaugmented_weight=0.0, noise=0.2, noise_mean=0.5, noise_probability=0.5, outside="zeros"),
+        "augmentation": LGM_PUBLISHED["augmentation"].set_params(n_views=1),
         "real_batch_size": 10**9,
     }
 )

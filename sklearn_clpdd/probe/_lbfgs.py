@@ -26,7 +26,7 @@ _LEAST_CURVATURE = 1e-6
 _REFRESH = (2, 5, 20)
 # What may be left to gain, relative to the loss, with rows in bfloat16, and after how many steps the full precision takes over.
 # The loss may rise by a quarter of it in a step, by rounding.
-ROUGH, _MAX_ROUGH = 1e-3, 30
+ROUGH, _MAX_ROUGH = 5e-4, 30
 # The first step's length is chosen from these, on this share of the rows, but on this many at least, if there are.
 _LENGTHS, _SHARE, _LEAST_ROWS = tuple(2.0 ** (-i / 2) for i in range(-2, 13)), 1 / 16, 256
 # A regression whose loss no longer falls has converged if what it could gain is at most this share of its loss.

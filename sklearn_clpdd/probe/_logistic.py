@@ -30,7 +30,7 @@ _START = 0.3
 # Temperatures of the start that are tried, on this many rows.
 _START_TEMPERATURES, _START_ROWS = tuple(np.logspace(-2, 1, 13).tolist()), 1024
 # What may be left to gain, relative to the loss: while strengths are compared, and in the end, in float32 and in float64.
-_COARSE, _FINE = ROUGH, {torch.float32: 1e-4, torch.float64: 1e-8}
+_COARSE, _FINE = ROUGH, {torch.float32: 3e-5, torch.float64: 1e-8}
 # Products of rows and the weights of one regression from which on bfloat16 is worth a copy of the rows.
 _LARGE = 2**25
 # Used where folds cannot choose, because no class has two samples.
