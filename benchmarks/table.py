@@ -8,8 +8,9 @@ seed) has its own process, for its peak memory; runs with the same settings are 
 
 The budget covers the steps: the real images are encoded once for all runs, and their features are cached. All methods share
 loop, parametrisation, views and encoder; ``rates.py`` finds the best rate of each on held-out training images. Evaluations: the
-closed-form probe; LGM's protocol, a linear head trained by Adam on random crops (``--epochs``), last epoch. Nothing is chosen by
-the test set.
+closed-form probe; LGM's protocol, a linear head trained by Adam on random crops (``--epochs``), last epoch; a head that begins
+with zeros and sees the images themselves. Under other encoders also classifier inheritance: the probe of all real images behind
+the first encoder, reached through a linear map that the images teach. Nothing is chosen by the test set.
 """
 
 import argparse
@@ -18,6 +19,7 @@ import re
 import subprocess
 import sys
 import time
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
@@ -28,7 +30,7 @@ from measure import defaults, format_mean, machine, memory_in_use, peak_memory, 
 from sklearn.base import clone
 from tqdm import tqdm
 
-from sklearn_clpdd import DSA, CLPDistiller, FrozenEncoder, LinearSchedule
+from sklearn_clpdd import DSA, ClosedFormProbe, CLPDistiller, FrozenEncoder, LinearSchedule
 from sklearn_clpdd.baselines import (
     LGM_PUBLISHED,
     ClassCentroids,
@@ -40,7 +42,7 @@ from sklearn_clpdd.baselines import (
     SFMDistiller,
 )
 from sklearn_clpdd.datasets import load_image_folder
-from sklearn_clpdd.evaluation import closed_form_probe_scores, sgd_probe_scores, transfer_scores
+from sklearn_clpdd.evaluation import closed_form_probe_scores, inherited_probe_scores, sgd_probe_scores, transfer_scores
 from sklearn_clpdd.utils._fingerprint import fingerprint
 
 
@@ -61,29 +63,33 @@ _FROM_NOISE = {
     "learning_rate": LinearSchedule(0.1, warmup_steps=0),
 }
 METHODS = {
-    "random": Method("random real", RandomSubset, {}, timed=False),
-    "centroids": Method("centroids", ClassCentroids, {}, timed=False),
+    "random": Method("random real images", RandomSubset, {}, timed=False),
+    "centroids": Method("nearest to k-means centres", ClassCentroids, {}, timed=False),
     "herding": Method("herding", CoreSet, {}, timed=False),
     "k-center": Method("k-center greedy", CoreSet, {"strategy": "k_center"}, timed=False),
-    "nearest": Method("nearest reals of CLP-DD, DSA", NearestReals, {}, timed=False),
-    "dm": Method("feature-mean matching, DSA", DMDistiller, _FROM_NOISE),
-    "sfm": Method("SFM, one view", SFMDistiller, {**_FROM_NOISE, "augmentation": DSA(n_views=1, unaugmented_weight=0.0)}),
-    "lgm": Method("LGM without DSA", LGMDistiller, {**_FROM_NOISE, "augmentation": None}),
-    "lgm-published": Method("LGM, DSA, published settings", LGMDistiller, LGM_PUBLISHED, timed=False),
-    "lgm-dsa": Method("LGM, DSA", LGMDistiller, _FROM_NOISE),
-    "lgm-ours": Method("LGM, DSA, with our start and unaugmented images", LGMDistiller, {}),
+    "nearest": Method("nearest real images of `CLPDistiller()`", NearestReals, {}, timed=False),
+    "dm": Method("feature-mean matching (DM), as published", DMDistiller, _FROM_NOISE),
+    "sfm": Method("SFM, as published", SFMDistiller, {**_FROM_NOISE, "augmentation": DSA(n_views=1, unaugmented_weight=0.0)}),
+    "lgm": Method("LGM without random views", LGMDistiller, {**_FROM_NOISE, "augmentation": None}),
+    "lgm-published": Method("LGM, all published settings", LGMDistiller, LGM_PUBLISHED, timed=False),
+    "lgm-dsa": Method("LGM, as published", LGMDistiller, _FROM_NOISE),
+    "lgm-ours": Method("`LGMDistiller()`", LGMDistiller, {}),
     "clp-paper": Method(
-        "CLP-DD as published, DSA",
+        "CLP-DD, as published",
         CLPDistiller,
         {"objective": "cosine_cross_entropy", "temperature": 0.1, **_FROM_NOISE},
     ),
-    "clp-mse": Method("CLP-DD, DSA, `mse`", CLPDistiller, {"objective": "mse"}),
-    "clp-ce": Method("CLP-DD, DSA, `cross_entropy`", CLPDistiller, {"objective": "cross_entropy"}),
-    "clp": Method("CLP-DD without DSA", CLPDistiller, {"augmentation": None}),
-    "clp-dsa": Method("CLP-DD, DSA", CLPDistiller, {}),
-    "real": Method("all real", None, {}, timed=False),
+    "clp-mse": Method('`CLPDistiller(objective="mse")`', CLPDistiller, {"objective": "mse"}),
+    "clp-ce": Method('`CLPDistiller(objective="cross_entropy")`', CLPDistiller, {"objective": "cross_entropy"}),
+    "clp": Method("`CLPDistiller(augmentation=None)`", CLPDistiller, {"augmentation": None}),
+    "clp-dsa": Method("`CLPDistiller()`", CLPDistiller, {}),
+    "real": Method("all real images", None, {}, timed=False),
 }
-PROTOCOLS = {"closed_form": "closed-form probe", "sgd": "LGM's protocol"}
+PROTOCOLS = {"closed_form": "closed-form probe", "sgd": "LGM's protocol", "sgd_zero": "head from zero"}
+# Those of the plot and of the tables by budget, and those under other encoders.
+MAIN = ("closed_form", "sgd")
+TRANSFER = {"closed_form": "closed-form probe", "sgd": "LGM's protocol", "inherited": "inherited probe"}
+ZERO_START = {"initial_std": 0.0, "learning_rate": 3e-4, "augmentation": None}
 # The file names of a run with a time budget contain its seconds.
 _UNTIMED = 0.0
 
@@ -130,6 +136,7 @@ def add_options(parser, *, size=112, output=None):
     parser.add_argument("--published", action="store_true", help="LGM with its published settings, too: 5,000 steps")
     parser.add_argument("--published-views", type=int, default=LGM_PUBLISHED["augmentation"].n_views)
     parser.add_argument("--published-steps", type=int, default=LGM_PUBLISHED["max_iter"])
+    parser.add_argument("--map-views", type=int, default=100, help="of each image, for the map of an inherited probe")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--output", type=Path, default=output)
     parser.add_argument("--run", help=argparse.SUPPRESS)
@@ -162,8 +169,8 @@ def runs_of(arguments):
 
 def settings_of(arguments, run, data):
     """Everything that the figures of a run depend on."""
-    names = ("size", "weights", "images_per_class", "epochs", "heads", "transfer_heads", "device")
-    settings = {name: getattr(arguments, name) for name in names} | run._asdict() | {"defaults": defaults()}
+    names = ("size", "weights", "images_per_class", "epochs", "heads", "transfer_heads", "map_views", "device")
+    settings = {name: getattr(arguments, name) for name in names} | run._asdict() | {"defaults": defaults()} | ZERO_START
     settings |= {"protocol": protocol_digest(), "images": [len(data.X), len(data.X_test), str(Path(data.X[0]).parent.parent)]}
     settings["transfer_to"] = others_of(arguments, run)
     settings |= {name: getattr(value, "__name__", value) for name, value in METHODS[run.method].settings.items()}
@@ -222,9 +229,16 @@ def evaluate(arguments, run, images, labels, data, encoder):
     test = (data.X_test, data.y_test)
     scores = {"closed_form": closed_form_probe_scores(images, labels, *test, alpha=alpha, **common)}
     scores["sgd"] = sgd_probe_scores(images, labels, *test, **heads, **common)
+    scores["sgd_zero"] = sgd_probe_scores(images, labels, *test, **{**heads, "n_repeats": 1}, **ZERO_START, **common)
     encoders = {name: encoder_of(arguments, name) for name in others_of(arguments, run)}
     heads["n_repeats"] = 0 if real else arguments.transfer_heads
     moved = transfer_scores(images, labels, *test, encoders, alpha=alpha, groups=data.groups, **heads)
+    if encoders and not real:
+        probe = ClosedFormProbe().fit(encoder.encode(data.X), data.y)
+        inherit = partial(inherited_probe_scores, images, *test, probe=probe, probe_encoder=encoder, groups=data.groups)
+        inherit = partial(inherit, n_views=arguments.map_views)
+        for name, other in encoders.items():
+            moved[name]["inherited"] = inherit(encoder=other, random_state=run.seed)
     return scores, moved
 
 
@@ -345,22 +359,22 @@ class Report:
 
     def by_budget(self):
         timed = [name for name in self.methods if METHODS[name].timed]
-        heads = ["", *(f"{title}, {seconds:g} s" for title in PROTOCOLS.values() for seconds in self.arguments.seconds)]
+        heads = ["", *(f"{PROTOCOLS[name]}, {seconds:g} s" for name in MAIN for seconds in self.arguments.seconds)]
         rows = [
             [METHODS[name].title]
-            + [format_mean(self.accuracy(self.records[name, s], p)) for p in PROTOCOLS for s in self.arguments.seconds]
+            + [format_mean(self.accuracy(self.records[name, s], p)) for p in MAIN for s in self.arguments.seconds]
             for name in timed
         ]
         return table(heads, rows)
 
     def time_to(self):
-        """When CLP-DD with DSA reaches the final accuracy of LGM with DSA."""
+        """When `CLPDistiller()` reaches the final accuracies of LGM."""
         rows = []
         for (method, _), records in self.records.items():
             if not method.startswith("lgm-"):
                 continue
             cells = [METHODS[method].title, f"{values(records, 'seconds').mean():.0f}"]
-            for protocol in PROTOCOLS:
+            for protocol in MAIN:
                 goal, took = self.accuracy(records, protocol).mean(), values(records, "seconds").mean()
                 reached = [
                     values(self.records["clp-dsa", s], "seconds").mean()
@@ -374,22 +388,22 @@ class Report:
                 ]
             rows.append(cells)
         heads = ["", "its seconds"]
-        for title in PROTOCOLS.values():
-            heads += [f"its accuracy, {title}", "CLP-DD reaches it in", "times faster"]
+        for protocol in MAIN:
+            heads += [f"its accuracy, {PROTOCOLS[protocol]}", "`CLPDistiller()` reaches it in", "times faster"]
         return table(heads, rows)
 
     def transfer(self):
-        protocols = [protocol for protocol in PROTOCOLS if protocol == "closed_form" or self.arguments.transfer_heads]
+        protocols = [protocol for protocol in TRANSFER if protocol != "sgd" or self.arguments.transfer_heads]
         columns = [(other, protocol) for other in self.arguments.transfer_to for protocol in protocols]
         rows = [
             [METHODS[name].title, *(format_mean(values(self.last(name), "transfer", *column, "top1")) for column in columns)]
             for name in self.methods
         ]
-        return table(["", *(f"{PROTOCOLS[protocol]}, {other}" for other, protocol in columns)], rows)
+        return table(["", *(f"{TRANSFER[protocol]}, {other}" for other, protocol in columns)], rows)
 
     def plot(self, axes):
         """Accuracy against seconds: a curve for each method with time budgets, a line for each method without."""
-        for ax, (protocol, title) in zip(axes, PROTOCOLS.items(), strict=True):
+        for ax, protocol in zip(axes, MAIN, strict=True):
             for i, name in enumerate(self.methods):
                 style = {"color": "black" if name == "real" else f"C{i}", "label": METHODS[name].title}
                 mine = [
@@ -405,7 +419,12 @@ class Report:
                     ax.axhline(
                         self.accuracy(self.last(name), protocol).mean(), linestyle="--" if name == "real" else ":", **style
                     )
-            ax.set(xscale="log", xlabel="seconds of distillation", ylabel="test accuracy", title=f"{self.encoder}, {title}")
+            ax.set(
+                xscale="log",
+                xlabel="seconds of distillation",
+                ylabel="test accuracy",
+                title=f"{self.encoder}, {PROTOCOLS[protocol]}",
+            )
             ax.grid(alpha=0.3)
 
 
@@ -438,7 +457,7 @@ def report(arguments, data, records):
         if len(arguments.seconds) > 1:
             lines += ["", "By budget:", "", *page.by_budget()]
         if "clp-dsa" in page.methods and any(name.startswith("lgm-") for name in page.methods):
-            lines += ["", "The smallest of the budgets with which CLP-DD, DSA is at least as good:", "", *page.time_to()]
+            lines += ["", "The smallest of the budgets with which `CLPDistiller()` is at least as good:", "", *page.time_to()]
         if arguments.transfer_to:
             lines += ["", "The same images under other encoders:", "", *page.transfer()]
         page.plot(row)

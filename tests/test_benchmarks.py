@@ -103,11 +103,12 @@ def test_report_counts_ratios_and_times(tmp_path):
         (table.Run("e", "clp-dsa", 4.0, 0), record(4.0, 0.7)),
     ]
     page = table.Report(arguments, "e", records)
-    (row,) = [line for line in page.main() if line.startswith("| CLP-DD, DSA |")]
-    assert row == "| CLP-DD, DSA | 10 | 0.710 ± 0.010 | 0.710 ± 0.010 | 4.0 | 10 | 100 | 1.00 | 4.00 |"
+    (row,) = [line for line in page.main() if line.startswith("| `CLPDistiller()` |")]
+    same = "0.710 ± 0.010"
+    assert row == f"| `CLPDistiller()` | 10 | {same} | {same} | {same} | 4.0 | 10 | 100 | 1.00 | 4.00 |"
     rows = page.time_to()[2:]
-    assert rows[0].startswith("| LGM, DSA | 1 | 0.510 | 1 s | 1.0 |")
-    assert rows[1].startswith("| LGM, DSA | 4 | 0.710 | 4 s | 1.0 |")
+    assert rows[0].startswith("| LGM, as published | 1 | 0.510 | 1 s | 1.0 |")
+    assert rows[1].startswith("| LGM, as published | 4 | 0.710 | 4 s | 1.0 |")
     assert len(page.by_budget()) == 4
     np.testing.assert_allclose(table.values([record(1, 0.5)], "scores", "sgd", "top1"), [0.5, 0.52])
 

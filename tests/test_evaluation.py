@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.utils import check_random_state
@@ -17,6 +18,7 @@ from sklearn_clpdd.evaluation import (
     _scores,
     closed_form_probe_scores,
     compare_with_real,
+    inherited_probe_scores,
     probe_scores,
     sgd_probe_scores,
     transfer_scores,
@@ -141,7 +143,42 @@ def test_sgd_head_starts_as_the_released_code_does(colors, monkeypatch):
     assert (weight**4).mean() / weight.var() ** 2 == pytest.approx(3, abs=0.3)  # a uniform distribution has a kurtosis of 1.8
 
 
-def _head_of(encoder, X, y, monkeypatch):
+def test_head_from_zero_is_a_logistic_regression_of_the_images(module, encoder, colors, monkeypatch):
+    """Adam, recomputed in plain torch on the images' features: the given rate, no random start, no views."""
+    X, y = colors
+    options = {"initial_std": 0, "learning_rate": 0.03, "augmentation": None}
+    weight, bias = _head_of(encoder, X[:9], y[:9], monkeypatch, **options)
+    raw = FrozenEncoder(module, image_size=14, crop_pct=14 / 16, device="cpu", l2_normalize=False)
+    Z, r = torch.from_numpy(raw.encode(X[:9])), torch.from_numpy(np.unique(y[:9], return_inverse=True)[1])
+    W, b = torch.zeros(len(set(y)), 12, requires_grad=True), torch.zeros(len(set(y)), requires_grad=True)
+    adam = torch.optim.Adam([W, b], lr=0.03)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, 50)
+    generator = torch.Generator().manual_seed(int(check_random_state(0).randint(2**31 - 1, size=1)[0]))
+    torch.randn(W.shape, generator=generator)
+    for _ in range(50):
+        rows = torch.randperm(9, generator=generator)  # the order in which float32 sums are rounded
+        adam.zero_grad()
+        torch.nn.functional.cross_entropy(torch.nn.functional.linear(Z[rows], W, b), r[rows]).backward()
+        adam.step()
+        schedule.step()
+    np.testing.assert_allclose(weight, W.detach().numpy(), atol=1e-5)
+    np.testing.assert_allclose(bias, b.detach().numpy(), atol=1e-5)
+    # Nothing is random but the order of the images.
+    again = sgd_probe_scores(X[:9], y[:9], X, y, encoder=encoder, n_epochs=20, n_repeats=2, random_state=1, **options)["top1"]
+    assert again[0] == again[1]
+
+
+def test_views_of_a_head_are_those_given(encoder, colors, monkeypatch):
+    X, y = colors
+    common = _head_of(encoder, X[:9], y[:9], monkeypatch)
+    for given in ("lgm", DSA(outside="zeros")):
+        for one, other in zip(_head_of(encoder, X[:9], y[:9], monkeypatch, augmentation=given), common, strict=True):
+            np.testing.assert_array_equal(one, other)
+    small = _head_of(encoder, X[:9], y[:9], monkeypatch, augmentation=DSA(scale=(0.05, 0.1)))
+    assert np.abs(small[0] - common[0]).max() > 0
+
+
+def _head_of(encoder, X, y, monkeypatch, **options):
     """Weights and biases of the trained head."""
     seen = []
     train = _head._train_head
@@ -152,7 +189,7 @@ def _head_of(encoder, X, y, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(_head, "_train_head", watched)
-        sgd_probe_scores(X, y, X, y, encoder=encoder, n_epochs=50, random_state=0)
+        sgd_probe_scores(X, y, X, y, encoder=encoder, n_epochs=50, random_state=0, **options)
     return seen[0]
 
 
@@ -218,6 +255,12 @@ def test_meaningless_numbers_are_refused(encoder, colors):
     for name in ("n_epochs", "n_repeats"):
         with pytest.raises(ValueError, match=f"{name} == 0, must be >= 1"):
             sgd_probe_scores(*sets, encoder=encoder, **{name: 0})
+    with pytest.raises(ValueError, match="initial_std == -1, must be >= 0"):
+        sgd_probe_scores(*sets, encoder=encoder, initial_std=-1)
+    with pytest.raises(ValueError, match="learning_rate == 0, must be > 0"):
+        sgd_probe_scores(*sets, encoder=encoder, learning_rate=0)
+    with pytest.raises(TypeError, match=r'augmentation has to be "lgm", an augmentation such as DSA\(\), or None; got \'crop\''):
+        sgd_probe_scores(*sets, encoder=encoder, augmentation="crop")
     with pytest.raises(ValueError, match="alpha"):
         closed_form_probe_scores(*sets, encoder=encoder, alpha=0)
     with pytest.raises(ValueError, match="n_repeats == -1, must be >= 0"):
@@ -300,3 +343,58 @@ def test_closed_form_probe_on_views_sees_random_views(encoder, colors, monkeypat
     np.testing.assert_array_equal(Z, again)
     assert np.abs(Z - other).max() > 1e-3
     assert np.abs(Z[:40] - Z[40:80]).max() > 1e-3
+
+
+@pytest.fixture
+def old(module):
+    """An encoder of images of another size, and its probe of all images."""
+    return FrozenEncoder(module, image_size=12, device="cpu")
+
+
+@pytest.mark.parametrize("labels", [None, "two classes"])
+def test_inherited_probe_by_linear_algebra(encoder, old, colors, labels):
+    """The map is a ridge regression with an intercept, solved here by numpy."""
+    X, y = colors
+    y = y if labels is None else np.where(y == "red", "red", "other")
+    probe = ClosedFormProbe().fit(old.encode(X), y)
+    scores = inherited_probe_scores(X[:20], X, y, probe=probe, probe_encoder=old, encoder=encoder, n_views=0, alpha=0.1)
+    Z, targets = encoder.encode(X[:20]).astype(float), old.encode(X[:20]).astype(float)
+    centered, mean = Z - Z.mean(0), Z.mean(0)
+    penalty = 0.1 * np.square(centered).sum() / len(Z) * np.eye(Z.shape[1])
+    W = np.linalg.solve(centered.T @ centered + penalty, centered.T @ (targets - targets.mean(0)))
+    mapped = (encoder.encode(X) - mean) @ W + targets.mean(0)
+    assert scores["top1"].tolist() == [probe.score(mapped, y)]
+
+
+def test_inherited_probe_of_the_same_encoder_is_the_probe(encoder, colors):
+    """With enough views the map is the identity; scikit-learn's probes are inherited as well."""
+    X, y = colors
+    for probe in (ClosedFormProbe(), LogisticRegression(C=100)):
+        probe.fit(encoder.encode(X), y)
+        own = {"probe": probe, "probe_encoder": encoder, "encoder": encoder}
+        scores = inherited_probe_scores(X[:40], X, y, **own, n_views=10, alpha=1e-6, groups=y, random_state=0)
+        assert scores["top1"].tolist() == [probe.score(encoder.encode(X), y)]
+        assert scores["worst_group"] <= scores["top1"]
+
+
+def test_inheritance_is_refused_before_anything_is_encoded(encoder, old, colors, forbid_encoding):
+    X, y = colors
+    probe = ClosedFormProbe().fit(old.encode(X), y)
+    common = {"probe": probe, "probe_encoder": old, "encoder": encoder}
+    forbid_encoding()
+    known = ClosedFormProbe().fit(np.eye(12, dtype=np.float32)[:2], ["blue", "red"])
+    with pytest.raises(ValueError, match=r"classes that the probe does not know: \['green'\]; it knows \['blue', 'red'\]"):
+        inherited_probe_scores(X, X, np.where(y == "red", "red", "green"), **{**common, "probe": known})
+    with pytest.raises(ValueError, match="probe was fitted to 3 features, and probe_encoder has 12"):
+        inherited_probe_scores(X, X, y, **{**common, "probe": ClosedFormProbe().fit(np.eye(3), np.unique(y))})
+    with pytest.raises(TypeError, match="a classifier with a decision_function"):
+        inherited_probe_scores(X, X, y, **{**common, "probe": KNeighborsClassifier().fit(np.eye(12), np.arange(12))})
+    with pytest.raises(NotFittedError):
+        inherited_probe_scores(X, X, y, **{**common, "probe": ClosedFormProbe()})
+    with pytest.raises(TypeError, match="an encoder is a FrozenEncoder"):
+        inherited_probe_scores(X, X, y, **{**common, "probe_encoder": None})
+    for name, value in (("alpha", 0), ("n_views", -1)):
+        with pytest.raises(ValueError, match=f"{name} == {value}"):
+            inherited_probe_scores(X, X, y, **common, **{name: value})
+    with pytest.raises(ValueError, match="inconsistent"):
+        inherited_probe_scores(X, X, y[:10], **common)

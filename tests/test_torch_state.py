@@ -107,6 +107,12 @@ def _evaluated(function, **settings):
     return _flat(function(IMAGES[:6], LABELS[:6], IMAGES, LABELS, random_state=0, **settings))
 
 
+def _inherited():
+    probe = ClosedFormProbe().fit(encoder().transform(IMAGES), LABELS)
+    known = {"probe": probe, "probe_encoder": encoder(), "n_views": 2, "random_state": 0}
+    return _flat(evaluation.inherited_probe_scores(IMAGES[:6], IMAGES, LABELS, encoder=encoder(), **known))
+
+
 CALLS = {
     "FrozenEncoder": lambda _: [
         encoder().fit(IMAGES).transform(IMAGES),
@@ -144,6 +150,10 @@ CALLS = {
     "closed_form_probe_scores": lambda _: _evaluated(evaluation.closed_form_probe_scores, encoder=encoder(), n_views=2),
     "probe_scores": lambda _: _evaluated(evaluation.probe_scores, encoder=encoder(), n_epochs=2),
     "sgd_probe_scores": lambda _: _evaluated(evaluation.sgd_probe_scores, encoder=encoder(), n_epochs=2),
+    "sgd_probe_scores from zero": lambda _: _evaluated(
+        evaluation.sgd_probe_scores, encoder=encoder(), n_epochs=2, initial_std=0, augmentation=None
+    ),
+    "inherited_probe_scores": lambda _: _inherited(),
     "transfer_scores": lambda _: _evaluated(evaluation.transfer_scores, encoders={"a": encoder()}, n_epochs=2),
     "compare_with_real": lambda _: _flat(
         evaluation.compare_with_real(

@@ -3,14 +3,16 @@
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import islice
-from numbers import Integral
+from numbers import Integral, Real
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from sklearn.utils import check_random_state, check_scalar
+from torch import Tensor
 
-from ..distill._augmentations import LGM_PROBE_VIEWS
+from ..distill._augmentations import LGM_PROBE_VIEWS, Augmentation
 from ..utils._torch_modes import standard_torch_modes
 from ._probes import BATCH_SIZE, ProbeTask, make_task, pixel_reader, stack_metrics
 
@@ -20,14 +22,59 @@ _LEARNING_RATE = 1e-3
 _INITIAL_STD = 0.01
 
 
-@standard_torch_modes()
-def sgd_probe_scores(images, labels, X_test, y_test, *, encoder=None, n_epochs=1000, n_repeats=1, groups=None, random_state=None):
-    """Test scores of a linear head trained by SGD on random views of a small image set, by LGM's protocol.
+class HeadRecipe(NamedTuple):
+    """How a head is trained; by default, as LGM trains it. `sgd_probe_scores` documents the fields."""
 
-    Weights are initialised from a normal distribution of standard deviation 0.01, biases with zero. An epoch uses one random
-    resized crop (0.08 to 1 of the area) with a random flip of each image, in shuffled batches of up to 100. The head is trained
-    on the encoder's features, which are not normalised, by Adam with a rate of ``1e-3 · batch / 256`` that falls to zero along
-    a cosine over the epochs. The test set is scored once, with the head of the last epoch.
+    n_epochs: int = 1000
+    initial_std: float = _INITIAL_STD
+    learning_rate: float | None = None
+    augmentation: Augmentation | None = LGM_PROBE_VIEWS
+
+    def rate(self, batch_size: int) -> float:
+        """Adam's rate at the start."""
+        return _LEARNING_RATE * batch_size / 256 if self.learning_rate is None else float(self.learning_rate)
+
+    def check(self) -> None:
+        """Raise if a field is out of range, or of the wrong type."""
+        check_scalar(self.n_epochs, "n_epochs", Integral, min_val=1)
+        check_scalar(self.initial_std, "initial_std", Real, min_val=0)
+        if self.learning_rate is not None:
+            check_scalar(self.learning_rate, "learning_rate", Real, min_val=0, include_boundaries="neither")
+        if self.augmentation is not None:
+            if not isinstance(self.augmentation, Augmentation):
+                raise TypeError(
+                    f'augmentation has to be "lgm", an augmentation such as DSA(), or None; got {self.augmentation!r}'
+                )
+            self.augmentation._validate_params()
+
+    @property
+    def views(self) -> Augmentation:
+        """What the head sees: random views, or the images themselves."""
+        return Augmentation() if self.augmentation is None else self.augmentation
+
+
+@standard_torch_modes()
+def sgd_probe_scores(
+    images,
+    labels,
+    X_test,
+    y_test,
+    *,
+    encoder=None,
+    n_epochs=1000,
+    initial_std=_INITIAL_STD,
+    learning_rate=None,
+    augmentation="lgm",
+    n_repeats=1,
+    groups=None,
+    random_state=None,
+):
+    """Test scores of a linear head trained by SGD on a small image set, by default by LGM's protocol.
+
+    In LGM's protocol, weights are initialised from a normal distribution of standard deviation 0.01, biases with zero. An epoch
+    uses one random resized crop (0.08 to 1 of the area) with a random flip of each image, in shuffled batches of up to 100. The
+    head is trained on the encoder's features, which are not normalised, by Adam with a rate of ``1e-3 · batch / 256`` that falls
+    to zero along a cosine over the epochs. The test set is scored once, with the head of the last epoch.
 
     Parameters
     ----------
@@ -43,6 +90,13 @@ def sgd_probe_scores(images, labels, X_test, y_test, *, encoder=None, n_epochs=1
         A name or a module stands for ``FrozenEncoder(encoder)``, ``None`` for ``FrozenEncoder()``.
     n_epochs : int, default=1000
         Passes over ``images``.
+    initial_std : float, default=0.01
+        Standard deviation of the initial weights, ≥ 0.
+    learning_rate : float, default=None
+        Adam's largest rate, > 0. ``None``: ``1e-3 · batch / 256``.
+    augmentation : "lgm", Augmentation or None, default="lgm"
+        The view of each image in an epoch: LGM's, a random view such as :class:`DSA` draws it, or, for ``None``, the image as the
+        encoder sees it.
     n_repeats : int, default=1
         Number of heads, each with its own initial weights and views; the published protocol has five.
     groups : array-like of shape (n_test,), default=None
@@ -67,7 +121,12 @@ def sgd_probe_scores(images, labels, X_test, y_test, *, encoder=None, n_epochs=1
 
     Notes
     -----
-    This is the evaluator of LGM's released code (commit 1d84ffd: ``src/distillation/eval.py``,
+    **Few images.** A batch of few images has a low rate in LGM's protocol: with ten images it is 4e-5, at which a weight moves by
+    0.02 at most in 1,000 steps, and it begins 0.01 from zero. Such a head keeps much of its random start, whatever the images
+    are. Whoever is free to choose uses the closed form, or trains on the images themselves, from zero:
+    ``sgd_probe_scores(..., initial_std=0, learning_rate=3e-4, augmentation=None)``.
+
+    **Details.** By default, this is the evaluator of LGM's released code (commit 1d84ffd: ``src/distillation/eval.py``,
     ``src/models/linear_classifier.py``, ``src/augmentation/basic_aug.py``), compared line by line. Remaining differences:
 
     * Images are normalised as in the training of the encoder; there, by ImageNet's mean and standard deviation for all encoders.
@@ -93,54 +152,74 @@ def sgd_probe_scores(images, labels, X_test, y_test, *, encoder=None, n_epochs=1
     >>> scores["top1"].shape
     (3,)
     """
-    check_heads(n_epochs, n_repeats, 1)
+    recipe = HeadRecipe(n_epochs, initial_std, learning_rate, LGM_PROBE_VIEWS if augmentation == "lgm" else augmentation)
+    check_heads(recipe, n_repeats, 1)
     task = make_task(images, labels, X_test, y_test, groups, encoder, needs_raw=True)
-    return head_metrics(task, n_epochs, n_repeats, random_state)
+    return head_metrics(task, recipe, n_repeats, random_state)
 
 
-def check_heads(n_epochs, n_repeats, least):
-    """Raise if a number of epochs or heads is too small."""
-    check_scalar(n_epochs, "n_epochs", Integral, min_val=1)
+def check_heads(recipe: HeadRecipe, n_repeats, least):
+    """Raise if heads cannot be trained so, or their number is too small."""
+    recipe.check()
     check_scalar(n_repeats, "n_repeats", Integral, min_val=least)
 
 
-def head_metrics(task: ProbeTask, n_epochs: int, n_repeats: int, random_state) -> dict[str, np.ndarray]:
+def head_metrics(task: ProbeTask, recipe: HeadRecipe, n_repeats: int, random_state) -> dict[str, np.ndarray]:
     """Metrics of heads trained by SGD on features that are not normalised."""
     seeds = check_random_state(random_state).randint(2**31 - 1, size=n_repeats)
-    read = pixel_reader(task)  # raises if training images are missing or, where all fit into memory, undecodable
+    encode = _views_encoder(task, recipe.views) if recipe.views.is_random else _images_encoder(task)
     test, runs = task.raw_test_features, []
     for seed in seeds:
-        weight, bias = _train_head(task, read, n_epochs, torch.Generator().manual_seed(int(seed)))
+        weight, bias = _train_head(task, encode, recipe, torch.Generator().manual_seed(int(seed)))
         runs.append(task.metrics(test @ weight.T + bias))
     return stack_metrics(runs)
 
 
-def _train_head(task: ProbeTask, read: Callable, n_epochs: int, generator: torch.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Train a linear head; return its weights ``(C, d)`` and biases ``(C,)``. ``read`` maps positions to images."""
-    extractor, device = replace(task.extractor, l2_normalize=False), task.extractor.device
+def _views_encoder(task: ProbeTask, augmentation: Augmentation) -> Callable[[Tensor, dict[str, Tensor]], Tensor]:
+    """A function from positions and the random numbers of their views to features."""
+    extractor = replace(task.extractor, l2_normalize=False)
+    read = pixel_reader(task)  # raises if training images are missing or, where all fit into memory, undecodable
+
+    @torch.no_grad()
+    def encode(rows: Tensor, draws: dict[str, Tensor]) -> Tensor:
+        return extractor(augmentation(read(rows), draws, extractor.preprocessing))
+
+    return encode
+
+
+def _images_encoder(task: ProbeTask) -> Callable[[Tensor, dict[str, Tensor]], Tensor]:
+    """The same for the images themselves, which are encoded once."""
+    features = torch.from_numpy(task.raw_features).to(task.extractor.device)
+    return lambda rows, draws: features[rows.to(features.device)]
+
+
+def _train_head(
+    task: ProbeTask, encode: Callable, recipe: HeadRecipe, generator: torch.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Train a linear head; return its weights ``(C, d)`` and biases ``(C,)``. ``encode`` returns features of views."""
+    device = task.extractor.device
     classes, codes = np.unique(task.labels, return_inverse=True)
     y, n_classes = torch.from_numpy(codes), len(classes)
-    drawn = torch.randn(n_classes, extractor.n_features, generator=generator, dtype=torch.float32, device="cpu")
-    weight = (_INITIAL_STD * drawn).to(device).requires_grad_()
+    drawn = torch.randn(n_classes, task.extractor.n_features, generator=generator, dtype=torch.float32, device="cpu")
+    weight = (recipe.initial_std * drawn).to(device).requires_grad_()
     bias = torch.zeros(n_classes, dtype=torch.float32, device=device, requires_grad=True)
     batch_size = min(BATCH_SIZE, len(y))
-    optimizer = torch.optim.Adam([weight, bias], lr=_LEARNING_RATE * batch_size / 256)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_epochs)
+    optimizer = torch.optim.Adam([weight, bias], lr=recipe.rate(batch_size))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, recipe.n_epochs)
 
     def batches():
         """Yield rows, the random numbers of their views, and whether they end an epoch."""
-        for _ in range(n_epochs):
+        for _ in range(recipe.n_epochs):
             parts = torch.randperm(len(y), generator=generator, device="cpu").split(batch_size)
             for i, rows in enumerate(parts):
-                yield rows, LGM_PROBE_VIEWS.draw(len(rows), generator), i == len(parts) - 1
+                yield rows, recipe.views.draw(len(rows), generator), i == len(parts) - 1
 
     remaining = batches()
     # Views do not depend on the head, so those of several small batches are encoded together.
     while together := list(islice(remaining, max(1, BATCH_SIZE // batch_size))):
         rows = torch.cat([rows for rows, _, _ in together])
         draws = {name: torch.cat([drawn[name] for _, drawn, _ in together]) for name in together[0][1]}
-        with torch.no_grad():
-            features = extractor(LGM_PROBE_VIEWS(read(rows), draws, extractor.preprocessing))
+        features = encode(rows, draws)
         targets = y[rows].to(device)
         sizes = [len(rows) for rows, _, _ in together]
         for Z, r, (_, _, ends) in zip(features.split(sizes), targets.split(sizes), together, strict=True):

@@ -48,6 +48,11 @@ class ProbeTask:
         return self.extractor.encode(self.images)
 
     @cached_property
+    def raw_features(self) -> np.ndarray:
+        """Features of the training images that are not normalised."""
+        return replace(self.extractor, l2_normalize=False).encode(self.images)
+
+    @cached_property
     def raw_test_features(self) -> np.ndarray:
         """Features of the test images that are not normalised."""
         return replace(self.extractor, l2_normalize=False).encode(self.test_images)
@@ -109,7 +114,12 @@ def closed_form_metrics(Z: np.ndarray, task: ProbeTask, alpha) -> dict[str, np.n
     probe = ClosedFormProbe(loss="squared") if alpha == "loo" else relative_probe(Z, alpha)
     n_views = len(Z) // len(task.labels)
     scores = probe.fit(Z, np.tile(task.labels, n_views)).decision_function(task.test_features)
-    return stack_metrics([task.metrics(np.stack([-scores, scores], 1) if scores.ndim == 1 else scores)])
+    return stack_metrics([task.metrics(two_columns(scores))])
+
+
+def two_columns(scores: np.ndarray) -> np.ndarray:
+    """Scores with one column for each class; for two classes, a decision function has only those of the second."""
+    return np.stack([-scores, scores], 1) if scores.ndim == 1 else scores
 
 
 def features_of_views(task: ProbeTask, n_views: int, random_state, views: Augmentation = _VIEWS) -> np.ndarray:

@@ -7,7 +7,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.utils import check_random_state, check_scalar
 
 from ..utils._torch_modes import standard_torch_modes
-from ._head import check_heads, head_metrics
+from ._head import HeadRecipe, check_heads, head_metrics
 from ._probes import (
     check_alpha,
     check_inputs,
@@ -143,7 +143,8 @@ def probe_scores(
     ['closed_form', 'closed_form_views', 'logistic', 'knn', 'sgd']
     """
     check_scalar(alpha, "alpha", Real, min_val=0, include_boundaries="neither")
-    check_heads(n_epochs, n_repeats, 0)
+    recipe = HeadRecipe(n_epochs)
+    check_heads(recipe, n_repeats, 0)
     seed = check_random_state(random_state).randint(2**31 - 1)
     task = make_task(images, labels, X_test, y_test, groups, encoder, needs_raw=True)
     Z, Z_views = task.features, features_of_views(task, _N_VIEWS, seed)
@@ -153,7 +154,7 @@ def probe_scores(
         scores[name] = stack_metrics([task.metrics(probe.predict_proba(task.test_features))])
     scores["knn"].pop("top5", None)  # a single neighbour has only one class
     if n_repeats:
-        scores["sgd"] = head_metrics(task, n_epochs, n_repeats, seed)
+        scores["sgd"] = head_metrics(task, recipe, n_repeats, seed)
     return scores
 
 
@@ -210,7 +211,8 @@ def transfer_scores(
     (['32 px', '48 px'], ['closed_form'])
     """
     check_alpha(alpha)
-    check_heads(n_epochs, n_repeats, 0)
+    recipe = HeadRecipe(n_epochs)
+    check_heads(recipe, n_repeats, 0)
     labels, y_test, groups = check_inputs(images, labels, X_test, y_test, groups)
     encoders = load_encoders(encoders)
     seed = check_random_state(random_state).randint(2**31 - 1)
@@ -219,5 +221,5 @@ def transfer_scores(
         task = make_task(images, labels, X_test, y_test, groups, encoder, needs_raw=n_repeats > 0)
         table[name] = {"closed_form": closed_form_metrics(task.features, task, alpha)}
         if n_repeats:
-            table[name]["sgd"] = head_metrics(task, n_epochs, n_repeats, seed)
+            table[name]["sgd"] = head_metrics(task, recipe, n_repeats, seed)
     return table
