@@ -48,9 +48,10 @@ def _cut_short(patch):
 
     from sklearn_clpdd.distill import _gradient
     from sklearn_clpdd.encoder.sources import _timm
-    from sklearn_clpdd.evaluation import _head
+    from sklearn_clpdd.evaluation import _head, _inheritance
 
     create, optimize, train_head = _timm.create_module, _gradient.optimize, _head._train_head
+    each_view = _inheritance.each_view
 
     def created(spec, weights, image_size, options):
         from_hub = weights == "auto" and _timm._packaged_weights(spec) is None
@@ -60,7 +61,10 @@ def _cut_short(patch):
     patch.setattr(_gradient, "optimize", lambda *args, **kwargs: islice(optimize(*args, **kwargs), 2))
     # A process would need ten seconds to start.
     patch.setattr(deploy, "LocalCluster", partial(deploy.LocalCluster, processes=False))
-    patch.setattr(_head, "_train_head", lambda task, read, n_epochs, random: train_head(task, read, 2, random))
+    patch.setattr(
+        _head, "_train_head", lambda task, encode, recipe, random: train_head(task, encode, recipe._replace(n_epochs=2), random)
+    )
+    patch.setattr(_inheritance, "each_view", lambda images, extractor, n_views, seed: each_view(images, extractor, 2, seed))
 
 
 def _write_files():

@@ -4,9 +4,9 @@
 
 DATA holds ``train`` and ``val`` folders with one folder of images per class, at most 100, of which ``--classes`` takes the first
 ones. One image per class is distilled; heads are trained on 300 precomputed random views of each, one view per class and step, by
-Adam with cosine decay, as in LGM's protocol except for what a row names. The last rows replace the views by points of feature
-space, which need not be those of a distilled image.
-The script writes benchmarks/results/head.md, and all figures to a .json file; runs that it contains are not repeated.
+Adam with cosine decay, as in LGM's protocol except for what a row names. Some rows replace the views: by the images themselves,
+by points of feature space, which need not be those of an image, or by real images. The script writes benchmarks/results/head.md,
+and all figures to a .json file; runs that it contains are not repeated.
 """
 
 from pathlib import Path
@@ -39,8 +39,8 @@ HEADS = {
     "means of the views, to 0.3 of their distances": {"points": "means", "scale": 0.3},
     "means of the real classes": {"points": "real"},
     "means of the real classes, to half of their distances": {"points": "real", "scale": 0.5},
-    "all real images, one of each class per step": {"points": "all"},
-    "all real images, one of each class per step, from zero, a rate of 3e-4": {"points": "all", "start": 0.0, "rate": 3e-4},
+    "real images, another one of each class per step": {"points": "all"},
+    "real images, another one of each class per step, from zero, a rate of 3e-4": {"points": "all", "start": 0.0, "rate": 3e-4},
 }
 DISTANCES = {
     ("between", "views"): "views",

@@ -27,7 +27,7 @@ from measure import data_option, format_mean, machine, memory_in_use, peak_memor
 from tqdm import trange
 
 from sklearn_clpdd import DSA, CLPDistiller, FrozenEncoder
-from sklearn_clpdd.baselines import LGMDistiller
+from sklearn_clpdd.baselines import LGMDistiller, SFMDistiller
 from sklearn_clpdd.baselines._matching import GradientMatching
 from sklearn_clpdd.datasets import load_image_folder
 from sklearn_clpdd.distill._augmentations import LGM_DISTILLATION_VIEWS, LGM_PROBE_VIEWS
@@ -39,6 +39,8 @@ from sklearn_clpdd.encoder.sources._timm import create_module
 from sklearn_clpdd.evaluation import closed_form_probe_scores, sgd_probe_scores
 
 MODEL = "tf_efficientnet_lite0"
+# Whose memory is measured, with how many views of each of ten images.
+PEAKS = {"LGMDistiller": (LGMDistiller, 10), "CLPDistiller": (CLPDistiller, 10), "SFMDistiller": (SFMDistiller, 1)}
 BUDGETS = (2, 4, 8, 16, 32, 64)  # seconds of `CLPDistiller()`
 
 
@@ -234,17 +236,20 @@ def step(arguments):
             "published recipe": recipe(views, size).step,
             "the same, features of real images cached": recipe(views, size, cached=True).step,
         }
-        times = {name: [] for name in [*kinds, "`LGMDistiller`", "`CLPDistiller`"]}
+        # SFM has one view of each image in a step, whatever LGM has.
+        own_kinds = {"`LGMDistiller`": (LGMDistiller, views), "`CLPDistiller`": (CLPDistiller, views)}
+        own_kinds |= {"`SFMDistiller`, one view": (SFMDistiller, 1)}
+        times = {name: [] for name in [*kinds, *own_kinds]}
         for _ in range(3):
             for name, work in kinds.items():
                 times[name] += [seconds_of(work) for _ in range(5)][1:]
-            for name, kind in (("`LGMDistiller`", LGMDistiller), ("`CLPDistiller`", CLPDistiller)):
-                times[name] += ours(kind, views, size, 5, n_real=200).tolist()
+            for name, (kind, n_views) in own_kinds.items():
+                times[name] += ours(kind, n_views, size, 5, n_real=200).tolist()
         floor = statistics.median(times["`LGMDistiller`"])
         for name, own in times.items():
             rows.append(
                 [
-                    f"10 × {views}, {size} px",
+                    f"10 × {own_kinds[name][1] if name in own_kinds else views}, {size} px",
                     name,
                     f"{1e3 * statistics.median(own):.0f} ms",
                     f"{statistics.median(own) / floor:.2f}",
@@ -255,14 +260,15 @@ def step(arguments):
 
 def memory(arguments):
     rows = []
-    for what in ("published", "LGMDistiller", "CLPDistiller"):
+    for what in ("published", *PEAKS):
         command = [sys.executable, __file__, "--peak", what]
         peak = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
-        rows.append(["published recipe" if what == "published" else f"`{what}`", f"{peak:,.0f} MB"])
+        one = ", one view of each image" if what == "SFMDistiller" else ""
+        rows.append(["published recipe" if what == "published" else f"`{what}`{one}", f"{peak:,.0f} MB"])
         if what == "published":
             first = peak
         rows[-1].append(f"{first / peak:.1f}")
-    return table(["100 views of 224 px", "peak above the loaded encoder", "published / this"], rows)
+    return table(["10 images, 10 views of each, 224 px", "peak above the loaded encoder", "published / this"], rows)
 
 
 def peak(what):
@@ -271,7 +277,8 @@ def peak(what):
         plain = recipe(10, 224)
         work = plain.step
     else:
-        work = partial(ours, {"LGMDistiller": LGMDistiller, "CLPDistiller": CLPDistiller}[what], 10, 224, 2, n_real=20)
+        kind, views = PEAKS[what]
+        work = partial(ours, kind, views, 224, 2, n_real=20)
     reset_peak_memory()
     before = memory_in_use()
     for _ in range(3 if what == "published" else 1):

@@ -110,7 +110,7 @@ if __name__ == "__main__":
     parser.add_argument("--root", type=Path, required=True)
     parser.add_argument("--generate", action="store_true", help="write a few images of noise in the layout of the data set first")
     add_options(parser, size=224)
-    parser.set_defaults(encoder=ENCODERS, seconds=[60, 600], heads=5)
+    parser.set_defaults(encoder=ENCODERS, seconds=[60, 600], seeds=1, heads=5)
     arguments = parser.parse_args()
     arguments.output = arguments.output or Path(__file__).parent / "results" / f"paper-{arguments.dataset}"
     if arguments.generate and not arguments.run:

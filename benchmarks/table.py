@@ -1,16 +1,17 @@
-"""The table of methods: all on the same images, with the same encoder and the same two evaluations.
+"""The table of methods: all on the same images, with the same encoder and the same evaluations.
 
-    python benchmarks/table.py DATA [--size 112] [--seconds 10 30 90] [--seeds 1] [--published] [--output DIR] ...
+    python benchmarks/table.py DATA [--size 112] [--seconds 60] [--seeds 3] [--methods NAME ...] [--published] [--output DIR] ...
 
 DATA holds ``train`` and ``val`` (or ``test``) folders with one folder of images per class. Each run (a method, a time budget, a
 seed) has its own process, for its peak memory; runs with the same settings are not repeated. The results are written to
 ``table.md``, ``table.png`` and, with all figures, ``table.json`` in DIR, by default benchmarks/results/table-<name of DATA>.
 
 The budget covers the steps: the real images are encoded once for all runs, and their features are cached. All methods share
-loop, parametrisation, views and encoder; ``rates.py`` finds the best rate of each on held-out training images. Evaluations: the
-closed-form probe; LGM's protocol, a linear head trained by Adam on random crops (``--epochs``), last epoch; a head that begins
-with zeros and sees the images themselves. Under other encoders also classifier inheritance: the probe of all real images behind
-the first encoder, reached through a linear map that the images teach. Nothing is chosen by the test set.
+loop, encoder and, but for those with all published settings, the pyramid. Those "from noise" see random views only, at the rate
+that is the best one for LGM on held-out training images (``rates.py``). Evaluations: the closed-form probe; LGM's protocol, a
+linear head trained by Adam on random crops (``--epochs``), last epoch; a head that begins with zeros and sees the images
+themselves, for about 1,000 steps. Under other encoders also classifier inheritance: the probe of all real images behind the first
+encoder, reached through a linear map that is fitted to views of the images. Nothing is chosen by the test set.
 """
 
 import argparse
@@ -33,6 +34,7 @@ from tqdm import tqdm
 from sklearn_clpdd import DSA, ClosedFormProbe, CLPDistiller, FrozenEncoder, LinearSchedule
 from sklearn_clpdd.baselines import (
     LGM_PUBLISHED,
+    SFM_PUBLISHED,
     ClassCentroids,
     CoreSet,
     DMDistiller,
@@ -43,6 +45,7 @@ from sklearn_clpdd.baselines import (
 )
 from sklearn_clpdd.datasets import load_image_folder
 from sklearn_clpdd.evaluation import closed_form_probe_scores, inherited_probe_scores, sgd_probe_scores, transfer_scores
+from sklearn_clpdd.evaluation._probes import BATCH_SIZE
 from sklearn_clpdd.utils._fingerprint import fingerprint
 
 
@@ -55,7 +58,7 @@ class Method(NamedTuple):
     timed: bool = True
 
 
-# As published, the peers start from noise and use random views only; the rate is the best one for LGM by `rates.py`.
+# Published methods start from noise and use random views only; the rate is the best one for LGM by `rates.py`.
 _FROM_NOISE = {
     "init": "noise",
     "augmentation": DSA(unaugmented_weight=0.0),
@@ -68,14 +71,17 @@ METHODS = {
     "herding": Method("herding", CoreSet, {}, timed=False),
     "k-center": Method("k-center greedy", CoreSet, {"strategy": "k_center"}, timed=False),
     "nearest": Method("nearest real images of `CLPDistiller()`", NearestReals, {}, timed=False),
-    "dm": Method("feature-mean matching (DM), as published", DMDistiller, _FROM_NOISE),
-    "sfm": Method("SFM, as published", SFMDistiller, {**_FROM_NOISE, "augmentation": DSA(n_views=1, unaugmented_weight=0.0)}),
+    "dm": Method("feature-mean matching (DM), from noise", DMDistiller, _FROM_NOISE),
+    "sfm": Method(
+        "SFM, from noise, one view", SFMDistiller, {**_FROM_NOISE, "augmentation": DSA(n_views=1, unaugmented_weight=0.0)}
+    ),
     "lgm": Method("LGM without random views", LGMDistiller, {**_FROM_NOISE, "augmentation": None}),
     "lgm-published": Method("LGM, all published settings", LGMDistiller, LGM_PUBLISHED, timed=False),
-    "lgm-dsa": Method("LGM, as published", LGMDistiller, _FROM_NOISE),
+    "sfm-published": Method("SFM, all published settings", SFMDistiller, SFM_PUBLISHED, timed=False),
+    "lgm-dsa": Method("LGM, from noise", LGMDistiller, _FROM_NOISE),
     "lgm-ours": Method("`LGMDistiller()`", LGMDistiller, {}),
     "clp-paper": Method(
-        "CLP-DD, as published",
+        "CLP-DD of the paper, from noise",
         CLPDistiller,
         {"objective": "cosine_cross_entropy", "temperature": 0.1, **_FROM_NOISE},
     ),
@@ -90,6 +96,8 @@ PROTOCOLS = {"closed_form": "closed-form probe", "sgd": "LGM's protocol", "sgd_z
 MAIN = ("closed_form", "sgd")
 TRANSFER = {"closed_form": "closed-form probe", "sgd": "LGM's protocol", "inherited": "inherited probe"}
 ZERO_START = {"initial_std": 0.0, "learning_rate": 3e-4, "augmentation": None}
+PUBLISHED = ("lgm-published", "sfm-published")
+DEFAULT = [name for name in METHODS if name not in (*PUBLISHED, "nearest", "lgm", "clp-ce", "clp")]
 # The file names of a run with a time budget contain its seconds.
 _UNTIMED = 0.0
 
@@ -125,16 +133,14 @@ def add_options(parser, *, size=112, output=None):
     parser.add_argument("--weights", choices=("auto", "none"), default="auto", help="none: untrained encoders")
     parser.add_argument("--size", type=int, default=size, help="side of the views, in pixels")
     parser.add_argument("--images-per-class", type=int, default=1)
-    parser.add_argument(
-        "--seconds", type=float, nargs="+", default=[10, 30, 90], help="budgets of the steps; the table has the last"
-    )
-    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--seconds", type=float, nargs="+", default=[60], help="budgets of the steps; the table has the last")
+    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=1000, help="of LGM's protocol")
     parser.add_argument("--heads", type=int, default=1, help="of LGM's protocol, for each seed")
-    parser.add_argument("--transfer-heads", type=int, default=1, help="the same under the other encoders; 0: closed form only")
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=[name for name in METHODS if name != "lgm-published"])
-    parser.add_argument("--published", action="store_true", help="LGM with its published settings, too: 5,000 steps")
-    parser.add_argument("--published-views", type=int, default=LGM_PUBLISHED["augmentation"].n_views)
+    parser.add_argument("--transfer-heads", type=int, default=1, help="the same under the other encoders; 0: none")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=DEFAULT)
+    parser.add_argument("--published", action="store_true", help="LGM and SFM with their published settings, too: 5,000 steps")
+    parser.add_argument("--published-views", type=int, default=LGM_PUBLISHED["augmentation"].n_views, help="of LGM")
     parser.add_argument("--published-steps", type=int, default=LGM_PUBLISHED["max_iter"])
     parser.add_argument("--map-views", type=int, default=100, help="of each image, for the map of an inherited probe")
     parser.add_argument("--device", default="auto")
@@ -156,28 +162,32 @@ def encoder_of(arguments, name, **parameters):
 
 def runs_of(arguments):
     """All runs; those that others depend on come first."""
-    methods = [*arguments.methods, *(["lgm-published"] if arguments.published else [])]
+    methods = [*arguments.methods, *(PUBLISHED if arguments.published else ())]
     methods = [name for name in METHODS if name in methods]
     order = sorted(methods, key=lambda name: name == "nearest")
     return [
         Run(encoder, method, seconds, seed)
         for encoder, method in product(arguments.encoder, order)
         for seconds in (arguments.seconds if METHODS[method].timed else [_UNTIMED])
-        for seed in range(arguments.seeds if method not in ("real", "lgm-published") else 1)
+        for seed in range(arguments.seeds if method not in ("real", *PUBLISHED) else 1)
     ]
 
 
 def settings_of(arguments, run, data):
     """Everything that the figures of a run depend on."""
-    names = ("size", "weights", "images_per_class", "epochs", "heads", "transfer_heads", "map_views", "device")
-    settings = {name: getattr(arguments, name) for name in names} | run._asdict() | {"defaults": defaults()} | ZERO_START
+    names = ("size", "weights", "images_per_class", "epochs", "heads", "transfer_heads", "device")
+    settings = {name: getattr(arguments, name) for name in names} | run._asdict() | {"defaults": defaults()}
     settings |= {"protocol": protocol_digest(), "images": [len(data.X), len(data.X_test), str(Path(data.X[0]).parent.parent)]}
-    settings["transfer_to"] = others_of(arguments, run)
-    settings |= {name: getattr(value, "__name__", value) for name, value in METHODS[run.method].settings.items()}
+    settings["zero_start"], settings["transfer_to"] = ZERO_START, others_of(arguments, run)
+    if settings["transfer_to"]:
+        settings["inherited"] = inheritance_of(arguments)
+    settings["parameters"] = {name: getattr(value, "__name__", value) for name, value in METHODS[run.method].settings.items()}
     if run.method == "nearest":
         settings["of"] = settings_of(arguments, distilled_of(arguments, run), data)
+    if run.method in PUBLISHED:
+        settings["steps"] = arguments.published_steps
     if run.method == "lgm-published":
-        settings |= {"views": arguments.published_views, "steps": arguments.published_steps}
+        settings["views"] = arguments.published_views
     return json.loads(json.dumps(settings, default=fingerprint))
 
 
@@ -205,19 +215,20 @@ def estimator_of(arguments, run, encoder, n_classes, checkpoint):
         parameters["random_state"] = run.seed
     if method.timed:
         parameters |= {"time_budget": run.seconds, "max_iter": 10**7}
+    if run.method in PUBLISHED:
+        parameters |= {"max_iter": arguments.published_steps, "verbose": 1}
+        parameters["checkpoint"] = checkpoint  # for runs of many minutes
+        encoder = encoder_of(arguments, run.encoder, l2_normalize=False)
     if run.method == "lgm-published":
         # The same number of real images per step as of synthetic views.
         views = arguments.published_views
-        parameters |= {"max_iter": arguments.published_steps, "verbose": 1}
         parameters["augmentation"] = clone(LGM_PUBLISHED["augmentation"]).set_params(n_views=views)
         parameters["real_batch_size"] = views * n_classes * arguments.images_per_class
-        parameters["checkpoint"] = checkpoint  # for runs of many minutes
-        encoder = encoder_of(arguments, run.encoder, l2_normalize=False)
     return method.kind(encoder, **parameters)
 
 
 def evaluate(arguments, run, images, labels, data, encoder):
-    """Scores of both protocols, and with other encoders."""
+    """Scores of all protocols, and with other encoders."""
     common = {"encoder": encoder, "groups": data.groups}
     # All real images: the same number of steps of Adam as for the synthetic ones, with a hundred images each.
     real = run.method == "real"
@@ -229,17 +240,32 @@ def evaluate(arguments, run, images, labels, data, encoder):
     test = (data.X_test, data.y_test)
     scores = {"closed_form": closed_form_probe_scores(images, labels, *test, alpha=alpha, **common)}
     scores["sgd"] = sgd_probe_scores(images, labels, *test, **heads, **common)
-    scores["sgd_zero"] = sgd_probe_scores(images, labels, *test, **{**heads, "n_repeats": 1}, **ZERO_START, **common)
+    steps = {"n_epochs": max(1, round(1000 / -(-len(images) // BATCH_SIZE)))}
+    scores["sgd_zero"] = sgd_probe_scores(images, labels, *test, **{**heads, **steps}, **ZERO_START, **common)
     encoders = {name: encoder_of(arguments, name) for name in others_of(arguments, run)}
     heads["n_repeats"] = 0 if real else arguments.transfer_heads
     moved = transfer_scores(images, labels, *test, encoders, alpha=alpha, groups=data.groups, **heads)
     if encoders and not real:
-        probe = ClosedFormProbe().fit(encoder.encode(data.X), data.y)
-        inherit = partial(inherited_probe_scores, images, *test, probe=probe, probe_encoder=encoder, groups=data.groups)
-        inherit = partial(inherit, n_views=arguments.map_views)
+        old = {"probe": probe_of_all(arguments, data, encoder), "probe_encoder": encoder, "groups": data.groups}
+        inherit = partial(inherited_probe_scores, images, *test, **old, **inheritance_of(arguments))
         for name, other in encoders.items():
             moved[name]["inherited"] = inherit(encoder=other, random_state=run.seed)
     return scores, moved
+
+
+def inheritance_of(arguments):
+    """Parameters of an inherited probe."""
+    return {"n_views": arguments.map_views, "alpha": 1.0}
+
+
+def probe_of_all(arguments, data, encoder):
+    """The probe of all real images, fitted once for all runs."""
+    fit = joblib.Memory(arguments.output / "cache", verbose=0).cache(fitted_probe)
+    return fit(encoder.encode(data.X), data.y)
+
+
+def fitted_probe(Z, y):
+    return ClosedFormProbe().fit(Z, y)
 
 
 def make(arguments, run, data):
@@ -330,36 +356,33 @@ class Report:
         """Records of the largest budget."""
         return self.records.get((method, self.arguments.seconds[-1] if METHODS[method].timed else _UNTIMED), [])
 
+    def title(self, protocol):
+        """Name of a protocol; LGM's has 1,000 epochs unless the name says otherwise."""
+        other = f", {self.arguments.epochs} epochs" if protocol == "sgd" and self.arguments.epochs != 1000 else ""
+        return {**PROTOCOLS, **TRANSFER}[protocol] + other
+
     def accuracy(self, records, protocol):
         return values(records, "scores", protocol, "top1")
 
     def main(self):
-        peer = self.last("lgm-published") or self.last("lgm-dsa")
-        more = [name for name in ("top5", "worst_group") if len(values(self.last("clp-dsa"), "scores", "sgd", name))]
-        heads = ["", "images", *PROTOCOLS.values()]
-        heads += [f"{name.replace('_', ' ')}, {title}" for name in more for title in PROTOCOLS.values()]
-        heads += ["seconds", "steps", "peak memory, MB", "LGM's seconds / these", "LGM's memory / this"]
+        of_groups = MAIN if len(values(self.last("clp-dsa"), "scores", "sgd", "worst_group")) else ()
+        heads = ["", "images", *map(self.title, PROTOCOLS), *(f"worst group, {self.title(protocol)}" for protocol in of_groups)]
+        heads += ["seconds", "steps", "peak memory, MB"]
         rows = []
         for method in self.methods:
             records = self.last(method)
-            seconds, memory = (values(records, name) for name in ("seconds", "memory"))
             cells = [METHODS[method].title, records[0]["n_images"]]
             cells += [format_mean(self.accuracy(records, protocol)) for protocol in PROTOCOLS]
-            cells += [format_mean(values(records, "scores", protocol, name)) for name in more for protocol in PROTOCOLS]
-            cells += [
-                f"{seconds.mean():.1f}" if len(seconds) else "",
-                f"{s.mean():.0f}" if len(s := values(records, "steps")) else "",
-            ]
-            cells.append(f"{memory.mean():.0f}" if len(memory) else "")
-            for own, name in ((seconds, "seconds"), (memory, "memory")):
-                iterative = len(own) and METHODS[method].kind and len(values(records, "steps"))
-                cells.append(f"{values(peer, name).mean() / own.mean():.2f}" if peer and iterative else "")
+            cells += [format_mean(values(records, "scores", protocol, "worst_group")) for protocol in of_groups]
+            for name, digits in (("seconds", 1), ("steps", 0), ("memory", 0)):
+                own = values(records, name)
+                cells.append(f"{own.mean():.{digits}f}" if len(own) else "")
             rows.append(cells)
         return table(heads, rows)
 
     def by_budget(self):
         timed = [name for name in self.methods if METHODS[name].timed]
-        heads = ["", *(f"{PROTOCOLS[name]}, {seconds:g} s" for name in MAIN for seconds in self.arguments.seconds)]
+        heads = ["", *(f"{self.title(name)}, {seconds:g} s" for name in MAIN for seconds in self.arguments.seconds)]
         rows = [
             [METHODS[name].title]
             + [format_mean(self.accuracy(self.records[name, s], p)) for p in MAIN for s in self.arguments.seconds]
@@ -389,7 +412,7 @@ class Report:
             rows.append(cells)
         heads = ["", "its seconds"]
         for protocol in MAIN:
-            heads += [f"its accuracy, {PROTOCOLS[protocol]}", "`CLPDistiller()` reaches it in", "times faster"]
+            heads += [f"its accuracy, {self.title(protocol)}", "`CLPDistiller()` reaches it in", "times faster"]
         return table(heads, rows)
 
     def transfer(self):
@@ -399,7 +422,7 @@ class Report:
             [METHODS[name].title, *(format_mean(values(self.last(name), "transfer", *column, "top1")) for column in columns)]
             for name in self.methods
         ]
-        return table(["", *(f"{TRANSFER[protocol]}, {other}" for other, protocol in columns)], rows)
+        return table(["", *(f"{self.title(protocol)}, {other}" for other, protocol in columns)], rows)
 
     def plot(self, axes):
         """Accuracy against seconds: a curve for each method with time budgets, a line for each method without."""
@@ -423,7 +446,7 @@ class Report:
                 xscale="log",
                 xlabel="seconds of distillation",
                 ylabel="test accuracy",
-                title=f"{self.encoder}, {PROTOCOLS[protocol]}",
+                title=f"{self.encoder}, {self.title(protocol)}",
             )
             ax.grid(alpha=0.3)
 
@@ -454,9 +477,10 @@ def report(arguments, data, records):
             "",
             *page.main(),
         ]
-        if len(arguments.seconds) > 1:
+        several = len(arguments.seconds) > 1
+        if several:
             lines += ["", "By budget:", "", *page.by_budget()]
-        if "clp-dsa" in page.methods and any(name.startswith("lgm-") for name in page.methods):
+        if several and "clp-dsa" in page.methods and any(name.startswith("lgm-") for name in page.methods):
             lines += ["", "The smallest of the budgets with which `CLPDistiller()` is at least as good:", "", *page.time_to()]
         if arguments.transfer_to:
             lines += ["", "The same images under other encoders:", "", *page.transfer()]

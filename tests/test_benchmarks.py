@@ -67,9 +67,10 @@ def _arguments(tmp_path, *options):
 
 
 def test_runs_are_recognised_by_their_settings(tmp_path):
-    arguments = _arguments(tmp_path, "--seconds", "1", "2", "--seeds", "2", "--published")
+    every = ["--methods", *(name for name in table.METHODS if name not in table.PUBLISHED)]
+    arguments = _arguments(tmp_path, "--seconds", "1", "2", "--seeds", "2", "--published", *every)
     runs = table.runs_of(arguments)
-    assert len({run.name for run in runs}) == len(runs) == 10 * 2 * 2 + 5 * 2 + 2
+    assert len({run.name for run in runs}) == len(runs) == 10 * 2 * 2 + 5 * 2 + 3
     order = [run.method for run in runs]
     assert max(i for i, name in enumerate(order) if name == "clp-dsa") < order.index("nearest")
     (tmp_path / "runs").mkdir()
@@ -83,17 +84,17 @@ def test_runs_are_recognised_by_their_settings(tmp_path):
         table.file_of(arguments, one, ".json").write_text(settings)
         assert table.known(arguments, one, data) is not None
         assert table.known(arguments, one, other) is None
-        assert table.known(_arguments(tmp_path, "--epochs", "7"), one, data) is None
-    longer = _arguments(tmp_path, "--seconds", "1", "4")
+        assert table.known(_arguments(tmp_path, "--epochs", "7", *every), one, data) is None
+    longer = _arguments(tmp_path, "--seconds", "1", "4", *every)
     assert table.known(longer, run, data) is not None
     assert table.known(longer, nearest, data) is None
 
 
-def test_report_counts_ratios_and_times(tmp_path):
+def test_report_has_means_and_times(tmp_path):
     arguments = _arguments(tmp_path, "--seconds", "1", "4")
 
     def record(seconds, accuracy, memory=100.0):
-        scores = {name: {"top1": [accuracy, accuracy + 0.02]} for name in table.PROTOCOLS}
+        scores = {name: {"top1": [accuracy - i / 10, accuracy - i / 10 + 0.02]} for i, name in enumerate(table.PROTOCOLS)}
         return {"seconds": seconds, "memory": memory, "steps": 10, "n_images": 10, "scores": scores, "transfer": {}}
 
     records = [
@@ -104,13 +105,36 @@ def test_report_counts_ratios_and_times(tmp_path):
     ]
     page = table.Report(arguments, "e", records)
     (row,) = [line for line in page.main() if line.startswith("| `CLPDistiller()` |")]
-    same = "0.710 ± 0.010"
-    assert row == f"| `CLPDistiller()` | 10 | {same} | {same} | {same} | 4.0 | 10 | 100 | 1.00 | 4.00 |"
+    assert row == "| `CLPDistiller()` | 10 | 0.710 ± 0.010 | 0.610 ± 0.010 | 0.510 ± 0.010 | 4.0 | 10 | 100 |"
     rows = page.time_to()[2:]
-    assert rows[0].startswith("| LGM, as published | 1 | 0.510 | 1 s | 1.0 |")
-    assert rows[1].startswith("| LGM, as published | 4 | 0.710 | 4 s | 1.0 |")
+    assert rows[0].startswith("| LGM, from noise | 1 | 0.510 | 1 s | 1.0 |")
+    assert rows[1].startswith("| LGM, from noise | 4 | 0.710 | 4 s | 1.0 |")
     assert len(page.by_budget()) == 4
-    np.testing.assert_allclose(table.values([record(1, 0.5)], "scores", "sgd", "top1"), [0.5, 0.52])
+    np.testing.assert_allclose(table.values([record(1, 0.5)], "scores", "sgd", "top1"), [0.4, 0.42])
+
+
+def test_report_of_transfer_names_its_columns(tmp_path):
+    arguments = _arguments(tmp_path, "--seconds", "1", "--transfer-to", "b", "--transfer-heads", "0", "--epochs", "7")
+    moved = {"b": {"closed_form": {"top1": [0.5]}, "inherited": {"top1": [0.25]}}}
+    record = {"n_images": 10, "scores": {name: {"top1": [0.1]} for name in table.PROTOCOLS}, "transfer": moved}
+    page = table.Report(arguments, "a", [(table.Run("a", "clp-dsa", 1.0, 0), record)])
+    assert page.transfer() == [
+        "|  | closed-form probe, b | inherited probe, b |",
+        "| --- | --- | --- |",
+        "| `CLPDistiller()` | 0.500 | 0.250 |",
+    ]
+    assert "LGM's protocol, 7 epochs" in page.main()[0]
+
+
+def test_settings_of_a_method_and_of_a_head_are_apart(tmp_path, monkeypatch):
+    """A changed head repeats the runs of all methods, whatever parameters these have of the same name."""
+    arguments = _arguments(tmp_path)
+    data = table.Data(np.array(["a/train/x/1.png"]), np.array(["x"]), np.array(["a/val/x/1.png"]), np.array(["x"]))
+    runs = [table.Run("e", name, 1.0, 0) for name in ("dm", "clp", "lgm-published")]
+    before = [table.settings_of(arguments, run, data) for run in runs]
+    assert before[1]["parameters"] == {"augmentation": None}
+    monkeypatch.setitem(table.ZERO_START, "learning_rate", 1.0)
+    assert all(table.settings_of(arguments, run, data) != old for run, old in zip(runs, before, strict=True))
 
 
 def test_a_recorded_run_is_not_repeated(tmp_path):

@@ -16,11 +16,17 @@ import torch
 from sklearn.base import clone
 
 from sklearn_clpdd import DSA, ClosedFormProbe, CLPDistiller, DistilledSampler, FrozenEncoder
-from sklearn_clpdd.baselines import ClassCentroids, DMDistiller, LGMDistiller, NearestReals, RandomSubset
+from sklearn_clpdd.baselines import ClassCentroids, CoreSet, DMDistiller, LGMDistiller, NearestReals, RandomSubset, SFMDistiller
 from sklearn_clpdd.distill import _adapters as adapters
 from sklearn_clpdd.distill import _augmentations as augmentations
 from sklearn_clpdd.encoder._precision import PRECISIONS
-from sklearn_clpdd.evaluation import closed_form_probe_scores, compare_with_real, probe_scores, sgd_probe_scores
+from sklearn_clpdd.evaluation import (
+    closed_form_probe_scores,
+    compare_with_real,
+    inherited_probe_scores,
+    probe_scores,
+    sgd_probe_scores,
+)
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA device")
 
@@ -36,6 +42,7 @@ DISTILLERS = {
     "early stopping": CLPDistiller(n_iter_no_change=20, validation_fraction=0.2),
     "LGM": LGMDistiller(),
     "DM": DMDistiller(),
+    "SFM": SFMDistiller(),
 }
 
 
@@ -182,23 +189,34 @@ def test_a_checkpoint_of_the_gpu_is_resumed(resumed_on, encoders, colors, tmp_pa
     np.testing.assert_allclose(losses[0], losses[1], rtol=0.2, atol=1e-2)
 
 
-@pytest.mark.parametrize("kind", [ClassCentroids, NearestReals, RandomSubset])
-def test_selections_are_the_cpus(kind, encoders, colors):
-    chosen = []
-    for encoder in encoders.values():
-        distiller = CLPDistiller(encoder, max_iter=3, random_state=0)
-        one = kind(distiller) if kind is NearestReals else kind(encoder, random_state=0)
-        chosen.append(one.fit(*colors).transform())
+SELECTIONS = {
+    "centroids": lambda encoder: ClassCentroids(encoder, random_state=0),
+    "herding": lambda encoder: CoreSet(encoder, images_per_class=2),
+    "k-center": lambda encoder: CoreSet(encoder, images_per_class=2, strategy="k_center"),
+    "nearest": lambda encoder: NearestReals(CLPDistiller(encoder, max_iter=3, random_state=0)),
+    "random": lambda encoder: RandomSubset(encoder, random_state=0),
+}
+
+
+@pytest.mark.parametrize("select", SELECTIONS.values(), ids=SELECTIONS)
+def test_selections_are_the_cpus(select, encoders, colors):
+    chosen = [select(encoder).fit(*colors).transform() for encoder in encoders.values()]
     np.testing.assert_allclose(chosen[1], chosen[0], atol=1e-3)
 
 
 def test_evaluations_agree_with_the_cpu(encoders, colors):
     X, y = colors
     S, labels = X[[list(y).index(name) for name in np.unique(y)]], np.unique(y)
-    for protocol in (closed_form_probe_scores, partial(sgd_probe_scores, n_epochs=5)):
+    from_zero = partial(sgd_probe_scores, n_epochs=5, initial_std=0, augmentation=None)
+    for protocol in (closed_form_probe_scores, partial(sgd_probe_scores, n_epochs=5), from_zero):
         on_cpu, on_gpu = (protocol(S, labels, X, y, encoder=one, random_state=0)["top1"] for one in encoders.values())
         np.testing.assert_allclose(on_gpu, on_cpu, atol=0.05)
     assert len(probe_scores(S, labels, X, y, encoder=encoders["cuda"], n_epochs=2, random_state=0)) == 5
+    probe = ClosedFormProbe().fit(encoders["cpu"].encode(X), y)
+    inherited = inherited_probe_scores(
+        S, X, y, probe=probe, probe_encoder=encoders["cpu"], encoder=encoders["cuda"], random_state=0
+    )
+    assert inherited["top1"] >= probe.score(encoders["cpu"].encode(X), y) - 0.1
     distiller = CLPDistiller(encoders["cuda"], max_iter=5, random_state=0).fit(X, y)
     assert len(compare_with_real(distiller, X, y, X, y, n_draws=1, random_state=0)) == 3
 

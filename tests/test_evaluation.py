@@ -1,12 +1,16 @@
 """Image folders, and the protocols that evaluate distilled sets."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sklearn.ensemble import IsolationForest
 from sklearn.exceptions import NotFittedError
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.neighbors import KNeighborsClassifier
+from sklearn.svm import SVC
 from sklearn.utils import check_random_state
 
 from sklearn_clpdd import DSA, ClosedFormProbe, CLPDistiller, FrozenEncoder
@@ -14,6 +18,7 @@ from sklearn_clpdd.datasets import load_image_folder
 from sklearn_clpdd.encoder._encoder import as_encoder
 from sklearn_clpdd.evaluation import (
     _head,
+    _inheritance,
     _probes,
     _scores,
     closed_form_probe_scores,
@@ -208,12 +213,12 @@ def test_metrics_by_brute_force():
     rng = np.random.default_rng(0)
     scores, classes = rng.random((200, 8)), np.array(list("abcdefgh"))
     y, groups = classes[rng.integers(8, size=200)], rng.choice(["sea", "land", "sky"], 200)
-    metrics = _probes._metrics(scores, classes, y, groups)
+    metrics = _probes.metrics_of(scores, classes, y, groups)
     order = classes[np.argsort(-scores, axis=1)]
     assert metrics["top1"] == np.mean(order[:, 0] == y)
     assert metrics["top5"] == np.mean([label in five for label, five in zip(y, order[:, :5], strict=True)])
     assert metrics["worst_group"] == min(np.mean((order[:, 0] == y)[groups == name]) for name in ("sea", "land", "sky"))
-    assert "top5" not in _probes._metrics(scores[:, :5], classes[:5], y, None)
+    assert "top5" not in _probes.metrics_of(scores[:, :5], classes[:5], y, None)
 
 
 def test_two_classes_and_groups(encoder, colors):
@@ -259,6 +264,9 @@ def test_meaningless_numbers_are_refused(encoder, colors):
         sgd_probe_scores(*sets, encoder=encoder, initial_std=-1)
     with pytest.raises(ValueError, match="learning_rate == 0, must be > 0"):
         sgd_probe_scores(*sets, encoder=encoder, learning_rate=0)
+    for name in ("initial_std", "learning_rate"):
+        with pytest.raises(ValueError, match=f"{name} has to be a finite number; got nan"):
+            sgd_probe_scores(*sets, encoder=encoder, **{name: float("nan")})
     with pytest.raises(TypeError, match=r'augmentation has to be "lgm", an augmentation such as DSA\(\), or None; got \'crop\''):
         sgd_probe_scores(*sets, encoder=encoder, augmentation="crop")
     with pytest.raises(ValueError, match="alpha"):
@@ -347,34 +355,52 @@ def test_closed_form_probe_on_views_sees_random_views(encoder, colors, monkeypat
 
 @pytest.fixture
 def old(module):
-    """An encoder of images of another size, and its probe of all images."""
-    return FrozenEncoder(module, image_size=12, device="cpu")
+    """Another encoder, whose features are not those of the first one."""
+    weight = torch.randn(module[4].weight.shape, generator=torch.Generator().manual_seed(1))
+    other = copy.deepcopy(module)
+    other[4].weight.data.copy_(weight)
+    return FrozenEncoder(other, image_size=12, device="cpu")
 
 
+@pytest.mark.parametrize("n_views", [0, 3])
 @pytest.mark.parametrize("labels", [None, "two classes"])
-def test_inherited_probe_by_linear_algebra(encoder, old, colors, labels):
-    """The map is a ridge regression with an intercept, solved here by numpy."""
+def test_inherited_probe_by_linear_algebra(encoder, old, colors, monkeypatch, labels, n_views):
+    """The map is the ridge regression of scikit-learn, on the images and the same views of them under both encoders."""
     X, y = colors
     y = y if labels is None else np.where(y == "red", "red", "other")
     probe = ClosedFormProbe().fit(old.encode(X), y)
-    scores = inherited_probe_scores(X[:20], X, y, probe=probe, probe_encoder=old, encoder=encoder, n_views=0, alpha=0.1)
-    Z, targets = encoder.encode(X[:20]).astype(float), old.encode(X[:20]).astype(float)
-    centered, mean = Z - Z.mean(0), Z.mean(0)
-    penalty = 0.1 * np.square(centered).sum() / len(Z) * np.eye(Z.shape[1])
-    W = np.linalg.solve(centered.T @ centered + penalty, centered.T @ (targets - targets.mean(0)))
-    mapped = (encoder.encode(X) - mean) @ W + targets.mean(0)
-    assert scores["top1"].tolist() == [probe.score(mapped, y)]
+    seen, views = [], {}
+    decide, each_view = ClosedFormProbe.decision_function, _inheritance.each_view
+    monkeypatch.setattr(ClosedFormProbe, "decision_function", lambda self, Z: seen.append(Z) or decide(self, Z))
+
+    def recorded(images, extractor, n_views, seed):
+        for Z in each_view(images, extractor, n_views, seed):
+            views.setdefault(extractor.preprocessing.image_size, []).append(Z)
+            yield Z
+
+    monkeypatch.setattr(_inheritance, "each_view", recorded)
+    given = {"probe": probe, "probe_encoder": old, "encoder": encoder, "n_views": n_views, "alpha": 0.1, "random_state": 0}
+    scores = inherited_probe_scores(X[:20], X, y, **given)
+    Z, targets = (np.concatenate([one.encode(X[:20]), *views.get(one.image_size, [])]) for one in (encoder, old))
+    assert len(Z) == len(targets) == 20 * (1 + n_views)
+    penalty = 0.1 * np.square(Z - Z.mean(0)).sum(1).mean()
+    mapped = Ridge(penalty).fit(Z.astype(float), targets.astype(float)).predict(encoder.encode(X).astype(float))
+    np.testing.assert_allclose(seen[-1], mapped, atol=1e-5)
+    decided = decide(probe, mapped.astype(np.float32))
+    wanted = probe.classes_[(decided > 0).astype(int) if decided.ndim == 1 else decided.argmax(1)]
+    assert scores["top1"].tolist() == [np.mean(wanted == y)]
 
 
-def test_inherited_probe_of_the_same_encoder_is_the_probe(encoder, colors):
-    """With enough views the map is the identity; scikit-learn's probes are inherited as well."""
+def test_views_of_a_map_are_pairs(encoder, colors):
+    """A map from an encoder to itself is the identity, which it would not be if the two saw other views of an image."""
     X, y = colors
     for probe in (ClosedFormProbe(), LogisticRegression(C=100)):
         probe.fit(encoder.encode(X), y)
         own = {"probe": probe, "probe_encoder": encoder, "encoder": encoder}
         scores = inherited_probe_scores(X[:40], X, y, **own, n_views=10, alpha=1e-6, groups=y, random_state=0)
         assert scores["top1"].tolist() == [probe.score(encoder.encode(X), y)]
-        assert scores["worst_group"] <= scores["top1"]
+        worst = min(np.mean(probe.predict(encoder.encode(X[y == label])) == label) for label in np.unique(y))
+        assert scores["worst_group"].tolist() == [worst]
 
 
 def test_inheritance_is_refused_before_anything_is_encoded(encoder, old, colors, forbid_encoding):
@@ -382,13 +408,21 @@ def test_inheritance_is_refused_before_anything_is_encoded(encoder, old, colors,
     probe = ClosedFormProbe().fit(old.encode(X), y)
     common = {"probe": probe, "probe_encoder": old, "encoder": encoder}
     forbid_encoding()
-    known = ClosedFormProbe().fit(np.eye(12, dtype=np.float32)[:2], ["blue", "red"])
-    with pytest.raises(ValueError, match=r"classes that the probe does not know: \['green'\]; it knows \['blue', 'red'\]"):
-        inherited_probe_scores(X, X, np.where(y == "red", "red", "green"), **{**common, "probe": known})
+    rows = np.random.default_rng(0).normal(size=(60, 12)).astype(np.float32)
+    with pytest.raises(ValueError, match=r"classes that the probe does not know: \['violet'\]$"):
+        inherited_probe_scores(X, X, np.where(y == "red", "red", "violet"), **common)
+    with pytest.raises(ValueError, match=r"y_test contains numbers, such as .*1.*, and the classes are text, such as .*'blue'"):
+        inherited_probe_scores(X, X, np.ones(len(X), dtype=int), **common)
     with pytest.raises(ValueError, match="probe was fitted to 3 features, and probe_encoder has 12"):
         inherited_probe_scores(X, X, y, **{**common, "probe": ClosedFormProbe().fit(np.eye(3), np.unique(y))})
-    with pytest.raises(TypeError, match="a classifier with a decision_function"):
-        inherited_probe_scores(X, X, y, **{**common, "probe": KNeighborsClassifier().fit(np.eye(12), np.arange(12))})
+    several = ClosedFormProbe().fit(rows, np.eye(3, dtype=int)[np.arange(60) % 3])
+    for bad in (KNeighborsClassifier().fit(rows, np.arange(60)), IsolationForest(n_estimators=2).fit(rows)):
+        with pytest.raises(TypeError, match="has to be a classifier with a decision_function and one label"):
+            inherited_probe_scores(X, X, y, **{**common, "probe": bad})
+    pairwise = SVC(kernel="linear", decision_function_shape="ovo").fit(rows, np.arange(60) % 3)
+    for bad in (pairwise, several):
+        with pytest.raises(TypeError, match="has to predict the class with the largest value"):
+            inherited_probe_scores(X, X, y, **{**common, "probe": bad})
     with pytest.raises(NotFittedError):
         inherited_probe_scores(X, X, y, **{**common, "probe": ClosedFormProbe()})
     with pytest.raises(TypeError, match="an encoder is a FrozenEncoder"):
@@ -396,5 +430,24 @@ def test_inheritance_is_refused_before_anything_is_encoded(encoder, old, colors,
     for name, value in (("alpha", 0), ("n_views", -1)):
         with pytest.raises(ValueError, match=f"{name} == {value}"):
             inherited_probe_scores(X, X, y, **common, **{name: value})
+    with pytest.raises(ValueError, match="alpha has to be a finite number; got nan"):
+        inherited_probe_scores(X, X, y, **common, alpha=float("nan"))
     with pytest.raises(ValueError, match="inconsistent"):
         inherited_probe_scores(X, X, y[:10], **common)
+    with pytest.raises(ValueError, match="two images at least, or random views of one"):
+        inherited_probe_scores(X[:1], X, y, **common, n_views=0)
+
+
+def test_a_map_needs_different_images(encoder, old, colors):
+    X, y = colors
+    probe = ClosedFormProbe().fit(old.encode(X), y)
+    with pytest.raises(ValueError, match="all views of all images have the same features"):
+        inherited_probe_scores(X[[0, 0]], X, y, probe=probe, probe_encoder=old, encoder=encoder, n_views=0)
+
+
+@pytest.mark.parametrize("n_classes", [2, 30])
+def test_labels_of_another_kind_are_refused(encoder, n_classes):
+    """From about twenty classes on, numpy compares numbers and text as text."""
+    X, y = np.zeros((2 * n_classes, 16, 16, 3), dtype=np.uint8), np.arange(2 * n_classes) % n_classes
+    with pytest.raises(ValueError, match=r"y_test contains text, such as .*'0'.*, and the classes are numbers, such as .*0"):
+        closed_form_probe_scores(X, y, X, y.astype(str), encoder=encoder)

@@ -143,7 +143,7 @@ def test_the_papers_tables_are_one_command(dataset, tmp_path):
     command += ["--output", tmp_path / "out", "--methods", *methods]
     subprocess.run(command, check=True, capture_output=True)
     page = (tmp_path / "out" / "table.md").read_text()
-    assert [line for line in page.splitlines() if line.startswith("| CLP-DD, DSA |")]
+    assert [line for line in page.splitlines() if line.startswith("| `CLPDistiller()` |")]
     assert ("worst group" in page) == (dataset in ("waterbirds", "spawrious"))
     assert (tmp_path / "out" / "table.png").stat().st_size > 10_000
     written = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "runs").iterdir()}

@@ -1,7 +1,6 @@
-"""A linear head trained by SGD on random views, as in LGM's released evaluator."""
+"""A linear head trained by SGD: on random views as in LGM's released evaluator, or otherwise."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from itertools import islice
 from numbers import Integral, Real
 from typing import NamedTuple
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from ..distill._augmentations import LGM_PROBE_VIEWS, Augmentation
 from ..utils._torch_modes import standard_torch_modes
-from ._probes import BATCH_SIZE, ProbeTask, make_task, pixel_reader, stack_metrics
+from ._probes import BATCH_SIZE, ProbeTask, check_finite, make_task, pixel_reader, stack_metrics
 
 # Adam's rate for a batch of 256 images, and standard deviation of the initial weights (commit 1d84ffd:
 # `src/distillation/eval.py`, `src/models/linear_classifier.py`).
@@ -38,19 +37,16 @@ class HeadRecipe(NamedTuple):
         """Raise if a field is out of range, or of the wrong type."""
         check_scalar(self.n_epochs, "n_epochs", Integral, min_val=1)
         check_scalar(self.initial_std, "initial_std", Real, min_val=0)
+        check_finite(self.initial_std, "initial_std")
         if self.learning_rate is not None:
             check_scalar(self.learning_rate, "learning_rate", Real, min_val=0, include_boundaries="neither")
+            check_finite(self.learning_rate, "learning_rate")
         if self.augmentation is not None:
             if not isinstance(self.augmentation, Augmentation):
                 raise TypeError(
                     f'augmentation has to be "lgm", an augmentation such as DSA(), or None; got {self.augmentation!r}'
                 )
             self.augmentation._validate_params()
-
-    @property
-    def views(self) -> Augmentation:
-        """What the head sees: random views, or the images themselves."""
-        return Augmentation() if self.augmentation is None else self.augmentation
 
 
 @standard_torch_modes()
@@ -93,10 +89,10 @@ def sgd_probe_scores(
     initial_std : float, default=0.01
         Standard deviation of the initial weights, ≥ 0.
     learning_rate : float, default=None
-        Adam's largest rate, > 0. ``None``: ``1e-3 · batch / 256``.
+        Adam's largest rate, > 0. ``None``: ``1e-3 · batch / 256`` for batches of ``min(100, n_images)``.
     augmentation : "lgm", Augmentation or None, default="lgm"
-        The view of each image in an epoch: LGM's, a random view such as :class:`DSA` draws it, or, for ``None``, the image as the
-        encoder sees it.
+        The view of each image in an epoch: that of LGM's protocol, that of an augmentation such as :class:`DSA`, whose `n_views`
+        and `unaugmented_weight` do not matter here, or, for ``None``, the image as the encoder sees it.
     n_repeats : int, default=1
         Number of heads, each with its own initial weights and views; the published protocol has five.
     groups : array-like of shape (n_test,), default=None
@@ -123,7 +119,7 @@ def sgd_probe_scores(
     -----
     **Few images.** A batch of few images has a low rate in LGM's protocol: with ten images it is 4e-5, at which a weight moves by
     0.02 at most in 1,000 steps, and it begins 0.01 from zero. Such a head keeps much of its random start, whatever the images
-    are. Whoever is free to choose uses the closed form, or trains on the images themselves, from zero:
+    are. If you are free to choose, use the closed form, or train on the images themselves, from zero:
     ``sgd_probe_scores(..., initial_std=0, learning_rate=3e-4, augmentation=None)``.
 
     **Details.** By default, this is the evaluator of LGM's released code (commit 1d84ffd: ``src/distillation/eval.py``,
@@ -167,7 +163,7 @@ def check_heads(recipe: HeadRecipe, n_repeats, least):
 def head_metrics(task: ProbeTask, recipe: HeadRecipe, n_repeats: int, random_state) -> dict[str, np.ndarray]:
     """Metrics of heads trained by SGD on features that are not normalised."""
     seeds = check_random_state(random_state).randint(2**31 - 1, size=n_repeats)
-    encode = _views_encoder(task, recipe.views) if recipe.views.is_random else _images_encoder(task)
+    encode = _images_encoder(task) if recipe.augmentation is None else _views_encoder(task, recipe.augmentation)
     test, runs = task.raw_test_features, []
     for seed in seeds:
         weight, bias = _train_head(task, encode, recipe, torch.Generator().manual_seed(int(seed)))
@@ -177,8 +173,10 @@ def head_metrics(task: ProbeTask, recipe: HeadRecipe, n_repeats: int, random_sta
 
 def _views_encoder(task: ProbeTask, augmentation: Augmentation) -> Callable[[Tensor, dict[str, Tensor]], Tensor]:
     """A function from positions and the random numbers of their views to features."""
-    extractor = replace(task.extractor, l2_normalize=False)
-    read = pixel_reader(task)  # raises if training images are missing or, where all fit into memory, undecodable
+    extractor = task.raw_extractor
+    read = pixel_reader(
+        task.images, extractor
+    )  # raises if training images are missing or, where all fit into memory, undecodable
 
     @torch.no_grad()
     def encode(rows: Tensor, draws: dict[str, Tensor]) -> Tensor:
@@ -197,7 +195,7 @@ def _train_head(
     task: ProbeTask, encode: Callable, recipe: HeadRecipe, generator: torch.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """Train a linear head; return its weights ``(C, d)`` and biases ``(C,)``. ``encode`` returns features of views."""
-    device = task.extractor.device
+    device, views = task.extractor.device, recipe.augmentation or Augmentation()
     classes, codes = np.unique(task.labels, return_inverse=True)
     y, n_classes = torch.from_numpy(codes), len(classes)
     drawn = torch.randn(n_classes, task.extractor.n_features, generator=generator, dtype=torch.float32, device="cpu")
@@ -212,7 +210,7 @@ def _train_head(
         for _ in range(recipe.n_epochs):
             parts = torch.randperm(len(y), generator=generator, device="cpu").split(batch_size)
             for i, rows in enumerate(parts):
-                yield rows, recipe.views.draw(len(rows), generator), i == len(parts) - 1
+                yield rows, views.draw(len(rows), generator), i == len(parts) - 1
 
     remaining = batches()
     # Views do not depend on the head, so those of several small batches are encoded together.

@@ -1,6 +1,7 @@
 """Training and scoring of probes on a small image set."""
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from numbers import Real
@@ -47,15 +48,20 @@ class ProbeTask:
         """Features of the training images."""
         return self.extractor.encode(self.images)
 
+    @property
+    def raw_extractor(self) -> FeatureExtractor:
+        """The encoder without normalisation."""
+        return replace(self.extractor, l2_normalize=False)
+
     @cached_property
     def raw_features(self) -> np.ndarray:
         """Features of the training images that are not normalised."""
-        return replace(self.extractor, l2_normalize=False).encode(self.images)
+        return self.raw_extractor.encode(self.images)
 
     @cached_property
     def raw_test_features(self) -> np.ndarray:
         """Features of the test images that are not normalised."""
-        return replace(self.extractor, l2_normalize=False).encode(self.test_images)
+        return self.raw_extractor.encode(self.test_images)
 
     @cached_property
     def test_features(self) -> np.ndarray:
@@ -67,7 +73,7 @@ class ProbeTask:
 
     def metrics(self, scores: np.ndarray) -> dict[str, float]:
         """Metrics of scores ``(n_test, n_classes)``, with the classes in sorted order."""
-        return _metrics(scores, np.unique(self.labels), self.y_test, self.groups)
+        return metrics_of(scores, np.unique(self.labels), self.y_test, self.groups)
 
 
 def make_task(images, labels, X_test, y_test, groups, encoder, *, needs_raw=False) -> ProbeTask:
@@ -90,23 +96,44 @@ def load_encoders(encoders) -> dict[Any, FrozenEncoder]:
 
 def check_alpha(alpha):
     """Raise if a ridge strength is neither "loo" nor a number above 0."""
-    if alpha != "loo" and not (isinstance(alpha, Real) and float(alpha) > 0):
+    if alpha != "loo" and not (isinstance(alpha, Real) and 0 < float(alpha) < math.inf):
         raise ValueError(f"alpha has to be a number > 0, or 'loo'; got {alpha!r}")
 
 
 def check_inputs(images, labels, X_test, y_test, groups):
     """Check numbers of samples and labels; return labels and groups as one-dimensional arrays."""
-    labels, y_test = as_labels(labels, "labels"), as_labels(y_test, "y_test")
-    groups = None if groups is None else as_labels(groups, "groups")
+    labels = as_labels(labels, "labels")
     check_consistent_length(images, labels)
-    check_consistent_length(X_test, y_test, groups)
-    classes = np.unique(labels).tolist()
+    classes = np.unique(labels)
+    y_test, groups = check_test_labels(X_test, y_test, groups, classes, "without training images")
     if len(classes) < 2:
-        raise ValueError(f"a probe needs images of at least two classes; labels contains {classes}")
-    unknown = np.setdiff1d(y_test, labels).tolist()
-    if unknown:
-        raise ValueError(f"y_test contains classes without training images: {unknown[:10]}")
+        raise ValueError(f"a probe needs images of at least two classes; labels contains {classes.tolist()}")
     return labels, y_test, groups
+
+
+def check_test_labels(X_test, y_test, groups, classes: np.ndarray, unknown: str) -> tuple[np.ndarray, np.ndarray | None]:
+    """Check labels and groups of the test images; ``unknown`` says what classes are that are not among ``classes``."""
+    y_test = as_labels(y_test, "y_test")
+    groups = None if groups is None else as_labels(groups, "groups")
+    check_consistent_length(X_test, y_test, groups)
+    seen, known = (_kind(values) for values in (y_test, classes))
+    if seen != known:
+        raise ValueError(f"y_test contains {seen}, such as {y_test[0]!r}, and the classes are {known}, such as {classes[0]!r}")
+    others = [label for label in np.unique(y_test).tolist() if label not in set(classes.tolist())]
+    if others:
+        raise ValueError(f"y_test contains classes {unknown}: {others[:10]}{', …' * (len(others) > 10)}")
+    return y_test, groups
+
+
+def _kind(labels: np.ndarray) -> str:
+    """What labels are, in words; those of different kinds are never equal."""
+    return {"U": "text", "O": "text", "M": "dates", "m": "durations"}.get(labels.dtype.kind, "numbers")
+
+
+def check_finite(value, name: str) -> None:
+    """Raise for NaN and infinity, which scikit-learn's `check_scalar` accepts."""
+    if not math.isfinite(value):
+        raise ValueError(f"{name} has to be a finite number; got {value!r}")
 
 
 def closed_form_metrics(Z: np.ndarray, task: ProbeTask, alpha) -> dict[str, np.ndarray]:
@@ -124,29 +151,37 @@ def two_columns(scores: np.ndarray) -> np.ndarray:
 
 def features_of_views(task: ProbeTask, n_views: int, random_state, views: Augmentation = _VIEWS) -> np.ndarray:
     """Features ``(n_views · n_images, d)`` of random views: one view of all images after another."""
-    extractor, read = task.extractor, pixel_reader(task)
-    generator = torch.Generator().manual_seed(int(check_random_state(random_state).randint(2**31 - 1)))
-    parts = []
+    seed = int(check_random_state(random_state).randint(2**31 - 1))
+    return np.concatenate(list(each_view(task.images, task.extractor, n_views, seed, views)))
+
+
+def each_view(
+    images: Images, extractor: FeatureExtractor, n_views: int, seed: int, views: Augmentation = _VIEWS
+) -> Iterator[np.ndarray]:
+    """Features ``(n_images, d)`` of one random view of all images after another."""
+    read, generator = pixel_reader(images, extractor), torch.Generator().manual_seed(seed)
     for _ in range(n_views):
-        for rows in torch.arange(len(task.images)).split(BATCH_SIZE):
+        parts = []
+        for rows in torch.arange(len(images)).split(BATCH_SIZE):
             draws = views.draw(len(rows), generator)
             with torch.no_grad():
                 parts.append(extractor(views(read(rows), draws, extractor.preprocessing)).cpu())
-    return torch.cat(parts).numpy()
+        yield torch.cat(parts).numpy()
 
 
-def pixel_reader(task: ProbeTask) -> Callable[[Tensor], Tensor]:
+def pixel_reader(images: Images, extractor: FeatureExtractor) -> Callable[[Tensor], Tensor]:
     """A function from positions to images, in the size from which the encoder crops."""
-    images, n_jobs, device = task.images, task.extractor.n_jobs, task.extractor.device
+    n_jobs, device = extractor.n_jobs, extractor.device
     images.check()
-    uncropped = task.extractor.preprocessing.uncropped(task.extractor.preprocessing.resize_size)
+    uncropped = extractor.preprocessing.uncropped(extractor.preprocessing.resize_size)
     if 4 * len(images) * 3 * uncropped.image_size**2 > _IN_MEMORY:
         return lambda rows: images.read(rows.numpy(), uncropped, n_jobs).to(device)
     pixels = images.read(range(len(images)), uncropped, n_jobs).to(device)
     return lambda rows: pixels[rows.to(pixels.device)]
 
 
-def _metrics(scores: np.ndarray, classes: np.ndarray, y_test: np.ndarray, groups: np.ndarray | None) -> dict[str, float]:
+def metrics_of(scores: np.ndarray, classes: np.ndarray, y_test: np.ndarray, groups: np.ndarray | None) -> dict[str, float]:
+    """Metrics of scores ``(n_test, n_classes)`` of these classes."""
     correct = classes[scores.argmax(axis=1)] == y_test
     metrics = {"top1": correct.mean()}
     if len(classes) > 5:
