@@ -370,6 +370,7 @@ def test_inherited_probe_by_linear_algebra(encoder, old, colors, monkeypatch, la
     y = y if labels is None else np.where(y == "red", "red", "other")
     probe = ClosedFormProbe().fit(old.encode(X), y)
     seen, views = [], {}
+    monkeypatch.setattr(_inheritance, "_BLOCK", 50)  # of three views of 20 images, the last one is by itself
     decide, each_view = ClosedFormProbe.decision_function, _inheritance.each_view
     monkeypatch.setattr(ClosedFormProbe, "decision_function", lambda self, Z: seen.append(Z) or decide(self, Z))
 

@@ -1,6 +1,7 @@
 """Classifier inheritance: the probe of all real images, behind an encoder that it was not trained for."""
 
 from collections.abc import Iterator
+from itertools import islice
 from numbers import Integral, Real
 from typing import Any
 
@@ -17,6 +18,8 @@ from ..encoder.images._forms import as_images
 from ..utils._torch_modes import standard_torch_modes
 from ._probes import check_finite, check_test_labels, each_view, metrics_of, stack_metrics, two_columns
 
+# Rows of features that are multiplied at once, if there are so many.
+_BLOCK = 2048
 # Random feature vectors by which a classifier's scores are compared with its predictions.
 _N_TRIED = 64
 
@@ -146,11 +149,19 @@ def _features(images: Images, extractor: FeatureExtractor, n_views: int, seed: i
         yield from each_view(images, extractor, n_views, seed)
 
 
+def _in_blocks(pairs: Iterator[tuple[np.ndarray, np.ndarray]]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Pairs of features of several views together, in float64: a product of few rows would take as long as one of many."""
+    while together := list(islice(pairs, 1)):
+        while len(together) * len(together[0][0]) < _BLOCK and (more := list(islice(pairs, 1))):
+            together += more
+        Z, T = (np.concatenate(parts).astype(np.float64) for parts in zip(*together, strict=True))
+        yield Z, T
+
+
 def _ridge(pairs: Iterator[tuple[np.ndarray, np.ndarray]], alpha: float) -> tuple[np.ndarray, np.ndarray]:
     """Weights and intercept of the ridge regression of the second features on the first ones, from sums over the views."""
     sums: list[Any] = [0, 0.0, 0.0, 0.0, 0.0]
-    for Z, T in pairs:
-        Z, T = Z.astype(np.float64), T.astype(np.float64)
+    for Z, T in _in_blocks(pairs):
         sums = [total + own for total, own in zip(sums, (len(Z), Z.sum(0), T.sum(0), Z.T @ Z, Z.T @ T), strict=True)]
     n, mean_Z, mean_T = sums[0], sums[1] / sums[0], sums[2] / sums[0]
     gram, products = sums[3] - n * np.outer(mean_Z, mean_Z), sums[4] - n * np.outer(mean_Z, mean_T)

@@ -118,8 +118,11 @@ def check_test_labels(X_test, y_test, groups, classes: np.ndarray, unknown: str)
     check_consistent_length(X_test, y_test, groups)
     seen, known = (_kind(values) for values in (y_test, classes))
     if seen != known:
-        raise ValueError(f"y_test contains {seen}, such as {y_test[0]!r}, and the classes are {known}, such as {classes[0]!r}")
-    others = [label for label in np.unique(y_test).tolist() if label not in set(classes.tolist())]
+        raise ValueError(
+            f"y_test contains {seen}, such as {y_test[:1].tolist()}, and the classes are {known}, such as {classes[:1].tolist()}"
+        )
+    labels = np.unique(y_test)
+    others = labels[~np.isin(labels, classes)].tolist()
     if others:
         raise ValueError(f"y_test contains classes {unknown}: {others[:10]}{', …' * (len(others) > 10)}")
     return y_test, groups
