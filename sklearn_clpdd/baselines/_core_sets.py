@@ -27,7 +27,7 @@ def herding(R: np.ndarray, n: int) -> np.ndarray:
     chosen: list[int] = []
     for _ in range(n):
         rest = rest + mean
-        distances = squares - 2 * R @ rest
+        distances = squares - 2 * (R @ rest)  # not (2 R) rest, which would copy R
         distances[chosen] = np.inf
         chosen.append(int(distances.argmin()))
         rest = rest - R[chosen[-1]]
@@ -37,16 +37,7 @@ def herding(R: np.ndarray, n: int) -> np.ndarray:
 def k_center(R: np.ndarray, n: int) -> np.ndarray:
     """The row nearest to the mean of all, then always the one that is farthest from those chosen (Gonzalez, 1985).
 
-    Parameters
-    ----------
-    R : ndarray of shape (N, d), float64
-    n : int
-        Number of rows, ≤ N.
-
-    Returns
-    -------
-    ndarray of shape (n,), int64
-        Distinct rows, in their order.
+    Arguments and result are those of `herding`.
     """
     chosen = [int(np.square(R - R.mean(axis=0)).sum(axis=1).argmin())]
     nearest = np.full(len(R), np.inf)

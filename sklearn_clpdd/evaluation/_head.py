@@ -118,8 +118,8 @@ def sgd_probe_scores(
     Notes
     -----
     **Few images.** A batch of few images has a low rate in LGM's protocol: with ten images it is 4e-5, at which a weight moves by
-    0.02 at most in 1,000 steps, and it begins 0.01 from zero. Such a head keeps much of its random start, whatever the images
-    are. If you are free to choose, use the closed form, or train on the images themselves, from zero:
+    hardly more than 0.02 in 1,000 steps, and it begins 0.01 from zero. Such a head keeps much of its random start, whatever the
+    images are. If you are free to choose, use the closed form, or train on the images themselves, from zero:
     ``sgd_probe_scores(..., initial_std=0, learning_rate=3e-4, augmentation=None)``.
 
     **Details.** By default, this is the evaluator of LGM's released code (commit 1d84ffd: ``src/distillation/eval.py``,
@@ -174,9 +174,8 @@ def head_metrics(task: ProbeTask, recipe: HeadRecipe, n_repeats: int, random_sta
 def _views_encoder(task: ProbeTask, augmentation: Augmentation) -> Callable[[Tensor, dict[str, Tensor]], Tensor]:
     """A function from positions and the random numbers of their views to features."""
     extractor = task.raw_extractor
-    read = pixel_reader(
-        task.images, extractor
-    )  # raises if training images are missing or, where all fit into memory, undecodable
+    # Raises if training images are missing or, where all fit into memory, undecodable.
+    read = pixel_reader(task.images, extractor)
 
     @torch.no_grad()
     def encode(rows: Tensor, draws: dict[str, Tensor]) -> Tensor:
