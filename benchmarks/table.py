@@ -480,7 +480,11 @@ def report(arguments, data, records):
         several = len(arguments.seconds) > 1
         if several:
             lines += ["", "By budget:", "", *page.by_budget()]
-        if several and "clp-dsa" in page.methods and any(name.startswith("lgm-") for name in page.methods):
+        if (
+            (several or arguments.published)
+            and "clp-dsa" in page.methods
+            and any(name.startswith("lgm-") for name in page.methods)
+        ):
             lines += ["", "The smallest of the budgets with which `CLPDistiller()` is at least as good:", "", *page.time_to()]
         if arguments.transfer_to:
             lines += ["", "The same images under other encoders:", "", *page.transfer()]
