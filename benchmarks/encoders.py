@@ -1,11 +1,12 @@
-"""Images distilled with one encoder, with another, and with both, evaluated with a third.
+"""Images distilled with one encoder, with another, and with both, evaluated with a third; and the third one's own images.
 
     python benchmarks/encoders.py DATA [--size 112] [--seconds 120] [--seeds 1] [--learning-rate 0.05]
 
 Both encoders together have the same time as one alone, and in another run twice the time, which gives about as many steps as one
-encoder alone. The inherited probe is that of all real images behind the first encoder, which the third one reaches through a map
-that is fitted to views of the images. The script writes benchmarks/results/encoders-<name of DATA>.md, and all figures to a .json
-file; runs that it contains are not repeated.
+encoder alone. The last row is a bound: images that were distilled with the third encoder itself. The inherited probe is that of
+all real images behind the first encoder, which the third one reaches through a map that is fitted to views of the images. The
+script writes benchmarks/results/encoders-<name of DATA>.md, and all figures to a .json file; runs that it contains are not
+repeated.
 """
 
 from pathlib import Path
@@ -50,6 +51,7 @@ def main(arguments):
     rows = []
     choices = [([name], arguments.seconds) for name in arguments.encoders]
     choices += [(arguments.encoders, arguments.seconds * times) for times in (1, len(arguments.encoders))]
+    choices += [([arguments.unseen], arguments.seconds)]
     for names, seconds in choices:
         records = [measured(names, seconds, seed) for seed in range(arguments.seeds)]
         values = [[record["top1"][protocol] for record in records] for protocol in ("closed_form", "sgd", "inherited")]
@@ -65,7 +67,7 @@ def main(arguments):
             ]
         )
     intro = (
-        f"`{arguments.folder.name}`, one image per class, under {arguments.unseen}, which no run has seen; "
+        f"`{arguments.folder.name}`, one image per class, under {arguments.unseen}, which only the last row's run has seen; "
         f"views of {arguments.size} px; {arguments.seeds} seed(s); {machine()}; `python benchmarks/encoders.py DIR "
         f"--size {arguments.size} --seconds {arguments.seconds:g} --seeds {arguments.seeds} "
         f"--learning-rate {arguments.learning_rate:g}`"
