@@ -3,10 +3,10 @@
     python benchmarks/encoders.py DATA [--size 112] [--seconds 120] [--seeds 1] [--learning-rate 0.05]
 
 Both encoders together have the same time as one alone, and in another run twice the time, which gives about as many steps as one
-encoder alone. The last row is a bound: images that were distilled with the third encoder itself. The inherited probe is that of
-all real images behind the first encoder, which the third one reaches through a map that is fitted to views of the images. The
-script writes benchmarks/results/encoders-<name of DATA>.md, and all figures to a .json file; runs that it contains are not
-repeated.
+encoder alone. The last row has images that were distilled with the third encoder itself: what there is to gain for the probes
+that are trained on the images. The inherited probe is that of all real images behind the first encoder, which the third one
+reaches through a map that is fitted to views of the images. The script writes benchmarks/results/encoders-<name of DATA>.md, and
+all figures to a .json file; runs that it contains are not repeated.
 """
 
 from pathlib import Path

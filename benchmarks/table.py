@@ -330,6 +330,14 @@ def known(arguments, run, data):
     return record if record["settings"] == settings_of(arguments, run, data) else None
 
 
+def format_steps(steps):
+    """Their mean, or their range where one run had far fewer than another in the same time: the machine was busy during it."""
+    if not len(steps):
+        return ""
+    alike = steps.max() < 1.25 * steps.min()
+    return f"{steps.mean():.0f}" if alike else f"{steps.min():.0f} to {steps.max():.0f}"
+
+
 def values(records, *path):
     """All values of an entry of the records, over seeds and heads."""
     found = []
@@ -374,9 +382,12 @@ class Report:
             cells = [METHODS[method].title, records[0]["n_images"]]
             cells += [format_mean(self.accuracy(records, protocol)) for protocol in PROTOCOLS]
             cells += [format_mean(values(records, "scores", protocol, "worst_group")) for protocol in of_groups]
-            for name, digits in (("seconds", 1), ("steps", 0), ("memory", 0)):
-                own = values(records, name)
-                cells.append(f"{own.mean():.{digits}f}" if len(own) else "")
+            seconds, steps, memory = (values(records, name) for name in ("seconds", "steps", "memory"))
+            cells += [
+                f"{seconds.mean():.1f}" if len(seconds) else "",
+                format_steps(steps),
+                f"{memory.mean():.0f}" if len(memory) else "",
+            ]
             rows.append(cells)
         return table(heads, rows)
 

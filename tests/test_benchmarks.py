@@ -113,6 +113,12 @@ def test_report_has_means_and_times(tmp_path):
     np.testing.assert_allclose(table.values([record(1, 0.5)], "scores", "sgd", "top1"), [0.4, 0.42])
 
 
+def test_steps_of_runs_that_differ_are_a_range():
+    assert table.format_steps(np.array([96, 97, 95])) == "96"
+    assert table.format_steps(np.array([108, 41, 100])) == "41 to 108"
+    assert table.format_steps(np.array([])) == ""
+
+
 def test_report_of_transfer_names_its_columns(tmp_path):
     arguments = _arguments(tmp_path, "--seconds", "1", "--transfer-to", "b", "--transfer-heads", "0", "--epochs", "7")
     moved = {"b": {"closed_form": {"top1": [0.5]}, "inherited": {"top1": [0.25]}}}
