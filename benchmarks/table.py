@@ -332,8 +332,6 @@ def known(arguments, run, data):
 
 def format_steps(steps):
     """Their mean, or their range where one run had far fewer than another in the same time: the machine was busy during it."""
-    if not len(steps):
-        return ""
     alike = steps.max() < 1.25 * steps.min()
     return f"{steps.mean():.0f}" if alike else f"{steps.min():.0f} to {steps.max():.0f}"
 
@@ -382,12 +380,14 @@ class Report:
             cells = [METHODS[method].title, records[0]["n_images"]]
             cells += [format_mean(self.accuracy(records, protocol)) for protocol in PROTOCOLS]
             cells += [format_mean(values(records, "scores", protocol, "worst_group")) for protocol in of_groups]
-            seconds, steps, memory = (values(records, name) for name in ("seconds", "steps", "memory"))
-            cells += [
-                f"{seconds.mean():.1f}" if len(seconds) else "",
-                format_steps(steps),
-                f"{memory.mean():.0f}" if len(memory) else "",
-            ]
+            formats = {
+                "seconds": lambda own: f"{own.mean():.1f}",
+                "steps": format_steps,
+                "memory": lambda own: f"{own.mean():.0f}",
+            }
+            for name, form in formats.items():
+                own = values(records, name)
+                cells.append(form(own) if len(own) else "")
             rows.append(cells)
         return table(heads, rows)
 
@@ -491,11 +491,8 @@ def report(arguments, data, records):
         several = len(arguments.seconds) > 1
         if several:
             lines += ["", "By budget:", "", *page.by_budget()]
-        if (
-            (several or arguments.published)
-            and "clp-dsa" in page.methods
-            and any(name.startswith("lgm-") for name in page.methods)
-        ):
+        of_both = "clp-dsa" in page.methods and any(name.startswith("lgm-") for name in page.methods)
+        if of_both and (several or arguments.published):
             lines += ["", "The smallest of the budgets with which `CLPDistiller()` is at least as good:", "", *page.time_to()]
         if arguments.transfer_to:
             lines += ["", "The same images under other encoders:", "", *page.transfer()]

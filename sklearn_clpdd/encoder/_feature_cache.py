@@ -101,7 +101,7 @@ class FeatureCache:
             self._seen.add(name)
             try:
                 keys = np.asarray(np.load(self._folder / f"{name}.keys.npy"))
-            except Exception:
+            except Exception:  # whatever is wrong with a file of the cache, its features are computed again
                 continue
             if keys.dtype == np.uint8 and keys.ndim == 2 and keys.shape[1] == 2 * KEY_BYTES:
                 self._places |= {

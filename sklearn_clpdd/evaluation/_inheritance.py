@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from itertools import islice
+from math import ceil
 from numbers import Integral, Real
 from typing import Any
 
@@ -18,7 +19,7 @@ from ..encoder.images._forms import as_images
 from ..utils._torch_modes import standard_torch_modes
 from ._probes import check_finite, check_test_labels, each_view, metrics_of, stack_metrics, two_columns
 
-# Rows of features that are multiplied at once, if there are so many.
+# Rows of features that are multiplied at once, at least, if there are so many.
 _BLOCK = 2048
 # Random feature vectors by which a classifier's scores are compared with its predictions.
 _N_TRIED = 64
@@ -117,7 +118,7 @@ def inherited_probe_scores(
         one.check()
     test_Z = new_extractor.encode(as_images(X_test, new.image_shape))
     pairs = zip(_features(given[1], new_extractor, n_views, seed), _features(given[0], old_extractor, n_views, seed), strict=True)
-    W, intercept = _ridge(pairs, float(alpha))
+    W, intercept = _ridge(pairs, ceil(_BLOCK / len(given[0])), float(alpha))
     scores = two_columns(probe.decision_function((test_Z @ W + intercept).astype(test_Z.dtype)))
     return stack_metrics([metrics_of(scores, probe.classes_, y_test, groups)])
 
@@ -149,19 +150,14 @@ def _features(images: Images, extractor: FeatureExtractor, n_views: int, seed: i
         yield from each_view(images, extractor, n_views, seed)
 
 
-def _in_blocks(pairs: Iterator[tuple[np.ndarray, np.ndarray]]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Pairs of features of several views together, in float64: a product of few rows would take as long as one of many."""
-    while together := list(islice(pairs, 1)):
-        while len(together) * len(together[0][0]) < _BLOCK and (more := list(islice(pairs, 1))):
-            together += more
-        Z, T = (np.concatenate(parts).astype(np.float64) for parts in zip(*together, strict=True))
-        yield Z, T
+def _ridge(pairs: Iterator[tuple[np.ndarray, np.ndarray]], n_together: int, alpha: float) -> tuple[np.ndarray, np.ndarray]:
+    """Weights and intercept of the ridge regression of the second features on the first ones, from sums over the views.
 
-
-def _ridge(pairs: Iterator[tuple[np.ndarray, np.ndarray]], alpha: float) -> tuple[np.ndarray, np.ndarray]:
-    """Weights and intercept of the ridge regression of the second features on the first ones, from sums over the views."""
+    `n_together` views are summed at once: a product of few rows would take as long as one of many.
+    """
     sums: list[Any] = [0, 0.0, 0.0, 0.0, 0.0]
-    for Z, T in _in_blocks(pairs):
+    while block := list(islice(pairs, n_together)):
+        Z, T = (np.concatenate(parts).astype(np.float64) for parts in zip(*block, strict=True))
         sums = [total + own for total, own in zip(sums, (len(Z), Z.sum(0), T.sum(0), Z.T @ Z, Z.T @ T), strict=True)]
     n, mean_Z, mean_T = sums[0], sums[1] / sums[0], sums[2] / sums[0]
     gram, products = sums[3] - n * np.outer(mean_Z, mean_Z), sums[4] - n * np.outer(mean_Z, mean_T)
