@@ -13,7 +13,7 @@ from .distill import (
     allocate_images,
 )
 from .encoder import FrozenEncoder
-from .io import distillation_report, load_distilled, save_distilled
+from .io import distillation_report, load_distilled, load_probe, push_to_hub, save_distilled, save_probe
 from .plot import FeatureMapDisplay, HistoryDisplay, Snapshots, SyntheticImagesDisplay
 from .probe import ClosedFormProbe
 
@@ -35,5 +35,8 @@ __all__ = [
     "allocate_images",
     "distillation_report",
     "load_distilled",
+    "load_probe",
+    "push_to_hub",
     "save_distilled",
+    "save_probe",
 ]

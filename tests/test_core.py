@@ -10,7 +10,7 @@ from sklearn_clpdd import DSA, Augmentation, CLPDistiller, LinearSchedule
 from sklearn_clpdd.baselines import LGM_PUBLISHED
 from sklearn_clpdd.distill import _objectives as objectives
 from sklearn_clpdd.distill._augmentations import AUGMENTATIONS
-from sklearn_clpdd.distill._checkpoint import read_checkpoint, write_checkpoint
+from sklearn_clpdd.distill._checkpoint import read_checkpoint
 from sklearn_clpdd.distill._loop import ChunkPlan, StepViews, ViewPlan, backpropagate, optimize, split_views
 from sklearn_clpdd.distill._objectives import (
     OBJECTIVES,
@@ -29,6 +29,7 @@ from sklearn_clpdd.distill._real_features import BatchSampler, RealFeatures, hel
 from sklearn_clpdd.distill._state import State, padded_like
 from sklearn_clpdd.encoder._preprocessing import Preprocessing
 from sklearn_clpdd.utils._ridge import relative_penalty, ridge
+from sklearn_clpdd.utils._tensor_file import write_tensors
 
 SIZE = 11  # odd, and not a power of two
 
@@ -350,7 +351,7 @@ def test_a_run_continues_from_its_state_bit_for_bit(tmp_path):
         state, steps = _start()
         for _, _loss in zip(range(stop + 1), steps, strict=False):
             pass  # the gradient of step `stop` is computed, but θ is not updated
-        write_checkpoint(tmp_path / "run", state.tensors(), {"step": state.step, "progress": state.progress})
+        write_tensors(tmp_path / "run", state.tensors(), {"step": state.step, "progress": state.progress})
         tensors, info = read_checkpoint(tmp_path / "run")
         other, steps = _start(seed=3)
         other.load(tensors, info["step"], info["progress"])
@@ -431,7 +432,7 @@ def test_a_fraction_of_each_class_is_held_out(fraction):
 
 def test_a_checkpoint_is_replaced_as_a_whole(tmp_path, monkeypatch):
     path = tmp_path / "run"
-    write_checkpoint(path, {"a": torch.zeros(300)}, {"loss": 0.1 + 0.2, "best": float("inf")})
+    write_tensors(path, {"a": torch.zeros(300)}, {"loss": 0.1 + 0.2, "best": float("inf")})
 
     def killed(*args):
         raise KeyboardInterrupt
@@ -440,14 +441,14 @@ def test_a_checkpoint_is_replaced_as_a_whole(tmp_path, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(f"os.{name}", killed)
             with pytest.raises(KeyboardInterrupt):
-                write_checkpoint(path, {"a": torch.ones(300)}, {})
+                write_tensors(path, {"a": torch.ones(300)}, {})
         tensors, info = read_checkpoint(path)
         assert torch.equal(tensors["a"], torch.zeros(300))
         assert info == {"loss": 0.1 + 0.2, "best": float("inf")}
-    write_checkpoint(path, {"a": torch.ones(300)}, {})
+    write_tensors(path, {"a": torch.ones(300)}, {})
     assert list(tmp_path.iterdir()) == [path]
     with pytest.raises(OSError, match="nowhere"):
-        write_checkpoint(tmp_path / "nowhere" / "run", {}, {})
+        write_tensors(tmp_path / "nowhere" / "run", {}, {})
 
 
 @pytest.mark.parametrize("spoil", ["truncate", "text", "other"])
@@ -456,7 +457,7 @@ def test_files_that_are_not_checkpoints(tmp_path, spoil):
     if spoil == "other":
         save_file({"a": torch.zeros(3)}, path)
     else:
-        write_checkpoint(path, {"a": torch.zeros(300)}, {"step": 1})
+        write_tensors(path, {"a": torch.zeros(300)}, {"step": 1})
         path.write_bytes(path.read_bytes()[:500] if spoil == "truncate" else b"not this")
     with pytest.raises(ValueError, match="not a checkpoint of a distillation"):
         read_checkpoint(path)

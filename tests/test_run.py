@@ -331,7 +331,7 @@ def test_another_version_of_a_package_is_named(encoder, colors, tmp_path):
     run = distiller(encoder, max_iter=2, checkpoint=tmp_path / "run").fit(*colors)
     tensors, info = read_checkpoint(tmp_path / "run")
     now = info["versions"]["torch"]
-    checkpoint_module.write_checkpoint(tmp_path / "run", tensors, {**info, "versions": {**info["versions"], "torch": "2.0.1"}})
+    checkpoint_module.write_tensors(tmp_path / "run", tensors, {**info, "versions": {**info["versions"], "torch": "2.0.1"}})
     with pytest.raises(ValueError, match=rf"another run: torch was 2\.0\.1 and is {re.escape(now)}\. Continue") as caught:
         clone(run).fit(*colors)
     assert "changed" not in str(caught.value)
@@ -356,7 +356,7 @@ def test_a_full_disk_does_not_end_the_run(digits, tmp_path, monkeypatch):
     def full(*args):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(checkpoint_module, "write_checkpoint", full)
+    monkeypatch.setattr(checkpoint_module, "write_tensors", full)
     with pytest.warns(RuntimeWarning, match=r"could not be written, and the run continues: No space left"):
         fitted = distiller(None, checkpoint=tmp_path / "run").fit(*digits)
     assert fitted.n_iter_ == 45
@@ -365,7 +365,7 @@ def test_a_full_disk_does_not_end_the_run(digits, tmp_path, monkeypatch):
 @pytest.mark.parametrize("every", [10, 0.05])
 def test_checkpoints_are_written_by_steps_or_seconds(digits, tmp_path, monkeypatch, every):
     written = []
-    monkeypatch.setattr(checkpoint_module, "write_checkpoint", lambda path, tensors, info: written.append(info))
+    monkeypatch.setattr(checkpoint_module, "write_tensors", lambda path, tensors, info: written.append(info))
 
     def slow(distiller, record):
         time.sleep(0.01)
@@ -805,7 +805,7 @@ def test_checkpoints_with_other_content_are_refused(digits, tmp_path, change, wo
     tensors, info = read_checkpoint(tmp_path / "run")
     info["finished"] = False
     change(tensors, info)
-    checkpoint_module.write_checkpoint(tmp_path / "run", tensors, info)
+    checkpoint_module.write_tensors(tmp_path / "run", tensors, info)
     before = (tmp_path / "run").read_bytes()
     with pytest.raises(ValueError, match=words):
         run.fit(*digits)

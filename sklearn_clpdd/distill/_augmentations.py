@@ -15,13 +15,14 @@ from sklearn.base import BaseEstimator
 from sklearn.utils import check_scalar
 from torch import Tensor
 
+from ..utils._documented import DocumentedMixin
 from ..utils._sklearn_compat import Interval, StrOptions
 
 # For `n_views="auto"`: random views per step, at least, and views of one image, at most.
 _TOTAL_VIEWS, _MAX_VIEWS = 20, 8
 
 
-class Augmentation(BaseEstimator):
+class Augmentation(DocumentedMixin, BaseEstimator):
     """The unaugmented image, preprocessed for the encoder. Subclasses compute random views and set ``is_random`` to True.
 
     Subclasses are scikit-learn estimators: ``__init__`` stores each argument, unchanged, under its own name. The class attributes

@@ -23,6 +23,7 @@ from ..probe._solved import solved_probe
 from ..utils._arrays import evenly_spaced, standardize
 from ..utils._classifier import LabelCheckedClassifier
 from ..utils._device import resolve_device
+from ..utils._documented import DocumentedMixin
 from ..utils._heap import reuse_freed_memory
 from ..utils._labels import as_labels
 from ..utils._pictures import to_html
@@ -43,7 +44,9 @@ _CALIBRATION_ROWS = 20_000
 _PRIVATE_ATTRIBUTES = ("_center", "_scale", "_encoder_provenance")
 
 
-class BaseDistiller(HtmlAppendixMixin, SharedModuleMixin, OutputCheckedTransformer, LabelCheckedClassifier, BaseEstimator):
+class BaseDistiller(
+    DocumentedMixin, HtmlAppendixMixin, SharedModuleMixin, OutputCheckedTransformer, LabelCheckedClassifier, BaseEstimator
+):
     """Validate the data, find synthetic samples by `_distill`, and fit the probe of these samples.
 
     A subclass has the data, encoder and probe parameters of :class:`CLPDistiller`, and implements `_distill`. `fit` sets all

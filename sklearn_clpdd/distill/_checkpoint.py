@@ -1,32 +1,24 @@
-"""Checkpoints of a run: a safetensors file with JSON in its header, without any pickles.
+"""Checkpoints of a run: a file of tensors and JSON, which is replaced as a whole."""
 
-A file is written next to its final place and then moved there. Whenever a run is killed, there is a complete file: the latest one
-or the one before.
-"""
-
-import json
 import os
-from hashlib import sha256
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from sklearn.base import BaseEstimator
 from torch import Tensor
 
-from ..utils._fingerprint import tensor_digest
+from ..utils._documented import DocumentedMixin
 from ..utils._ranks import ALONE, Ranks
 from ..utils._sklearn_compat import Interval
+from ..utils._tensor_file import read_tensors, write_tensors
 from ..utils._warnings import warn
 
-_KEY, _DIGEST = "sklearn_clpdd", "sha256"
 # Version of the content of a checkpoint; files with another one are refused.
 _FORMAT = 4
 
 
-class Checkpoint(BaseEstimator):
+class Checkpoint(DocumentedMixin, BaseEstimator):
     """Where and how often a run is saved.
 
     Parameters
@@ -157,37 +149,9 @@ class CheckpointFile:
         if not self._is_writer:
             return
         try:
-            write_checkpoint(self.path, tensors, info | self._run)
+            write_tensors(self.path, tensors, info | self._run)
         except OSError as error:
             warn(f"the checkpoint could not be written, and the run continues: {error}", RuntimeWarning)
-
-
-def write_checkpoint(path: Path, tensors: dict[str, Tensor], info: dict) -> None:
-    """Replace the checkpoint at ``path``.
-
-    Parameters
-    ----------
-    path : Path
-    tensors : dict of str to Tensor
-    info : dict
-        JSON-serialisable values; floats are restored exactly.
-
-    Raises
-    ------
-    OSError
-        If it cannot be written; the previous checkpoint is then unchanged.
-    """
-    part = path.with_name(path.name + ".part")
-    content = json.dumps(info)
-    metadata = {_KEY: content, _DIGEST: _digest(content, tensors)}
-    try:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part, metadata=metadata)
-    except SafetensorError as error:
-        raise OSError(f"{part}: {error}") from error
-    _sync(part, os.O_RDWR)
-    os.replace(part, path)
-    if os.name == "posix":
-        _sync(path.parent, os.O_RDONLY)
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict]:
@@ -199,33 +163,15 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict]:
         If the file is not a checkpoint of this library, or was changed.
     """
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            info = json.loads(metadata[_KEY])
-            if not isinstance(info, dict):
-                raise TypeError("its description is not that of a run")
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a mapping)
-            if info.get("format") == _FORMAT and metadata.get(_DIGEST) != _digest(metadata[_KEY], tensors):
-                raise ValueError("its content does not have its digest, so that it was changed or damaged")
-            return tensors, info
-    except (SafetensorError, KeyError, TypeError, RecursionError, ValueError) as error:
+        tensors, info, is_intact = read_tensors(path)
+        if info.get("format") == _FORMAT and not is_intact:
+            raise ValueError("its content does not have its digest, so that it was changed or damaged")
+        return tensors, info
+    except ValueError as error:
         raise ValueError(
             f"checkpoint={os.fspath(path)!r} exists, but is not a checkpoint of a distillation: {error!r}. "
             "Pass another path, or delete the file"
         ) from error
-
-
-def _digest(content: str, tensors: dict[str, Tensor]) -> str:
-    return sha256((content + tensor_digest(sorted(tensors.items()))).encode()).hexdigest()
-
-
-def _sync(path: Path, flags: int) -> None:
-    """Wait until a file or folder is on disk."""
-    descriptor = os.open(path, flags)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _differing(was: dict[str, str], now: dict[str, str]) -> list[str]:

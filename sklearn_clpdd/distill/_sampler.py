@@ -5,12 +5,13 @@ from sklearn.base import BaseEstimator, clone
 from sklearn.frozen import FrozenEstimator
 from sklearn.utils.validation import check_is_fitted
 
+from ..utils._documented import DocumentedMixin
 from ..utils._sklearn_compat import HasMethods, RequestMethod
 from ._base import BaseDistiller
 from ._clp import CLPDistiller
 
 
-class DistilledSampler(BaseEstimator):
+class DistilledSampler(DocumentedMixin, BaseEstimator):
     """Replace a training set by its distilled one, as a step of an imbalanced-learn pipeline.
 
     The following steps of the pipeline are trained on the synthetic samples. At prediction time, samples pass unchanged. Use it

@@ -4,10 +4,11 @@ from numbers import Integral, Real
 
 from sklearn.base import BaseEstimator
 
+from ..utils._documented import DocumentedMixin
 from ..utils._sklearn_compat import Interval
 
 
-class LinearSchedule(BaseEstimator):
+class LinearSchedule(DocumentedMixin, BaseEstimator):
     """Learning rate that rises linearly during the first steps and falls linearly to zero at the end.
 
     Parameters

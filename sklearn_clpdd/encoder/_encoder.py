@@ -12,6 +12,7 @@ from sklearn.utils import check_scalar
 from torch import nn
 
 from ..utils._device import resolve_devices
+from ..utils._documented import DocumentedMixin
 from ..utils._sklearn_compat import Interval, StrOptions, check_output_container
 from ..utils._transformer import OutputCheckedTransformer
 from ._extractor import FeatureExtractor
@@ -22,7 +23,7 @@ from ._streams import features_of_stream
 from .images._forms import as_images
 
 
-class FrozenEncoder(SharedModuleMixin, OutputCheckedTransformer, BaseEstimator):
+class FrozenEncoder(DocumentedMixin, SharedModuleMixin, OutputCheckedTransformer, BaseEstimator):
     """Map images to the features of a frozen, pre-trained vision model.
 
     The encoder applies the preprocessing that the model was trained with: resizing, centre crop and normalisation. It is

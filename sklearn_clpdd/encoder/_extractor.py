@@ -30,6 +30,7 @@ from ._feature_cache import FeatureCache, feature_cache
 from ._precision import products_of
 from ._preprocessing import Preprocessing
 from .images._base import Findings, Images
+from .sources import without_path
 
 # Images whose features are written to the cache together.
 _BLOCK = 1024
@@ -270,7 +271,7 @@ class FeatureExtractor:
         """Model, digest of its weights, and preprocessing, as JSON-serialisable values."""
         own = self.preprocessing
         return {
-            "model": self.model,
+            "model": without_path(self.model),
             "weights_sha256": self.backbone.weights_sha256,
             "pool": self.pool,
             "layers": self.layers,

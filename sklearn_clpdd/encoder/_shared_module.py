@@ -72,8 +72,14 @@ class SharedModule:
     def __deepcopy__(self, memo):
         return SharedModule(copy.deepcopy(self.module, memo))
 
-    def __reduce__(self):
+    def __reduce_ex__(self, protocol):
         return _unpickle, pickle_once(self.module)
+
+    def __reduce__(self):  # pickle does not ask for it, but skops does
+        raise TypeError(
+            f"a {type(self.module).__name__} is a network, which cannot be saved without its code. Pass the name of a network to "
+            "FrozenEncoder, or save the estimator with pickle or joblib; save_probe saves a probe behind a module"
+        )
 
 
 def _map_nested(function, value: Any) -> Any:

@@ -15,6 +15,7 @@ from PIL import Image
 from ..distill._summary import synthetic_images_of
 from ..utils._pictures import to_8_bit, to_png
 from ._card import card_of
+from ._download import downloaded_set
 from ._manifest import CARD, MANIFEST, is_image_name, manifest_digest, manifest_of, read_manifest, recorded_accuracies
 from ._replace import check_target, remove_set
 
@@ -116,7 +117,7 @@ def load_distilled(directory):
     Parameters
     ----------
     directory : str or path
-        Folder of the set.
+        Folder of the set; ``"hf:OWNER/NAME"`` or ``"hf:OWNER/NAME@REVISION"`` for one on the Hugging Face hub.
 
     Returns
     -------
@@ -134,6 +135,8 @@ def load_distilled(directory):
     ValueError
         If the manifest was not written by `save_distilled`, or if images are missing or changed, or class folders contain other
         files.
+    OSError
+        If a set on the hub cannot be downloaded.
 
     Notes
     -----
@@ -143,8 +146,9 @@ def load_distilled(directory):
     See Also
     --------
     save_distilled : Writes the folder; with an example.
+    push_to_hub : Uploads it.
     """
-    directory = Path(directory)
+    directory = downloaded_set(directory)
     if not (directory / MANIFEST).is_file():
         old = [str(path) for path in directory.parent.glob(f".{glob.escape(directory.name)}-*-old")]
         hint = f". A save that was killed has left the previous set in {', '.join(old)}; rename it" if old else ""

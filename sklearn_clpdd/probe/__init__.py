@@ -9,6 +9,7 @@ file                         what it holds
 ``_export.py``               the probe as scikit-learn's own linear model, and as an ONNX graph
 ``_partial_fit.py``          its methods that see the samples in batches
 ``_solved.py``               probes for solutions computed elsewhere, and with relative ridge strengths
+``_state.py``                a fitted probe as tensors and JSON, and back
 ``_solver.py``               from rows or statistics to coefficients, with the choice of ridge strength and temperature
 ``_selection.py``            leave-one-out scores of ridge strengths
 ``_calibration.py``          from scores to probabilities: the temperature and compression with the least log-loss

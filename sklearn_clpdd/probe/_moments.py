@@ -16,7 +16,7 @@ class Moments:
 
     Chunks are accumulated about their own means (Chan, Golub and LeVeque, 1983), so that an offset of the features costs no
     precision.
-    All tensors are on one device; pickling moves them to the CPU.
+    All tensors are on one device; pickles contain them as numpy's arrays.
     """
 
     def __init__(self, n_classes: int, n_features: int, device: torch.device):
@@ -112,7 +112,10 @@ class Moments:
         return other
 
     def __getstate__(self):
-        return {name: value.cpu() if isinstance(value, Tensor) else value for name, value in self.__dict__.items()}
+        return {name: value.cpu().numpy() for name, value in self.__dict__.items()}
+
+    def __setstate__(self, state):
+        self.__dict__ = {name: torch.from_numpy(value) for name, value in state.items()}
 
     def to(self, device: torch.device) -> "Moments":
         """Move to a device, in place."""

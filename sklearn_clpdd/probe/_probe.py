@@ -8,6 +8,7 @@ import torch
 from sklearn.base import BaseEstimator
 from torch import Tensor
 
+from ..utils._documented import DocumentedMixin
 from ..utils._sklearn_compat import Interval, StrOptions
 from ..utils._torch_modes import standard_torch_modes
 from ._export import ExportMixin
@@ -20,7 +21,7 @@ from ._solver import LINEAR_KERNELS, ProbeSolver
 _SCORINGS = ("accuracy", "neg_log_loss", "neg_mean_squared_error")
 
 
-class ClosedFormProbe(PredictMixin, PartialFitMixin, ExportMixin, BaseEstimator):
+class ClosedFormProbe(DocumentedMixin, PredictMixin, PartialFitMixin, ExportMixin, BaseEstimator):
     """Linear classifier for the features of a frozen encoder, computed in closed form or from there.
 
     Fits a ridge regression of ±1 class indicators on the features, as :class:`sklearn.linear_model.RidgeClassifier` does. Exact
@@ -252,6 +253,11 @@ class ClosedFormProbe(PredictMixin, PartialFitMixin, ExportMixin, BaseEstimator)
             self._forget()
             self.__dict__.update(solution, classes_=classes, multilabel_=is_multilabel)
         return self
+
+    def __getstate__(self):
+        state = super().__getstate__()
+        prior = state["coef_prior"]
+        return state | {"coef_prior": prior.detach().cpu().numpy()} if isinstance(prior, Tensor) else state
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()

@@ -34,6 +34,12 @@ class Stream:
         self.kernel = kernel
         self.dtype = torch.float32
 
+    def __getstate__(self):
+        return {**vars(self), "dtype": str(self.dtype).removeprefix("torch.")}
+
+    def __setstate__(self, state):
+        self.__dict__ = {**state, "dtype": getattr(torch, state["dtype"])}
+
     def add(self, rows: Rows, dtype: torch.dtype) -> None:
         """Add samples."""
         self.moments.to(rows.device).add(rows)

@@ -11,9 +11,11 @@ file                    what it holds
 ``_labels.py``          class labels: which ones are accepted, how they are shown and stored
 ``_heap.py``            glibc's allocator during long computations
 ``_fingerprint.py``     digests of parameters, networks and tensors
+``_tensor_file.py``     files of tensors and JSON, replaced as a whole
 ``_pictures.py``        synthetic images as PNG files, in a grid, in HTML
 ``_transformer.py``     a transformer that checks its output container early
 ``_classifier.py``      a classifier whose score takes all accepted labels
+``_documented.py``      the link to the documentation in an estimator's HTML
 ``_warnings.py``        warnings that point to the user's own line
 ``_sklearn_compat.py``  private parts of scikit-learn
 ``_torch_compat.py``    private parts of torch and timm

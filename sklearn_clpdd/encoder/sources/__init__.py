@@ -26,7 +26,7 @@ from ._timm import TIMM
 from ._torchvision import TORCHVISION
 from ._transformers import TRANSFORMERS
 
-__all__ = ["TORCHVISION", "Network", "TokenNetwork", "create", "local_files", "name_of", "pooled", "source_of"]
+__all__ = ["TORCHVISION", "Network", "TokenNetwork", "create", "local_files", "name_of", "pooled", "source_of", "without_path"]
 
 # A name belongs to the first source whose prefix it has; timm's is empty.
 SOURCES: list[Source] = [TRANSFORMERS, OPEN_CLIP, TORCHVISION, TIMM]
@@ -46,6 +46,13 @@ def local_files(name: str) -> tuple:
     paths = {Path(path).expanduser() for path in (rest, rest.partition(":")[2], rest.partition("/")[2]) if path}
     files = [file for path in paths if path.exists() for file in ([path] if path.is_file() else path.iterdir()) if file.is_file()]
     return tuple(sorted((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files))
+
+
+def without_path(name: str) -> str:
+    """A name; for one that stands for local files, their name without their place on this machine."""
+    if not local_files(name):
+        return name
+    return f"{name.partition(':')[0]}:…/{Path(name).name}"
 
 
 def source_of(module: nn.Module) -> Source | None:
