@@ -114,7 +114,10 @@ def test_a_pipeline_has_its_encoder_and_nothing_of_the_machine(elsewhere, pipeli
 
 def test_it_is_a_safetensors_file(tmp_path):
     probe = ClosedFormProbe().fit(X, CODES)
-    with safe_open(save_probe(probe, tmp_path / "a" / "probe"), "np") as file:
+    path = save_probe(probe, tmp_path / "a" / "probe")
+    (tmp_path / "other").touch()
+    assert path.stat().st_mode == (tmp_path / "other").stat().st_mode  # others may read it, if they may read new files
+    with safe_open(path, "np") as file:
         np.testing.assert_array_equal(file.get_tensor("coef_"), probe.coef_)
         assert json.loads(file.metadata()["sklearn_clpdd"])["probe"]["classes"] == [0, 1, 2]
 

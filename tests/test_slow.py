@@ -74,20 +74,13 @@ def test_a_search_on_a_dask_cluster(tmp_path):
     assert sum(len(np.load(path)) for path in kept) <= 2 * 600  # both may have started at once
 
 
-def test_the_folder_example(tmp_path):
-    """From a folder of images to files that can be loaded, and a report."""
-    rng = np.random.default_rng(0)
-    for label, i in product("abc", range(12)):
-        folder = tmp_path / "noise" / label
-        folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(rng.integers(256, size=(32, 32, 3), dtype=np.uint8)).save(folder / f"{i}.png")
-    example = Path(__file__).parents[1] / "examples" / "plot_image_folder.py"
-    command = [sys.executable, example, tmp_path / "noise", "--image-size", "32", "--max-iter", "3", "--output", tmp_path / "out"]
-    for _ in range(2):  # the second time over existing files
-        subprocess.run(command, check=True, capture_output=True)
-    images, labels, _ = load_distilled(tmp_path / "out" / "images")
-    assert (len(images), labels.tolist()) == (3, ["a", "b", "c"])
-    assert (tmp_path / "out" / "report.html").stat().st_size > 10_000
+def test_the_mlflow_example(tmp_path):
+    """Runs, metrics and the model, stored by skops, in a database of this folder."""
+    pytest.importorskip("mlflow", reason="pip install sklearn-clpdd[slow]")
+    example = Path(__file__).parents[1] / "examples" / "track_in_mlflow.py"
+    done = subprocess.run([sys.executable, example], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert done.stdout.startswith("10 synthetic images")
+    assert (tmp_path / "mlflow.db").exists()
 
 
 def test_import_adds_little_to_torch_and_sklearn():

@@ -17,7 +17,21 @@ from sklearn_clpdd.utils import _device as devices
 
 ROOT = Path(sklearn_clpdd.__file__).parent
 # A package, or module at the top, imports only from those before it.
-PACKAGES = ["_version", "utils", "probe", "encoder", "distill", "plot", "baselines", "evaluation", "datasets", "io", "__init__"]
+PACKAGES = [
+    "_version",
+    "utils",
+    "probe",
+    "encoder",
+    "distill",
+    "plot",
+    "baselines",
+    "evaluation",
+    "datasets",
+    "io",
+    "__init__",
+    "cli",
+    "__main__",
+]
 # Files whose only direct third-party import is torch.
 MATHS = [
     "utils/_ridge",

@@ -105,20 +105,38 @@ def load_image_folder(root, split=None):
     return paths, np.repeat(list(files), [len(members) for members in files.values()])
 
 
+def image_files(folder: Path) -> list[str]:
+    """The image files below a folder, sorted; hidden ones are passed over."""
+    known = _image_extensions()
+    above = frozenset(_identity(parent) for parent in folder.resolve().parents)
+    paths = (path for path, is_loop in _walk(str(folder), above) if not is_loop)
+    return sorted(path for path in paths if _kind(os.path.relpath(path, folder), known) is None)
+
+
+def splits_of(root: Path) -> dict[str, str]:
+    """Kinds of the splits in a folder, by their names; {} if its folders are classes."""
+    folders = _folders(root)
+    kinds = {folder: kind for folder in folders if (kind := split_kind(folder.name))}
+    # Beside splits, a folder of another name (annotations, for example) is no class either.
+    are_splits = kinds and (len(kinds) == len(folders) or all(map(_holds_classes, kinds)))
+    return {folder.name: kind for folder, kind in kinds.items()} if are_splits else {}
+
+
+def _folders(root: Path) -> list[Path]:
+    return sorted(child for child in root.iterdir() if child.is_dir() and not child.name.startswith("."))
+
+
 def _split_folder(root: Path, split: str | None) -> Path:
     """The folder of a split; the root itself if its folders are classes."""
-    folders = sorted(child for child in root.iterdir() if child.is_dir() and not child.name.startswith("."))
-    kinds = {folder: kind for folder in folders if (kind := split_kind(folder.name))}
     if split is None:
-        # Beside splits, a folder of another name (annotations, for example) is no class either.
-        if kinds and (len(kinds) == len(folders) or all(map(_holds_classes, kinds))):
-            names = [folder.name for folder in kinds]
-            one = next((folder.name for folder, kind in kinds.items() if kind == "train"), names[0])
+        if kinds := splits_of(root):
+            names = list(kinds)
+            one = next((name for name, kind in kinds.items() if kind == "train"), names[0])
             raise ValueError(f"{root} contains the splits {names}, not classes; pass split= one of them, such as {one!r}")
         return root
-    split = str(split)
+    split, folders = str(split), _folders(root)
     named = [folder for folder in folders if folder.name == split] or [
-        folder for folder in folders if split.casefold() in (folder.name.casefold(), kinds.get(folder))
+        folder for folder in folders if split.casefold() in (folder.name.casefold(), split_kind(folder.name))
     ]
     if len(named) != 1:
         seen = [folder.name for folder in named or folders][:10]

@@ -21,14 +21,16 @@ _PACKAGES = ("torch", "timm", "scikit-learn", "numpy")
 
 def one_line_summary(distiller: BaseDistiller) -> str:
     """Method, encoders, number of synthetic samples, steps and seconds."""
-    names = [f"{entry['model']} at {entry['image_size']} px" for entry in distiller._encoder_provenance]
-    parts = [
-        type(distiller).__name__,
-        *(names or ["features"]),
-        f"{len(distiller.y_synthetic_)} {'images' if names else 'points'}",
-    ]
-    if getattr(distiller, "n_iter_", 0):
-        parts.append(f"{distiller.n_iter_} steps in {distiller.history_[-1]['seconds']:.0f} s")
+    return summary_of(provenance_of(distiller), len(distiller.y_synthetic_))
+
+
+def summary_of(provenance: dict[str, Any], n_synthetic: int) -> str:
+    """`one_line_summary` of a set with this provenance."""
+    names = [f"{entry['model']} at {entry['image_size']} px" for entry in provenance["encoders"]]
+    parts = [provenance["method"], *(names or ["features"]), f"{n_synthetic} {'images' if names else 'points'}"]
+    fitted = provenance["fitted"]
+    if fitted.get("n_iter"):
+        parts.append(f"{fitted['n_iter']} steps in {fitted['seconds']:.0f} s")
     return ", ".join(parts)
 
 
@@ -50,6 +52,11 @@ def provenance_of(distiller: BaseDistiller) -> dict[str, Any]:
         "versions": {"python": platform.python_version(), "sklearn-clpdd": __version__}
         | {one: version(one) for one in _PACKAGES},
     }
+
+
+def are_real(provenance: dict[str, Any]) -> bool:
+    """Whether the images of a set were selected, not learned."""
+    return "n_iter" not in provenance["fitted"]
 
 
 def synthetic_images_of(distiller: BaseEstimator) -> np.ndarray:

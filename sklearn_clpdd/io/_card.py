@@ -5,7 +5,7 @@ import re
 from typing import Any
 from urllib.parse import quote
 
-from ..distill._summary import one_line_summary
+from ..distill._summary import are_real, summary_of
 from ..utils._arrays import evenly_spaced
 from ..utils._labels import label_text
 from ._manifest import MANIFEST
@@ -16,7 +16,7 @@ _MAX_ON_CARD = 50
 _SIZES = {"n<1K": 10**3, "1K<n<10K": 10**4, "10K<n<100K": 10**5, "100K<n<1M": 10**6}
 
 
-def card_of(distiller, name: str, manifest: dict[str, Any]) -> str:
+def card_of(name: str, manifest: dict[str, Any]) -> str:
     """README.md: what the set is, with its images, and how to read it."""
     entries, name = manifest["images"], label_text(name)
     scores = _accuracy_table(manifest["accuracies"])
@@ -24,8 +24,7 @@ def card_of(distiller, name: str, manifest: dict[str, Any]) -> str:
     encoders = ", ".join(f"`{e['model']}` at {e['image_size']} px" for e in manifest["encoders"])
     data = manifest["data"]
     height, width = manifest["image_shape"][:2]
-    selected = hasattr(distiller, "indices_")
-    kind, how = ("real images", "selected") if selected else ("synthetic images", "learned")
+    kind, how = ("real images", "selected") if are_real(manifest) else ("synthetic images", "learned")
     n_real, n_classes = data["n_samples"], len(data["class_counts"])
     return f"""---
 pretty_name: {json.dumps(name)}
@@ -47,7 +46,7 @@ configs:
 # {name}
 
 {len(entries)} {kind} of {width} × {height} px that replace {n_real} real ones of {n_classes} classes: a linear probe trained on
-their features classifies real images. {one_line_summary(distiller)}.
+their features classifies real images. {summary_of(manifest, len(entries))}.
 
 {_image_table(manifest)}{scores}
 

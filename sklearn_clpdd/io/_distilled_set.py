@@ -87,7 +87,7 @@ def save_distilled(distiller, directory, X_test=None, y_test=None, *, accuracies
             path = partial / entry["file"]
             path.parent.mkdir(exist_ok=True)
             path.write_bytes(content)
-        card = card_of(distiller, directory.name, manifest).encode("utf-8")
+        card = card_of(directory.name, manifest).encode("utf-8")
         (partial / CARD).write_bytes(card)
         manifest["card"] = {"file": CARD, "sha256": sha256(card).hexdigest()}
         manifest["sha256"] = manifest_digest(manifest)

@@ -83,7 +83,7 @@ def save_probe(probe, path, X_test=None, y_test=None, *, accuracies=None, overwr
     """
     steps = _steps_of(probe)
     path = Path(path)
-    _check_target(path, overwrite)
+    check_probe_target(path, overwrite)
     tensors, state = state_of(steps[-1][1])
     record = record_of(steps[0][1]) if len(steps) == 2 else None
     info = {
@@ -173,7 +173,7 @@ def _steps_of(probe) -> list[tuple[str, Any]]:
     )
 
 
-def _check_target(path: Path, overwrite: bool) -> None:
+def check_probe_target(path: Path, overwrite: bool) -> None:
     """Raise if a file may not be written."""
     if not os.path.lexists(path):
         return

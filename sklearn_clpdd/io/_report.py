@@ -6,18 +6,20 @@ import uuid
 from importlib.resources import files
 from numbers import Integral
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jinja2 import Environment, StrictUndefined
 from sklearn.utils import check_random_state, check_scalar
 from sklearn.utils.validation import check_consistent_length
 
-from ..distill._summary import one_line_summary, provenance_of, synthetic_images_of
+from ..distill._summary import are_real, provenance_of, summary_of, synthetic_images_of
 from ..plot._history import HistoryDisplay
 from ..utils._arrays import check_samples_and_labels, evenly_spaced
 from ..utils._labels import as_labels, label_text
 from ..utils._pictures import to_data_urls
 from ..utils._sklearn_compat import check_matplotlib_support
+from ._saved_set import reopened
 
 # Images on the page, at most.
 _MAX_IMAGES = 200
@@ -47,8 +49,9 @@ def distillation_report(
 
     Parameters
     ----------
-    distiller : CLPDistiller or a baseline
-        Fitted to images.
+    distiller : CLPDistiller, a baseline, str or path
+        Fitted to images; or the folder of a set that `save_distilled` has written, or its name on the hub, for which ``X`` and
+        ``y`` are needed, and whose learning curve is not known.
     X_test, y_test : images and labels
         Test samples.
     path : str or path, default="report.html"
@@ -81,7 +84,7 @@ def distillation_report(
         If the file cannot be written; an existing one is then unchanged.
     NotFittedError, ValueError, TypeError
         Before anything is encoded: if the distiller is not fitted, or was fitted to features; if the numbers of samples and
-        labels differ; for ``X`` without ``y``; for something that is not an encoder.
+        labels differ; for ``X`` without ``y``, or a folder without both; for something that is not an encoder.
 
     See Also
     --------
@@ -103,8 +106,8 @@ def distillation_report(
     from ..evaluation._comparison import compare_features, known_labels
     from ..evaluation._probes import load_encoders  # slow to import
 
-    images, path = synthetic_images_of(distiller), Path(path)
-    _check_path(path, overwrite)
+    path = check_path(Path(path), overwrite)
+    distiller, images, provenance = _opened(distiller, X, y)
     check_scalar(n_draws, "n_draws", Integral, min_val=1)
     rng = check_random_state(random_state)
     y_test = as_labels(y_test, "y_test")
@@ -120,10 +123,10 @@ def distillation_report(
         rows = compare_features(distiller, distiller.features(X), y, Z_test, y_test, n_draws, rng)
     page = _render(
         title=label_text(title) if title else f"{distiller.class_count_.sum():,} images distilled to {len(images)}",
-        summary=one_line_summary(distiller),
+        summary=summary_of(provenance, len(images)),
         images=to_data_urls(images, distiller.y_synthetic_, _MAX_IMAGES),
         n_images=len(images),
-        kind="real" if hasattr(distiller, "indices_") else "synthetic",
+        kind="real" if are_real(provenance) else "synthetic",
         rows=rows,
         n_test=len(y_test),
         n_draws=n_draws,
@@ -131,10 +134,18 @@ def distillation_report(
         curve=_curve(distiller),
         transfer=_transfer(distiller, X_test, y_test, others),
         confusion=_confusion(y_test, predicted),
-        manifest=provenance_of(distiller),
+        manifest=provenance,
     )
     _write(path, page)
     return path
+
+
+def _opened(distiller, X, y) -> tuple[Any, np.ndarray, dict[str, Any]]:
+    """A fitted distiller, which may have been saved as a set, its images, and its provenance."""
+    if isinstance(distiller, str | os.PathLike):
+        distiller, manifest = reopened(distiller, X, y)
+        return distiller, distiller.X_synthetic_, manifest
+    return distiller, synthetic_images_of(distiller), provenance_of(distiller)
 
 
 def _transfer(distiller, X_test, y_test, encoders) -> dict[str, float]:
@@ -147,9 +158,11 @@ def _transfer(distiller, X_test, y_test, encoders) -> dict[str, float]:
     return {label_text(name): float(of_encoder["closed_form"]["top1"][0]) for name, of_encoder in scores.items()}
 
 
-def _check_path(path: Path, overwrite: bool) -> None:
+def check_path(path: Path, overwrite: bool) -> Path:
+    """The path, if a report may be written there; raise otherwise."""
     if path.is_dir() or (path.exists() and not overwrite):
         raise FileExistsError(f"{path} exists; pass another path{'' if path.is_dir() else ', or overwrite=True'}")
+    return path
 
 
 def _write(path: Path, page: str) -> None:

@@ -37,10 +37,13 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], info: dict[str, Any]) 
     part = path.with_name(path.name + ".part")
     content = json.dumps(info)
     metadata = {_KEY: content, _DIGEST: _digest(content, tensors)}
+    part.touch()
+    mode = part.stat().st_mode  # that of the user's new files; safetensors' are private
     try:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part, metadata=metadata)
     except SafetensorError as error:
         raise OSError(f"{part}: {error}") from error
+    part.chmod(mode)
     _sync(part, os.O_RDWR)
     os.replace(part, path)
     if os.name == "posix":

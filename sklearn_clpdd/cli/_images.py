@@ -1,0 +1,75 @@
+"""The images of a folder, for training and for the test."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from sklearn.model_selection import train_test_split
+
+from ..datasets import load_image_folder
+from ..datasets._folders import splits_of
+
+
+@dataclass(frozen=True)
+class Images:
+    """Paths and labels of image files."""
+
+    X: np.ndarray
+    y: np.ndarray
+    source: str  # in words
+
+    def __len__(self):
+        return len(self.X)
+
+
+def read_folder(folder: Path, test: Path | None, test_size: float, seed: int) -> tuple[Images, Images | None]:
+    """Training and test images of a folder.
+
+    Parameters
+    ----------
+    folder : Path
+        Of classes, or of a train folder and a test or validation folder of classes.
+    test : Path or None
+        Another folder of test images.
+    test_size : float
+        Share of the images that is held out for the test if there is no folder of test images; 0: there is no test.
+    seed : int
+        Seed of what is held out.
+
+    Raises
+    ------
+    ValueError, OSError
+        If a folder is none of images, or the classes differ.
+    """
+    splits = splits_of(folder) if folder.is_dir() else {}
+    name = next((name for name, kind in splits.items() if kind == "train"), None)
+    everything = _read(folder, name)
+    if test is not None:
+        return everything, _checked(everything, _read(test, None))
+    for kind in ("test", "val"):
+        own = next((name for name, other in splits.items() if other == kind), None)
+        if own is not None and name is not None:
+            return everything, _checked(everything, _read(folder, own))
+    if not test_size:
+        return everything, None
+    X, X_test, y, y_test = train_test_split(
+        everything.X, everything.y, test_size=test_size, stratify=everything.y, random_state=seed
+    )
+    held_out = f"{test_size:.0%} of {everything.source}, held out"
+    return Images(X, y, f"the rest of {everything.source}"), Images(X_test, y_test, held_out)
+
+
+def _read(folder: Path, split: str | None) -> Images:
+    X, y = load_image_folder(folder, split)
+    return Images(X, y, str(folder if split is None else folder / split))
+
+
+def _checked(train: Images, test: Images) -> Images:
+    """The test images, if they have no other classes than the training images."""
+    others = np.setdiff1d(test.y, train.y)
+    if len(others):
+        raise ValueError(
+            f"{test.source} has classes that {train.source} does not have: {', '.join(map(str, others[:10]))}; the class folders "
+            "of both need the same names"
+        )
+    return test
