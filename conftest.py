@@ -109,6 +109,6 @@ def _end(namespace):
 
 if Sybil is not None:
     _rest = [rest.PythonCodeBlockParser(), rest.SkipParser()]
-    _pages = Sybil(_rest, patterns=["docs/*.rst", "docs/howto/*.rst"], setup=_begin, teardown=_end)
+    _pages = Sybil(_rest, patterns=["docs/*.rst", "docs/guide/*.rst", "docs/howto/*.rst"], setup=_begin, teardown=_end)
     _readme = Sybil([markdown.PythonCodeBlockParser()], patterns=["README.md"], setup=_begin, teardown=_end)
     pytest_collect_file = (_pages + _readme).pytest()

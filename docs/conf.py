@@ -18,13 +18,15 @@ extensions = [
     "sphinx.ext.mathjax",
     "myst_parser",
     "numpydoc",
+    "sphinx_design",
     "sphinx_gallery.gen_gallery",
 ]
 exclude_patterns = ["_build"]
 suppress_warnings = ["myst.xref_missing", "myst.header"]  # CHANGELOG.md is for a reader of the repository, too
 templates_path = ["_templates"]
 html_theme = "pydata_sphinx_theme"
-html_theme_options = {"show_prev_next": False}
+html_title = "sklearn-clpdd"
+html_theme_options = {"show_prev_next": False, "header_links_before_dropdown": 4}
 
 autosummary_generate = True
 autodoc_typehints = "none"
@@ -35,8 +37,11 @@ numpydoc_class_members_toctree = False
 sphinx_gallery_conf = {
     "examples_dirs": "../examples",
     "gallery_dirs": "auto_examples",
-    # The folder example needs a folder, and that on Dask a cluster; they are shown, not run.
-    "filename_pattern": "plot_(?!image_folder)",
+    # The others need photos, a cluster, or MLflow; they are shown, not run.
+    "filename_pattern": "plot_",
+    "within_subsection_order": "FileNameSortKey",
+    "backreferences_dir": "generated/backreferences",
+    "doc_module": ("sklearn_clpdd",),
     "min_reported_time": 10**6,
     "show_memory": False,
     "abort_on_example_error": True,

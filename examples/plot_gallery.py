@@ -2,8 +2,9 @@
 What the images look like, and why
 ==================================
 
-The synthetic images of ten digits beside the most central real images and their nearest real neighbours; the positions of the
-classes in feature space; and the effect of ridge strength, temperature, views, start and parametrisation on the images.
+The synthetic images of ten digits beside the most central real images and their nearest
+real neighbours; the positions of the classes in feature space; and the effect of ridge
+strength, temperature, views, start and parametrisation on the images.
 
 No download is needed. Pictures are saved under ``output/``.
 """
@@ -18,25 +19,38 @@ from sklearn_clpdd.baselines import ClassCentroids, NearestReals
 from sklearn_clpdd.datasets import load_digit_images
 
 X, y = load_digit_images()
-X_train, X_test, y_train, y_test = train_test_split(X, y, test_size=0.5, stratify=y, random_state=0)
-encoder = FrozenEncoder(image_size=80, memory="output/cache")  # the real images are encoded only once
+X_train, X_test, y_train, y_test = train_test_split(
+    X, y, test_size=0.5, stratify=y, random_state=0
+)
+encoder = FrozenEncoder(
+    image_size=80, memory="output/cache"
+)  # the real images are encoded only once
 output = Path("output")
 output.mkdir(exist_ok=True)
 
 # %%
 # Where they come from, and what is near them
 # -------------------------------------------
-# Each image starts from the most central real image of its class that is not held out. The real image nearest to the result is
-# typical of its class, too; the synthetic image differs from it in what distinguishes its class from the other nine.
+# Each image starts from the most central real image of its class that is not held out.
+# The real image nearest to the result is typical of its class, too; the synthetic image
+# differs from it in what distinguishes its class from the other nine.
 
-distiller = CLPDistiller(encoder, augmentation=None, max_iter=100, random_state=0).fit(X_train, y_train)
+distiller = CLPDistiller(encoder, augmentation=None, max_iter=100, random_state=0).fit(
+    X_train, y_train
+)
 start = ClassCentroids(encoder, random_state=0).fit(X_train, y_train)
 neighbours = NearestReals(distiller).fit(X_train, y_train)
 
 
 def show(rows, name):
     """Show rows of ten images, with titles on the left."""
-    figure, axes = plt.subplots(len(rows), 10, figsize=(10, 1.15 * len(rows)), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(
+        len(rows),
+        10,
+        figsize=(10, 1.15 * len(rows)),
+        squeeze=False,
+        layout="constrained",
+    )
     for line, (title, images) in zip(axes, rows.items(), strict=True):
         for ax, image in zip(line, images, strict=True):
             ax.imshow(image)
@@ -59,17 +73,25 @@ show(
 )
 
 # %%
-# The number beside each row is the test accuracy of the probe that these ten images train.
+# The number beside each row is the test accuracy of the probe that these ten images
+# train.
 #
 # How the classes lie
 # -------------------
-# The anchors are the directions in feature space along which the classes are scored. If the cosine of two anchors is large, the
-# encoder sees mostly the same in both classes, and the probe separates them by the rest.
+# The anchors are the directions in feature space along which the classes are scored. If
+# the cosine of two anchors is large, the encoder sees mostly the same in both classes,
+# and the probe separates them by the rest.
 
 figure, ax = plt.subplots(figsize=(5, 4.2), layout="constrained")
-picture = ax.imshow(distiller.anchors_ @ distiller.anchors_.T, cmap="RdBu_r", vmin=-1, vmax=1)
+picture = ax.imshow(
+    distiller.anchors_ @ distiller.anchors_.T, cmap="RdBu_r", vmin=-1, vmax=1
+)
 ax.set(
-    xticks=range(10), yticks=range(10), xticklabels=distiller.classes_, yticklabels=distiller.classes_, title="cosines of anchors"
+    xticks=range(10),
+    yticks=range(10),
+    xticklabels=distiller.classes_,
+    yticklabels=distiller.classes_,
+    title="cosines of anchors",
 )
 figure.colorbar(picture)
 figure.savefig(output / "gallery-anchors.png", dpi=110)
@@ -77,10 +99,11 @@ figure.savefig(output / "gallery-anchors.png", dpi=110)
 # %%
 # What the parameters do
 # ----------------------
-# A ridge strength that is wrong by a factor of a thousand, or a temperature that is wrong by a factor of ten, hardly changes
-# the images. Random views spread what matters over the image, which helps heads that are trained on crops of photographs, but
-# not digits. From noise, the pyramid leads to smooth images, coarse to fine; single pixels still look like noise, to other
-# encoders too.
+# A ridge strength that is wrong by a factor of a thousand, or a temperature that is
+# wrong by a factor of ten, hardly changes the images. Random views spread what matters
+# over the image, which helps heads that are trained on crops of photographs, but not
+# digits. From noise, the pyramid leads to smooth images, coarse to fine; single pixels
+# still look like noise, to other encoders too.
 
 variants = {
     "defaults": {},
@@ -94,8 +117,9 @@ variants = {
 }
 rows = {}
 for name, parameters in variants.items():
-    fitted = CLPDistiller(encoder, **{"augmentation": None, "max_iter": 60, "random_state": 0, **parameters}).fit(
-        X_train, y_train
-    )
+    fitted = CLPDistiller(
+        encoder,
+        **{"augmentation": None, "max_iter": 60, "random_state": 0, **parameters},
+    ).fit(X_train, y_train)
     rows[titled(name, fitted)] = fitted.transform()
 show(rows, "gallery-parameters.png")

@@ -2,8 +2,9 @@
 A table with pictures and numbers
 =================================
 
-Offers of used bicycles, generated: a photo shows the colour, two numbers are year and price, and some offers have no photo. A
-``ColumnTransformer`` encodes the column of photos beside the numbers, and a probe learns from both which offers are sold. Which
+Offers of used bicycles, generated: a photo shows the colour, two numbers are year and
+price, and some offers have no photo. A ``ColumnTransformer`` encodes the column of
+photos beside the numbers, and a probe learns from both which offers are sold. Which
 ones are depends on the colour and on the price.
 """
 
@@ -20,7 +21,8 @@ from sklearn.preprocessing import StandardScaler
 from sklearn_clpdd import ClosedFormProbe, FrozenEncoder
 
 # %%
-# Photos are contents of PNG files, as a database or a parquet file has them. One offer in ten has none.
+# Photos are contents of PNG files, as a database or a parquet file has them. One offer
+# in ten has none.
 
 rng = np.random.default_rng(0)
 n = 200
@@ -45,7 +47,9 @@ table = pd.DataFrame(
         "price": rng.integers(50, 900, n),
     }
 )
-sold = (0.01 * (600 - table["price"]) + 3 * np.isin(color, [0, 1]) + rng.normal(size=n) > 2).astype(int)
+sold = (
+    0.01 * (600 - table["price"]) + 3 * np.isin(color, [0, 1]) + rng.normal(size=n) > 2
+).astype(int)
 table.head()
 
 # %%
@@ -54,8 +58,14 @@ table.head()
 photos = ("photo", FrozenEncoder(image_size=64, missing="zero"), "photo")
 numbers = ("numbers", StandardScaler(), ["year", "price"])
 accuracies = {
-    name: cross_val_score(make_pipeline(ColumnTransformer(columns), ClosedFormProbe()), table, sold, cv=3).mean()
-    for name, columns in (("photo", [photos]), ("numbers", [numbers]), ("both", [photos, numbers]))
+    name: cross_val_score(
+        make_pipeline(ColumnTransformer(columns), ClosedFormProbe()), table, sold, cv=3
+    ).mean()
+    for name, columns in (
+        ("photo", [photos]),
+        ("numbers", [numbers]),
+        ("both", [photos, numbers]),
+    )
 }
 print(pd.Series(accuracies).round(3))
 assert accuracies["both"] > max(accuracies["photo"], accuracies["numbers"])

@@ -2,9 +2,10 @@
 A probe that chooses for itself
 ===============================
 
-`ClosedFormProbe` chooses its ridge strength and calibrates its probabilities by exact leave-one-out predictions of the training
-samples. The data are scikit-learn's bundled digits with noise; the probe is linear or has a Gaussian kernel. Half of the digits
-are held out to check the leave-one-out scores.
+`ClosedFormProbe` chooses its ridge strength and calibrates its probabilities by exact
+leave-one-out predictions of the training samples. The data are scikit-learn's bundled
+digits with noise; the probe is linear or has a Gaussian kernel. Half of the digits are
+held out to check the leave-one-out scores.
 """
 
 from pathlib import Path
@@ -23,10 +24,21 @@ X_train, X_test, y_train, y_test = X[::2], X[1::2], y[::2], y[1::2]
 figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
 for kernel in ("linear", "rbf"):
     probe = ClosedFormProbe(loss="squared", kernel=kernel).fit(X_train, y_train)
-    print(f"{kernel:<8} leave-one-out {probe.loo_score_:.3f}, test {probe.score(X_test, y_test):.3f}, alpha {probe.alpha_:g}")
-    held_out = [ClosedFormProbe(alpha, kernel=kernel).fit(X_train, y_train).score(X_test, y_test) for alpha in probe.alphas_]
-    (line,) = left.semilogx(probe.alphas_, probe.loo_scores_, label=f"{kernel}, leave-one-out")
-    left.semilogx(probe.alphas_, held_out, "--", color=line.get_color(), label=f"{kernel}, test")
+    test = probe.score(X_test, y_test)
+    print(f"{kernel:<8} leave-one-out {probe.loo_score_:.3f}, test {test:.3f}")
+    print(f"         alpha {probe.alpha_:g}")
+    held_out = [
+        ClosedFormProbe(alpha, kernel=kernel)
+        .fit(X_train, y_train)
+        .score(X_test, y_test)
+        for alpha in probe.alphas_
+    ]
+    (line,) = left.semilogx(
+        probe.alphas_, probe.loo_scores_, label=f"{kernel}, leave-one-out"
+    )
+    left.semilogx(
+        probe.alphas_, held_out, "--", color=line.get_color(), label=f"{kernel}, test"
+    )
     left.axvline(probe.alpha_, color=line.get_color(), linewidth=0.5)
     proba = probe.predict_proba(X_test)
     CalibrationDisplay.from_predictions(
