@@ -26,11 +26,15 @@ suppress_warnings = ["myst.xref_missing", "myst.header"]  # CHANGELOG.md is for 
 templates_path = ["_templates"]
 html_theme = "pydata_sphinx_theme"
 html_title = "sklearn-clpdd"
+html_static_path = ["_static"]
+html_css_files = ["custom.css"]
+html_sidebars = {page: [] for page in ("index", "install", "quickstart", "changelog")}
 html_theme_options = {"show_prev_next": False, "header_links_before_dropdown": 4}
 
 autosummary_generate = True
 autodoc_typehints = "none"
 default_role = "code"
+toc_object_entries_show_parents = "hide"
 numpydoc_show_class_members = False
 numpydoc_class_members_toctree = False
 

@@ -196,3 +196,5 @@ figure.savefig(arguments.output / "predicted.jpg", dpi=80, pil_kwargs={"quality"
 #    :alt: Five photos, each with the class and its probability.
 #
 # :doc:`../quickstart` goes through the same steps on data that need no download.
+
+# sphinx_gallery_thumbnail_path = "images/distilled.jpg"

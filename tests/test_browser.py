@@ -1,6 +1,9 @@
-"""The report in a real browser: on a phone and on a desktop, and against accessibility rules (`tox -e slow`)."""
+"""The report and the docs in a real browser: on a phone and on a desktop, and against accessibility rules (`tox -e slow`)."""
 
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from networks import tiny_encoder
@@ -80,3 +83,60 @@ def test_pictures_and_tables_have_descriptions(browser, report):
     assert all(names["table"])
     assert {"red", "green", "blue"} <= set(names["rowheader"])
     assert names["heading"][0] == "60 images distilled to 9"
+
+
+PAGES = [
+    "index",
+    "install",
+    "quickstart",
+    "guide/index",
+    "guide/probe",
+    "guide/distilling",
+    "howto/sharing",
+    "howto/command_line",
+    "auto_examples/index",
+    "auto_examples/a_folder_of_photos",
+    "api",
+    "generated/sklearn_clpdd.ClosedFormProbe",
+    "peers",
+]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The docs, without running the gallery."""
+    for package in ("sphinx", "sphinx_gallery", "sphinx_design", "numpydoc", "pydata_sphinx_theme", "myst_parser"):
+        pytest.importorskip(package, reason="pip install sklearn-clpdd[docs]")
+    folder = tmp_path_factory.mktemp("site")
+    docs = Path(__file__).parents[1] / "docs"
+    skipped = ["-D", "sphinx_gallery_conf.plot_gallery=0"]
+    subprocess.run([sys.executable, "-m", "sphinx", "-q", *skipped, docs, folder], check=True, capture_output=True)
+    return folder
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_pages_of_the_docs_can_be_read(browser, site, page):
+    for width in (390, 1280):
+        metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+        browser.get((site / f"{page}.html").as_uri())
+        assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+        cut = "[...document.querySelectorAll('div.highlight pre')].filter(e => e.scrollWidth > e.clientWidth + 1).length"
+        assert width < 500 or browser.execute_script(f"return {cut}") == 0  # code fits into the column
+        title = "document.querySelector('.navbar-header-items__start').getBoundingClientRect().right"
+        links = "document.querySelector('.navbar-header-items').getBoundingClientRect().left"
+        assert width < 500 or browser.execute_script(f"return {title} <= {links}")
+        broken = "[...document.images].filter(i => i.complete && !i.naturalWidth).map(i => i.src)"
+        assert browser.execute_script(f"return {broken}") == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("page", PAGES)
+def test_pages_of_the_docs_pass_the_accessibility_rules(browser, site, page, scheme):
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]})
+    axe = pytest.importorskip("axe_selenium_python", reason="pip install sklearn-clpdd[slow]").Axe(browser)
+    browser.get((site / f"{page}.html").as_uri())
+    axe.inject()
+    # The theme writes role="main" on <main>, which is redundant.
+    found = [rule for rule in axe.run()["violations"] if rule["id"] != "aria-allowed-role"]
+    assert [(rule["id"], [node["html"][:80] for node in rule["nodes"]]) for rule in found] == []

@@ -413,7 +413,9 @@ def test_pictures_and_arrays_are_resized_alike(mode, crop, size):
 @pytest.mark.parametrize("size", [(60, 180), (181, 60), (300, 301)])
 def test_the_network_sees_what_timms_own_transform_gives(name, size):
     """One configuration of each crop mode, interpolation and crop; timm's pixels are rounded to 8 bits, and ours are not."""
-    border = next(m for m in timm.list_pretrained() if timm.get_pretrained_cfg(m).crop_mode == "border")
+    border = next((m for m in timm.list_pretrained() if timm.get_pretrained_cfg(m).crop_mode == "border"), None)
+    if name == "border" and border is None:
+        pytest.skip("this version of timm has no model that pads images")
     config = timm.get_pretrained_cfg(border if name == "border" else name).to_dict()
     model = nn.Sequential(nn.AdaptiveAvgPool2d(16), nn.Flatten())
     model.pretrained_cfg = config

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from networks import tiny_encoder
+from sklearn.pipeline import make_pipeline
 
 import sklearn_clpdd
 from sklearn_clpdd import (
@@ -32,7 +33,9 @@ from sklearn_clpdd import (
     distillation_report,
     evaluation,
     load_distilled,
+    load_probe,
     save_distilled,
+    save_probe,
 )
 from sklearn_clpdd.baselines import ClassCentroids, CoreSet, DMDistiller, LGMDistiller, NearestReals, RandomSubset, SFMDistiller
 from sklearn_clpdd.utils._torch_modes import float32_products
@@ -84,6 +87,12 @@ def _saved(folder):
     )
     confusion = page.read_text(encoding="utf-8").partition("onfusion")[2].partition("manifest")[0]
     return [images, labels, [entry["accuracy"] for entry in manifest["accuracies"]], confusion]
+
+
+def _saved_probe(folder):
+    pipeline = make_pipeline(FrozenEncoder("resnet10t", weights=None, image_size=32, device="cpu"), ClosedFormProbe(1.0))
+    path = save_probe(pipeline.fit(IMAGES, LABELS), folder / "probe", IMAGES, LABELS, overwrite=True)
+    return [load_probe(path).predict_proba(IMAGES)]
 
 
 def _shown(folder):
@@ -146,6 +155,7 @@ CALLS = {
     "ClosedFormProbe, poly": lambda _: _probed(kernel="poly", degree=2),
     "ClosedFormProbe.partial_fit": lambda _: _streamed(),
     "files": _saved,
+    "probe files": _saved_probe,
     "displays": _shown,
     "closed_form_probe_scores": lambda _: _evaluated(evaluation.closed_form_probe_scores, encoder=encoder(), n_views=2),
     "probe_scores": lambda _: _evaluated(evaluation.probe_scores, encoder=encoder(), n_epochs=2),
@@ -170,7 +180,15 @@ CALLS = {
     "LinearSchedule": lambda _: [LinearSchedule().rate(3, 10)],
 }
 # Public names without computations of their own, or that are bases of others.
-NOT_CALLED = {"Augmentation", "Checkpoint", "LostProcessError", "Parametrization", "LGM_PUBLISHED", "SFM_PUBLISHED"}
+NOT_CALLED = {
+    "Augmentation",
+    "Checkpoint",
+    "LostProcessError",
+    "Parametrization",
+    "LGM_PUBLISHED",
+    "SFM_PUBLISHED",
+    "push_to_hub",
+}
 
 
 def test_all_public_names_are_called():

@@ -78,8 +78,8 @@ def save_probe(probe, path, X_test=None, y_test=None, *, accuracies=None, overwr
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     path = save_probe(probe, f"{folder}/digits.safetensors", X[200:300], y[200:300])
     ...     loaded = load_probe(path)
-    >>> (loaded.predict(X[:9]) == probe.predict(X[:9])).all()
-    np.True_
+    >>> bool((loaded.predict(X[:9]) == probe.predict(X[:9])).all())
+    True
     """
     steps = _steps_of(probe)
     path = Path(path)
