@@ -10,6 +10,7 @@ import zipfile
 import numpy as np
 import pandas as pd
 import pytest
+import sklearn
 import torch
 from PIL import Image
 from sklearn import base
@@ -17,6 +18,7 @@ from sklearn.compose import ColumnTransformer
 from sklearn.model_selection import GridSearchCV, KFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from sklearn.utils.fixes import parse_version
 
 from sklearn_clpdd import ClosedFormProbe, CLPDistiller, FrozenEncoder
 from sklearn_clpdd.datasets import load_hf_dataset, load_torch_dataset
@@ -363,7 +365,9 @@ def test_missing_pictures(encoder, wanted, contents, tmp_path, memory):
 def test_a_table_with_pictures_and_numbers(encoder, contents):
     table = pd.DataFrame({"photo": contents, "age": np.arange(N), "height": np.arange(N)[::-1] ** 2})
     table.loc[4, "photo"] = None
-    columns = [("img", encoder.set_params(missing="zero"), "photo"), ("num", StandardScaler(), ["age", "height"])]
+    # scikit-learn before 1.8 forgets the index of a single column.
+    photo = "photo" if parse_version(sklearn.__version__) >= parse_version("1.8") else ["photo"]
+    columns = [("img", encoder.set_params(missing="zero"), photo), ("num", StandardScaler(), ["age", "height"])]
     transformer = ColumnTransformer(columns)
     Z = transformer.set_output(transform="pandas").fit_transform(table)
     assert Z.shape == (N, 14)

@@ -347,6 +347,19 @@ def test_an_opened_picture_stays_unread(seen, tmp_path):
     assert half.size == (752, 501)
 
 
+def _png_of_2_bits(grey, transparent):
+    """A PNG file of grey values 0 to 3, of which one is transparent; Pillow before 13 writes 8 bits."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    bits = np.unpackbits(grey[..., None], axis=2)[..., 6:].reshape(len(grey), -1)
+    rows = np.insert(np.packbits(bits, axis=1), 0, 0, axis=1)  # each begins with its filter, none
+    head = struct.pack(">IIBBBBB", grey.shape[1], grey.shape[0], 2, 0, 0, 0, 0)
+    chunks = {b"IHDR": head, b"tRNS": struct.pack(">H", transparent), b"IDAT": zlib.compress(rows.tobytes()), b"IEND": b""}
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*one) for one in chunks.items())
+
+
 def test_frames_and_small_depths(seen, tmp_path):
     frames = [Image.fromarray(_noise(seed=i)) for i in range(3)]
     for form in ("TIFF", "GIF", "PNG"):
@@ -356,7 +369,7 @@ def test_frames_and_small_depths(seen, tmp_path):
         opened.seek(2)
         np.testing.assert_allclose(seen([opened]), seen([frames[2]]), atol=0.15 if form == "GIF" else 1e-6)
     grey = np.arange(4, dtype=np.uint8).repeat(SIDE * SIDE // 4).reshape(SIDE, SIDE)
-    content = _file(Image.fromarray(grey), "PNG", bits=2, transparency=1)
+    content = _png_of_2_bits(grey, transparent=1)
     opened = Image.open(io.BytesIO(content))
     for picture in (content, opened, opened):
         np.testing.assert_allclose(seen([picture])[0, 0], np.where(grey == 1, 1, grey / 3), atol=1e-6)

@@ -14,6 +14,7 @@ from ..encoder import FrozenEncoder
 from ..probe import ClosedFormProbe
 from ..probe._state import probe_from, state_of
 from ..utils._tensor_file import read_tensors, write_tensors
+from ..utils._torch_modes import standard_torch_modes
 from ._download import PROBE_FILE, downloaded_file
 from ._encoder_record import encoder_from, record_of
 from ._manifest import recorded_accuracies
@@ -22,6 +23,7 @@ FORMAT = "sklearn-clpdd probe"
 VERSION = 1
 
 
+@standard_torch_modes()
 def save_probe(probe, path, X_test=None, y_test=None, *, accuracies=None, overwrite=False):
     """Write a trained probe, alone or behind its encoder, as one file that can be loaded without running code.
 
@@ -101,6 +103,7 @@ def save_probe(probe, path, X_test=None, y_test=None, *, accuracies=None, overwr
     return path
 
 
+@standard_torch_modes()
 def load_probe(path, *, encoder=None):
     """Read a probe that `save_probe` has written, and check it against its digest.
 
