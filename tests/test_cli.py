@@ -186,6 +186,22 @@ def test_a_probe_without_an_encoder_predicts_no_images(folder, capsys):
     assert "features" in err
 
 
+def test_weights_of_a_file_are_passed_again(folder, tmp_path, capsys):
+    import timm
+    import torch
+
+    torch.manual_seed(0)
+    torch.save(timm.create_model("tf_efficientnet_lite0", num_classes=0).state_dict(), "own.pt")
+    assert run(capsys, "probe", folder, "--weights", "own.pt", "--out", "probe", *SMALL)[0] == 0
+    code, _, err = run(capsys, "predict", "probe", folder)
+    assert code == 1
+    assert "pass encoder=" in err
+    again = ["--weights", "own.pt", "--image-size", 32, "--device", "cpu", "--quiet"]
+    code, out, _ = run(capsys, "predict", "probe", folder, *again)
+    assert code == 0
+    assert len(out.splitlines()) == 60
+
+
 def test_an_interrupt_and_a_bug(folder, capsys, monkeypatch):
     def fails(error):
         def read(*arguments):

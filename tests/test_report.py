@@ -115,19 +115,29 @@ def test_grids_of_real_images_and_of_many_classes(encoder, colors, tmp_path):
     assert len(Page(text).all("img")) == 25
 
 
+# The beginning of a report, by which it is recognised.
+REPORT = '<!DOCTYPE html>\n<head><meta charset="utf-8">\n<meta name="generator" content="sklearn-clpdd">'
+
+
 def test_targets_that_exist_are_kept(fitted, colors, tmp_path, forbid_encoding):
     forbid_encoding()
     path = tmp_path / "report.html"
     path.write_text("mine")
-    for target in (path, tmp_path):
-        with pytest.raises(FileExistsError, match="another path"):
-            distillation_report(fitted, *colors, target, overwrite=target is tmp_path)
+    old = tmp_path / "old.html"
+    old.write_text(REPORT)
+    (tmp_path / "link").symlink_to(tmp_path / "nothing")
+    for target in (path, tmp_path, tmp_path / "link"):
+        with pytest.raises(FileExistsError, match="is no report"):
+            distillation_report(fitted, *colors, target, overwrite=True)
+    with pytest.raises(FileExistsError, match="overwrite=True"):
+        distillation_report(fitted, *colors, old)
     assert path.read_text() == "mine"
+    assert old.read_text() == REPORT
 
 
 def test_an_error_leaves_nothing_half_written(fitted, colors, tmp_path, monkeypatch):
     path = tmp_path / "report.html"
-    path.write_text("old")
+    path.write_text(REPORT)
 
     def full(*args):
         raise OSError(28, "No space left on device")
@@ -136,7 +146,7 @@ def test_an_error_leaves_nothing_half_written(fitted, colors, tmp_path, monkeypa
         patch.setattr("os.replace", full)
         with pytest.raises(OSError, match="No space"):
             distillation_report(fitted, *colors, path, overwrite=True)
-    assert [(own.name, own.read_text()) for own in tmp_path.iterdir()] == [("report.html", "old")]
+    assert [(own.name, own.read_text()) for own in tmp_path.iterdir()] == [("report.html", REPORT)]
     distillation_report(fitted, *colors, path, overwrite=True)
     assert path.read_text().startswith("<!DOCTYPE html>")
 

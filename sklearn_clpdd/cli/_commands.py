@@ -30,6 +30,7 @@ from ..utils._sklearn_compat import check_matplotlib_support
 from ._images import Images, read_folder
 
 Result = tuple[dict[str, Any], list[str]]
+DEFAULT_ENCODER = "tf_efficientnet_lite0"
 # Classes whose test accuracy the summary of a probe shows.
 _N_WORST = 3
 
@@ -79,7 +80,9 @@ def probe(options: Namespace) -> Result:
 def predict(options: Namespace) -> Result:
     """Classify images by a saved probe."""
     files = _files(options.images)
-    pipeline = load_probe(options.probe)
+    options.cache = None
+    given = None if options.encoder is None and options.weights is None else encoder_of(options)
+    pipeline = load_probe(options.probe, encoder=given)
     if isinstance(pipeline, ClosedFormProbe):
         raise ValueError(f"{options.probe} is a probe without an encoder, which classifies features, not images")
     pipeline[0].set_params(n_jobs=options.n_jobs, device=options.device, verbose=options.verbose)
@@ -172,7 +175,7 @@ def demo(options: Namespace) -> Result:
 def encoder_of(options: Namespace) -> FrozenEncoder:
     """The encoder of the options."""
     return FrozenEncoder(
-        options.encoder,
+        options.encoder or DEFAULT_ENCODER,
         weights="auto" if options.weights is None else options.weights,
         image_size=options.image_size,
         n_jobs=options.n_jobs,

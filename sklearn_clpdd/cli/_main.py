@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from .._version import __version__
-from ._commands import Result, demo, distill, predict, probe, report
+from ._commands import DEFAULT_ENCODER, Result, demo, distill, predict, probe, report
 
 _EPILOG = """exit codes: 0 done; 1 an image, a folder or a file cannot be used, and the message says which; 2 wrong options;
 130 interrupted. Progress and warnings go to standard error, the summary or the JSON to standard output."""
@@ -74,6 +74,9 @@ def _parser() -> ArgumentParser:
     own = command("predict", predict)
     own.add_argument("probe", help="file of the command probe, or hf:OWNER/NAME")
     own.add_argument("images", type=Path, nargs="+", help="image files, or folders of them")
+    own.add_argument("--encoder", metavar="NAME", help="its encoder, if that is not known by the file")
+    own.add_argument("--weights", metavar="FILE", help="weights of the encoder, if they are a file")
+    own.add_argument("--image-size", type=_positive, metavar="PX", help="side of what enters this encoder")
     own.add_argument("--top", type=_positive, default=1, metavar="N", help="classes for each image (default: %(default)s)")
     _add_machine(own)
 
@@ -129,7 +132,7 @@ def _add_method(command: ArgumentParser) -> None:
 def _add_encoder(command: ArgumentParser) -> None:
     command.add_argument(
         "--encoder",
-        default="tf_efficientnet_lite0",
+        default=DEFAULT_ENCODER,
         metavar="NAME",
         help="a name that FrozenEncoder takes (default: %(default)s)",
     )

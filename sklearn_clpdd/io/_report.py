@@ -21,6 +21,8 @@ from ..utils._pictures import to_data_urls
 from ..utils._sklearn_compat import check_matplotlib_support
 from ._saved_set import reopened
 
+# What the template writes into the head of a page.
+_MARK = b'name="generator" content="sklearn-clpdd"'
 # Images on the page, at most.
 _MAX_IMAGES = 200
 # Classes for which the confusion matrix is a full table, at most; and entries of the table for more classes.
@@ -65,7 +67,7 @@ def distillation_report(
     title : str, default=None
         Heading. ``None``: the numbers of real and synthetic images.
     overwrite : bool, default=False
-        Whether to replace an existing file.
+        Whether to replace an existing report. Other files are never replaced.
     random_state : int, RandomState instance or None, default=None
         Seed of the random selections.
 
@@ -160,8 +162,12 @@ def _transfer(distiller, X_test, y_test, encoders) -> dict[str, float]:
 
 def check_path(path: Path, overwrite: bool) -> Path:
     """The path, if a report may be written there; raise otherwise."""
-    if path.is_dir() or (path.exists() and not overwrite):
-        raise FileExistsError(f"{path} exists; pass another path{'' if path.is_dir() else ', or overwrite=True'}")
+    if os.path.lexists(path):
+        is_report = path.is_file() and _MARK in path.read_bytes()[:1000]
+        if not is_report:
+            raise FileExistsError(f"{path} exists, and is no report; pass a path that does not exist yet")
+        if not overwrite:
+            raise FileExistsError(f"{path} exists; overwrite=True replaces it. Or pass a path that does not exist yet")
     return path
 
 
