@@ -195,6 +195,6 @@ figure.savefig(arguments.output / "predicted.jpg", dpi=80, pil_kwargs={"quality"
 # .. image:: /images/predicted.jpg
 #    :alt: Five photos, each with the class and its probability.
 #
-# :doc:`../quickstart` goes through the same steps on data that need no download.
+# :doc:`../quickstart` goes through the same steps one by one.
 
 # sphinx_gallery_thumbnail_path = "images/distilled.jpg"
