@@ -44,6 +44,7 @@ parser.add_argument(
     default=Path("output"),
     help="where pictures go (default: %(default)s)",
 )
+parser.add_argument("--steps", type=int, default=600, help="(default: %(default)s)")
 arguments = parser.parse_args()
 arguments.output.mkdir(parents=True, exist_ok=True)
 
@@ -131,7 +132,9 @@ print(f"expected accuracy {probe[-1].loo_score_:.3f}, on the test photos {on_all
 # such that a probe trained on the ten images classifies all photos well. With
 # ``random_state``, a run on the same machine gives the same images again.
 
-distiller = CLPDistiller(encoder, random_state=0, verbose=1).fit(X, y)
+distiller = CLPDistiller(
+    encoder, max_iter=arguments.steps, random_state=0, verbose=1
+).fit(X, y)
 central = ClassCentroids(encoder).fit(X, y)
 on_ten, on_central = distiller.score(X_test, y_test), central.score(X_test, y_test)
 show(

@@ -1,6 +1,7 @@
 """The command line."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -167,6 +168,7 @@ def test_what_cannot_be_used(folder, tmp_path, capsys, no_encoding):
         ["distill", "photos", "--out", "x", "--steps", "0"],
         ["distill", "photos", "--out", "x", "--steps", "1", "--seconds", "1"],
         ["distill", "photos", "--out", "x", "--test-size", "1"],
+        ["distill", "photos", "--out", "x", "--seconds", "-1"],
         ["predict", "probe", "x.png", "--top", "1.5"],
     ],
 )
@@ -192,14 +194,92 @@ def test_weights_of_a_file_are_passed_again(folder, tmp_path, capsys):
 
     torch.manual_seed(0)
     torch.save(timm.create_model("tf_efficientnet_lite0", num_classes=0).state_dict(), "own.pt")
-    assert run(capsys, "probe", folder, "--weights", "own.pt", "--out", "probe", *SMALL)[0] == 0
+    code, out, _ = run(capsys, "probe", folder, "--weights", "own.pt", "--out", "probe", *SMALL)
+    assert code == 0
+    assert out.rstrip().endswith("predict probe photo.jpg --encoder tf_efficientnet_lite0 --weights own.pt")
     code, _, err = run(capsys, "predict", "probe", folder)
     assert code == 1
     assert "pass encoder=" in err
-    again = ["--weights", "own.pt", "--image-size", 32, "--device", "cpu", "--quiet"]
-    code, out, _ = run(capsys, "predict", "probe", folder, *again)
+    code, out, _ = run(capsys, "predict", "probe", folder, "--weights", "own.pt", "--device", "cpu", "--quiet")
     assert code == 0
     assert len(out.splitlines()) == 60
+
+
+def test_an_unreadable_test_image_costs_nothing(split_folder, tmp_path, capsys, monkeypatch):
+    (tmp_path / "sets" / "val" / "red" / "broken.png").write_bytes(b"no image")
+    code, _, err = run(capsys, "distill", "sets", "--out", "set", "--steps", 1, *SMALL)
+    assert code == 1
+    assert "broken.png" in err
+    assert "was saved all the same" in err
+    assert len(load_distilled("set")[0]) == 3
+    monkeypatch.setattr(ClosedFormProbe, "fit", lambda *_: pytest.fail("fitted"))
+    code, _, err = run(capsys, "probe", "sets", "--out", "x", *SMALL)
+    assert code == 1
+    assert "broken.png" in err
+
+
+def test_splits_without_labels_and_without_training(split_folder, tmp_path, capsys):
+    (tmp_path / "sets" / "test").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "sets" / "test" / "0.png")
+    code, out, _ = run(capsys, "probe", "sets", "--json", *SMALL)
+    assert code == 0
+    assert json.loads(out)["test_images"] == 20  # those of val
+    (tmp_path / "sets" / "train2").symlink_to(tmp_path / "sets" / "training")
+    (tmp_path / "only").mkdir()
+    (tmp_path / "only" / "val").symlink_to(tmp_path / "sets" / "val")
+    for name, message in (("only", "none of them is for training"), ("sets/training", "")):
+        code, _, err = run(capsys, "probe", name, *SMALL)
+        assert message in err
+        assert code == (1 if message else 0)
+
+
+def test_a_few_images(tmp_path, capsys, monkeypatch):
+    """Too few to hold any out for the choice of the best step, or for the test."""
+    monkeypatch.chdir(tmp_path)
+    write_images(tmp_path / "few", np.random.default_rng(0).integers(0, 255, (8, 16, 16, 3)).astype(np.uint8), list("aaaabbbb"))
+    code, out, _ = run(capsys, "distill", "few", "--out", "set", "--steps", 1, "--test-size", 0, *SMALL)
+    assert code == 0
+    assert out == "1 steps in 0 s; saved: " + str(tmp_path / "set") + "\n"
+    write_images(tmp_path / "one", np.zeros((5, 16, 16, 3), np.uint8), list("aaaab"))
+    code, _, err = run(capsys, "distill", "one", "--out", "new", *SMALL)
+    assert code == 1
+    assert "b of one has one image only" in err
+    assert "--test-size 0" in err
+
+
+def test_a_report_is_of_the_same_images(folder, capsys, forbid_encoding):
+    assert run(capsys, "distill", folder, "--out", "set", "--steps", 1, "--test-size", 0, *SMALL)[0] == 0
+    forbid_encoding()
+    code, _, err = run(capsys, "report", "set", folder, "--quiet")
+    assert code == 1
+    assert "the set was made from 60 images" in err
+    code, _, err = run(capsys, "distill", folder, "--out", "new", "--report", "r.html", "--test-size", 0)
+    assert code == 1
+    assert "a report needs test images" in err
+
+
+def test_names_that_a_terminal_does_not_have(folder, tmp_path, capsys, monkeypatch):
+    (tmp_path / "photos" / "blue").rename(tmp_path / "photos" / "日本\tx")
+    assert run(capsys, "probe", folder, "--out", "probe", *SMALL)[0] == 0
+    done = subprocess.run(
+        [sys.executable, "-m", "sklearn_clpdd", "predict", "probe", "photos", "--quiet"],
+        capture_output=True,
+        env=os.environ | {"PYTHONIOENCODING": "cp1252"},
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.decode("cp1252").splitlines()
+    assert len(lines) == 60
+    assert all(len(line.split("\t")) == 3 for line in lines)
+    assert any("\\u65e5\\u672c\\tx" in line for line in lines)
+
+
+def test_a_picture_of_ones_own_is_kept(tmp_path, capsys, no_encoding):
+    (tmp_path / "digits.png").write_bytes(b"mine")
+    code, _, err = run(capsys, "demo", "--out", tmp_path)
+    assert code == 1
+    assert "not a picture of the demo" in err
+    assert (tmp_path / "digits.png").read_bytes() == b"mine"
+    assert run(capsys, "demo", "--out", tmp_path / "digits.png")[0] == 1
 
 
 def test_an_interrupt_and_a_bug(folder, capsys, monkeypatch):
@@ -228,8 +308,9 @@ def test_from_outside_of_the_checkout(tmp_path):
         return subprocess.run([sys.executable, "-m", "sklearn_clpdd", *arguments], cwd=tmp_path, capture_output=True, text=True)
 
     assert module("--version").stdout.strip() == __version__
-    done = module("demo", "--steps", "3", "--quiet", "--json")
-    assert done.returncode == 0, done.stderr
+    for _ in range(2):  # the second time over its own picture
+        done = module("demo", "--steps", "3", "--quiet", "--json")
+        assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["accuracy"].keys() == {"all real", "random real", "distilled"}
     assert (tmp_path / "output" / "digits.png").stat().st_size > 10_000
     assert module("probe", "nowhere").returncode == 1

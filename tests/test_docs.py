@@ -5,6 +5,10 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from sklearn.base import BaseEstimator
+
+import sklearn_clpdd
+from sklearn_clpdd import baselines
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -73,3 +77,21 @@ def test_peers_of_the_readme_are_those_of_the_results():
             found = [cells for cells in results if cells[0].startswith(wanted)]
             assert found, f"{wanted} is not one of {[cells[0] for cells in results]}"
             assert found[0][results[0].index("closed-form probe")].startswith(row[column].strip("*"))
+
+
+def test_the_question_mark_of_an_estimator_leads_to_its_page():
+    """The pages are named as `docs/api.rst` lists them."""
+    listed = set(re.findall(r"^    ([\w.]+)$", (ROOT / "docs" / "api.rst").read_text(), flags=re.MULTILINE))
+    kinds = [getattr(module, name) for module in (sklearn_clpdd, baselines) for name in module.__all__]
+    estimators = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseEstimator)]
+    assert len(estimators) >= 10
+    for kind in estimators:
+        estimator = object.__new__(kind)
+        page = re.fullmatch(r"https://.*/generated/sklearn_clpdd\.([\w.]+)\.html", estimator._get_doc_link())
+        assert page
+        assert page[1] in listed
+    probe = sklearn_clpdd.ClosedFormProbe()
+    assert (
+        'href="https://sklearn-clpdd.readthedocs.io/en/latest/generated/sklearn_clpdd.ClosedFormProbe.html"'
+        in probe._repr_html_()
+    )

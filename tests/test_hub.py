@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from pathlib import Path
+from fnmatch import fnmatch
 from types import SimpleNamespace
 from unittest.mock import create_autospec
 
@@ -38,11 +38,13 @@ class Hub:
         self.folder(repo_id, repo_type, None).mkdir(parents=True, exist_ok=exist_ok)
         (self.folder(repo_id, repo_type, None) / ".gitattributes").touch()
 
-    def list_repo_files(self, repo_id, *, repo_type=None, revision=None):
+    def repo_info(self, repo_id, *, repo_type=None, revision=None):
         folder = self.folder(repo_id, repo_type, revision)
-        return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+        files = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+        return SimpleNamespace(sha=f"sha {len(self.commits)}", siblings=[SimpleNamespace(rfilename=name) for name in files])
 
-    def create_commit(self, repo_id, operations, *, commit_message, repo_type=None, revision=None):
+    def create_commit(self, repo_id, operations, *, commit_message, repo_type=None, revision=None, parent_commit=None):
+        assert parent_commit == f"sha {len(self.commits)}"
         folder = self.folder(repo_id, repo_type, revision)
         operations = list(operations)
         for one in operations:
@@ -70,7 +72,7 @@ class Hub:
         shutil.rmtree(target, ignore_errors=True)
         for path in source.rglob("*"):
             name = path.relative_to(source).as_posix()
-            if path.is_file() and any(Path(name).match(pattern) for pattern in allow_patterns):
+            if path.is_file() and any(fnmatch(name, pattern) for pattern in allow_patterns):
                 (target / name).parent.mkdir(parents=True, exist_ok=True)
                 (target / name).symlink_to(path)  # as in the hub's cache
         return str(target)
@@ -80,7 +82,7 @@ class Hub:
 def hub(tmp_path, monkeypatch):
     fake = Hub(tmp_path / "hub")
     api = create_autospec(HfApi, instance=True)  # refuses arguments that the client does not have
-    for name in ("create_repo", "list_repo_files", "create_commit", "hf_hub_download"):
+    for name in ("create_repo", "repo_info", "create_commit", "hf_hub_download"):
         getattr(api, name).side_effect = getattr(fake, name)
     monkeypatch.setattr(huggingface_hub, "HfApi", lambda token=None, library_name=None: api)
     for name in ("hf_hub_download", "snapshot_download"):
@@ -153,6 +155,8 @@ def test_a_smaller_set_replaces_a_larger_one(hub, saved, colors, tmp_path):
     push_to_hub(saved, "me/colors")
     folder = hub.root / "dataset/me/colors/main"
     (folder / "notes.txt").write_text("mine")
+    (folder / "assets").mkdir()
+    (folder / "assets" / "figure.png").write_bytes(b"mine")
     small = ClassCentroids(FrozenEncoder(weights=None, image_size=32), random_state=0).fit(*colors)
     new = save_distilled(small, tmp_path / "new")
     with pytest.raises(FileExistsError, match="overwrite=True"):
@@ -161,7 +165,8 @@ def test_a_smaller_set_replaces_a_larger_one(hub, saved, colors, tmp_path):
     push_to_hub(new, "me/colors", overwrite=True)
     assert len(load_distilled("hf:me/colors")[0]) == 3
     assert (folder / "notes.txt").read_text() == "mine"
-    assert len(list(folder.glob("*/*.png"))) == 3
+    assert (folder / "assets" / "figure.png").read_bytes() == b"mine"
+    assert len(list(folder.glob("*/*.png"))) == 4
 
 
 def test_a_repository_of_something_else_is_left_alone(hub, saved, probe):
@@ -172,6 +177,32 @@ def test_a_repository_of_something_else_is_left_alone(hub, saved, probe):
         with pytest.raises(FileExistsError, match=r"train\.csv"):
             push_to_hub(saved if kind == "dataset" else probe[1], "me/other", overwrite=True)
         assert sorted(path.name for path in folder.iterdir()) == [".gitattributes", "train.csv"]
+
+
+def test_a_card_of_ones_own_and_files_of_other_tools(hub, saved, probe):
+    folder = hub.root / "dataset/me/card/main"
+    folder.mkdir(parents=True)
+    (folder / "README.md").write_text("mine")
+    with pytest.raises(FileExistsError, match="overwrite=True"):
+        push_to_hub(saved, "me/card")
+    assert (folder / "README.md").read_text() == "mine"
+    push_to_hub(saved, "me/card", overwrite=True)
+    assert len(load_distilled("hf:me/card")[0]) == 6
+    for kind, name in (("dataset", "manifest.json"), ("model", "probe.safetensors")):
+        folder = hub.root / kind / "me/tool/main"
+        folder.mkdir(parents=True)
+        (folder / name).write_text("{}")
+        with pytest.raises(FileExistsError, match="of this library"):
+            push_to_hub(saved if kind == "dataset" else probe[1], "me/tool", overwrite=True)
+        assert (folder / name).read_text() == "{}"
+
+
+def test_names_of_the_hub_are_no_paths(fitted, probe, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for save in (lambda: save_distilled(fitted, "hf:me/x"), lambda: save_probe(probe[0], "hf:me/x")):
+        with pytest.raises(ValueError, match="push_to_hub"):
+            save()
+    assert not (tmp_path / "hf:me").exists()
 
 
 def test_nothing_broken_is_uploaded(hub, saved, probe, tmp_path):

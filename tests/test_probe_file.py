@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import warnings
 from pathlib import Path
 
@@ -230,6 +231,7 @@ def test_a_write_that_fails_leaves_the_previous_file(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="no space"):
         save_probe(ClosedFormProbe(1.0).fit(X, CODES), path, overwrite=True)
     assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_damage_is_found(tmp_path):
@@ -276,6 +278,91 @@ def test_a_forged_file_is_an_error_and_nothing_else(case, change, tmp_path):
     write_tensors(path, tensors, info)
     with pytest.raises(ValueError, match="get a fresh copy"):
         load_probe(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model": 3},
+        {"weights": ["auto"], "model": "nothing"},
+        {"pool": "os.system"},
+        {"image_size": "32"},
+        {"mean": 3},
+        {"model": "transformers:no/such", "model_kwargs": {"trust_remote_code": True}},
+        None,
+        "text",
+    ],
+    ids=str,
+)
+def test_a_forged_encoder_is_an_error_and_nothing_else(change, elsewhere, pipeline):
+    path = save_probe(pipeline, "probe")
+    tensors, info, _ = read_tensors(path)
+    info["encoder"] = info["encoder"] | change if isinstance(change, dict) else change
+    write_tensors(path, tensors, info)
+    with pytest.raises((ValueError, OSError)):
+        load_probe(path)
+
+
+def test_code_of_a_repository_is_never_run(elsewhere, pipeline, monkeypatch):
+    """Neither by an option that a file names, nor by one that was saved by skops."""
+    (elsewhere / "evil").mkdir()
+    (elsewhere / "evil" / "config.json").write_text('{"model_type": "evil", "auto_map": {"AutoModel": "code.Model"}}')
+    (elsewhere / "evil" / "code.py").write_text("open('ran', 'w')")
+    options = {"trust_remote_code": True}
+    path = save_probe(pipeline, "probe")
+    tensors, info, _ = read_tensors(path)
+    info["encoder"] |= {"model": "transformers:evil", "model_kwargs": options}
+    write_tensors(path, tensors, info)
+    with pytest.raises((ValueError, OSError)):
+        load_probe(path)
+    for options in ({"trust_remote_code": True}, {"attn_implementation": "some/kernel"}, {"weights_only": False}):
+        with pytest.raises(ValueError, match="may run code"):
+            FrozenEncoder("transformers:evil", model_kwargs=options).load()
+    assert not (elsewhere / "ran").exists()
+
+
+def test_options_of_a_network_are_not_saved(elsewhere, colors):
+    encoder = FrozenEncoder("resnet10t", weights=None, image_size=32, model_kwargs={"zero_init_last": False})
+    path = save_probe(make_pipeline(encoder, ClosedFormProbe(1.0)).fit(*colors), "probe")
+    assert b"zero_init_last" not in path.read_bytes()
+    with pytest.raises(ValueError, match="options of its own"):
+        load_probe(path)
+    assert load_probe(path, encoder=encoder)[0] is encoder
+
+
+def test_priors_of_any_kind(tmp_path):
+    for prior in (torch.ones(3, 7, dtype=torch.bfloat16), np.ones((7, 3))[::-1].T, [[1.0] * 7] * 3):
+        probe = ClosedFormProbe(coef_prior=prior).fit(X, CODES)
+        loaded = load_probe(save_probe(probe, tmp_path / "probe", overwrite=True))
+        np.testing.assert_array_equal(loaded.fit(X, CODES).coef_, probe.coef_)
+        np.testing.assert_array_equal(pickle.loads(pickle.dumps(probe)).predict_proba(X), probe.predict_proba(X))
+
+
+def test_a_subclass_is_not_taken_for_a_probe(tmp_path):
+    class Mine(ClosedFormProbe):
+        def predict(self, X):
+            return np.zeros(len(X))
+
+    with pytest.raises(TypeError, match="a Mine"):
+        save_probe(Mine(1.0).fit(X, CODES), tmp_path / "probe")
+
+
+def test_data_frames_on_the_way_leave_no_names(elsewhere, colors):
+    encoder = FrozenEncoder(weights=None, image_size=32).set_output(transform="pandas")
+    path = save_probe(make_pipeline(encoder, ClosedFormProbe(1.0)).fit(*colors), "probe")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_probe(path).predict(colors[0])
+
+
+def test_places_that_cannot_be_written(tmp_path):
+    probe = ClosedFormProbe().fit(X, CODES)
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(NotADirectoryError, match="is no folder"):
+        save_probe(probe, tmp_path / "file" / "a" / "probe")
+    (tmp_path / "probe.part").write_text("mine")
+    save_probe(probe, tmp_path / "probe")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "probe", "probe.part"]
 
 
 def test_files_of_others(tmp_path):

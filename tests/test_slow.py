@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sklearn_clpdd import ClosedFormProbe, CLPDistiller, FrozenEncoder, load_distilled, save_distilled
+from sklearn_clpdd import ClosedFormProbe, CLPDistiller, FrozenEncoder, load_distilled, load_probe, save_distilled
 from sklearn_clpdd.datasets import load_image_folder
 from sklearn_clpdd.distill._checkpoint import read_checkpoint
 from sklearn_clpdd.evaluation import compare_with_real, sgd_probe_scores
@@ -72,6 +72,22 @@ def test_a_search_on_a_dask_cluster(tmp_path):
     assert float(done.stdout.splitlines()[-1].split(": ")[-1].split()[0]) >= 0.5
     kept = list((tmp_path / "cache").rglob("*.keys.npy"))
     assert sum(len(np.load(path)) for path in kept) <= 2 * 600  # both may have started at once
+
+
+def test_the_story_from_photos_to_a_probe(tmp_path):
+    """On noise, which shows that it runs on any folder, to its pictures, its set and its probe."""
+    rng = np.random.default_rng(0)
+    for split, label, i in product(("train", "val"), "abc", range(12)):
+        folder = tmp_path / "noise" / split / label
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(256, size=(32, 32, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+    example = Path(__file__).parents[1] / "examples" / "a_folder_of_photos.py"
+    command = [sys.executable, example, tmp_path / "noise", "--steps", "3", "--output", tmp_path / "out"]
+    for _ in range(2):  # the second time over existing files
+        subprocess.run(command, check=True, capture_output=True)
+    assert len(load_distilled(tmp_path / "out" / "ten-images")[0]) == 3
+    assert load_probe(tmp_path / "out" / "probe.safetensors").classes_.tolist() == ["a", "b", "c"]
+    assert {path.stem for path in (tmp_path / "out").glob("*.jpg")} == {"photos", "distilled", "curve", "predicted"}
 
 
 def test_the_mlflow_example(tmp_path):

@@ -1,5 +1,6 @@
 """The images of a folder, for training and for the test."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,16 +43,26 @@ def read_folder(folder: Path, test: Path | None, test_size: float, seed: int) ->
         If a folder is none of images, or the classes differ.
     """
     splits = splits_of(folder) if folder.is_dir() else {}
-    name = next((name for name, kind in splits.items() if kind == "train"), None)
-    everything = _read(folder, name)
+    names = [name for name, kind in splits.items() if kind == "train"]
+    if splits and len(names) != 1:
+        raise ValueError(
+            f"{folder} has the folders {', '.join(splits)}, and {'none' if not names else 'more than one'} of them is for "
+            "training; pass one of them, and another one as --test"
+        )
+    everything = _read(folder, names[0] if names else None)
     if test is not None:
         return everything, _checked(everything, _read(test, None))
-    for kind in ("test", "val"):
-        own = next((name for name, other in splits.items() if other == kind), None)
-        if own is not None and name is not None:
-            return everything, _checked(everything, _read(folder, own))
+    others = [name for kind in ("test", "val") for name, own in splits.items() if own == kind]
+    if others:
+        return everything, _checked(everything, _first_with_classes(folder, others))
     if not test_size:
         return everything, None
+    few = [str(label) for label, n in zip(*np.unique(everything.y, return_counts=True), strict=True) if n < 2]
+    if few:
+        raise ValueError(
+            f"{', '.join(few[:10])} of {everything.source} {'have' if len(few) > 1 else 'has'} one image only, so that none can "
+            "be held out for the test; pass --test-size 0, or --test"
+        )
     X, X_test, y, y_test = train_test_split(
         everything.X, everything.y, test_size=test_size, stratify=everything.y, random_state=seed
     )
@@ -62,6 +73,15 @@ def read_folder(folder: Path, test: Path | None, test_size: float, seed: int) ->
 def _read(folder: Path, split: str | None) -> Images:
     X, y = load_image_folder(folder, split)
     return Images(X, y, str(folder if split is None else folder / split))
+
+
+def _first_with_classes(folder: Path, names: list[str]) -> Images:
+    """The images of the first of some splits that has class folders; often the images of a test folder have no labels."""
+    *first, last = names
+    for name in first:
+        with suppress(ValueError):
+            return _read(folder, name)
+    return _read(folder, last)
 
 
 def _checked(train: Images, test: Images) -> Images:

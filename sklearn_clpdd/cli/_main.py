@@ -1,6 +1,7 @@
 """Commands and their options, errors, and exit codes."""
 
 import json
+import os
 import sys
 import warnings
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
@@ -41,7 +42,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             return 130
-    print(json.dumps(result, indent=2) if options.json else "\n".join(lines))
+    text = json.dumps(result, indent=2) if options.json else "\n".join(lines)
+    encoding = sys.stdout.encoding or "utf-8"
+    try:  # names that the terminal does not have must not cost the result
+        print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
+    except BrokenPipeError:  # such as that of `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 
@@ -74,9 +80,8 @@ def _parser() -> ArgumentParser:
     own = command("predict", predict)
     own.add_argument("probe", help="file of the command probe, or hf:OWNER/NAME")
     own.add_argument("images", type=Path, nargs="+", help="image files, or folders of them")
-    own.add_argument("--encoder", metavar="NAME", help="its encoder, if that is not known by the file")
-    own.add_argument("--weights", metavar="FILE", help="weights of the encoder, if they are a file")
-    own.add_argument("--image-size", type=_positive, metavar="PX", help="side of what enters this encoder")
+    own.add_argument("--encoder", metavar="NAME", help="its network, if that is a folder of this machine")
+    own.add_argument("--weights", metavar="FILE", help="the weights of its network, if they are a file")
     own.add_argument("--top", type=_positive, default=1, metavar="N", help="classes for each image (default: %(default)s)")
     _add_machine(own)
 
@@ -92,6 +97,7 @@ def _parser() -> ArgumentParser:
     _add_folder(own)
     own.add_argument("--out", type=Path, default=Path("report.html"), metavar="FILE", help="(default: %(default)s)")
     _add_held_out(own)
+    _add_machine(own)
 
     own = command("demo", demo)
     own.add_argument("--out", type=Path, default=Path("output"), metavar="FOLDER", help="for the picture (default: %(default)s)")
@@ -121,7 +127,7 @@ def _add_held_out(command: ArgumentParser) -> None:
 def _add_method(command: ArgumentParser) -> None:
     command.add_argument("--images-per-class", type=_positive, default=1, metavar="N", help="(default: %(default)s)")
     limit = command.add_mutually_exclusive_group()
-    limit.add_argument("--seconds", type=float, metavar="S", help="time of the steps")
+    limit.add_argument("--seconds", type=_seconds, metavar="S", help="time of the steps")
     limit.add_argument("--steps", type=_positive, metavar="N", help="number of steps (default: 600)")
     command.add_argument("--init", choices=["kmeans", "real", "noise"], default="kmeans", help="(default: %(default)s)")
     command.add_argument("--no-views", action="store_true", help="no random crops and flips, for digits, letters and the like")
@@ -151,6 +157,16 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise ArgumentTypeError(f"{text!r} is not a whole number above 0")
     return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
+    return value
 
 
 def _share(text: str) -> float:

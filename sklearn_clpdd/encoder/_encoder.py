@@ -55,7 +55,8 @@ class FrozenEncoder(DocumentedMixin, SharedModuleMixin, OutputCheckedTransformer
         Features of this many blocks of a vision transformer, the last ones, each after the final norm. The class tokens are side
         by side; with ``"token+avg"`` they are followed by the average of the last block, as in the linear probes of DINOv2.
     model_kwargs : dict, default=None
-        Options of the function that builds a network by name, such as ``timm.create_model``.
+        Options of the function that builds a network by name, such as ``timm.create_model``. Those that may run code which comes
+        with the weights, such as ``trust_remote_code``, are refused; load such a network by its library, and pass the module.
     image_size : int, default=None
         Side of the network's input in pixels. ``None``: that of the model's training; required for a module of unknown origin.
     crop_pct : float in (0, 1], default=None

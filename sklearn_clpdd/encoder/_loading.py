@@ -33,6 +33,8 @@ _cache_by_module: WeakKeyDictionary[nn.Module, _Cache] = WeakKeyDictionary()  # 
 _lock = RLock()
 # Options of the libraries that are set here.
 _OWN_OPTIONS = {"pretrained", "weights", "load_weights", "num_classes", "checkpoint_path", "output_loading_info", "return_dict"}
+# Options that would run code of a repository. They may come from a file of skops, which has to be safe to load.
+_CODE_OPTIONS = {"trust_remote_code", "code_revision", "weights_only", "use_kernels", "kernel_config"}
 # How many networks are kept, in total for names, and for each module: at least one for each GPU of a machine.
 _MAX_CACHED_BY_NAME, _MAX_CACHED_PER_MODULE = 16, 16
 
@@ -132,10 +134,22 @@ def load_backbone(
 def _check_options(model: str | nn.Module, options: dict[str, Any]) -> None:
     if options and not isinstance(model, str):
         raise ValueError(f"model_kwargs= are for the library that builds a network by name; {type(model).__name__} is built")
+    _refuse_code(options)
     if _OWN_OPTIONS & options.keys():
         raise ValueError(
             f"model_kwargs have {sorted(_OWN_OPTIONS & options.keys())}, which FrozenEncoder sets itself: there is weights=, and "
             "classifiers are not used"
+        )
+
+
+def _refuse_code(options: dict[str, Any]) -> None:
+    found = sorted(_CODE_OPTIONS & options.keys())
+    if "/" in str(options.get("attn_implementation", "")):  # a kernel of the hub
+        found.append("attn_implementation")
+    if found:
+        raise ValueError(
+            f"model_kwargs have {found}, which may run code that comes with the weights. If you trust it, load the network with "
+            "its own library, and pass the module"
         )
 
 

@@ -80,10 +80,11 @@ def probe_card_of(info: dict[str, Any], repo_id: str) -> str:
         if encoder
         else f"{state['n_features']} features"
     )
+    task = "pipeline_tag: image-classification\n" if encoder else ""
+    given = ", encoder=FrozenEncoder(...)" if encoder and encoder["weights"] == "own" else ""
     return f"""---
 library_name: sklearn-clpdd
-pipeline_tag: image-classification
-tags:
+{task}tags:
 - linear-probe
 - sklearn-clpdd
 ---
@@ -95,9 +96,9 @@ A probe of {n_outputs} {kind} on {before}.{_accuracy_table(info["accuracies"])}
 ## How to use it
 
 ```python
-from sklearn_clpdd import load_probe
+from sklearn_clpdd import FrozenEncoder, load_probe
 
-probe = load_probe("hf:{repo_id}")  # no code is run; the weights of the encoder are compared with those of the training
+probe = load_probe("hf:{repo_id}"{given})  # no code is run; the weights of the encoder are compared with those of the training
 probe.predict({'["photo.jpg"]' if encoder else "features"})
 ```
 

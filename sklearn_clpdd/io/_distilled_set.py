@@ -17,7 +17,7 @@ from ..utils._pictures import to_8_bit, to_png
 from ._card import card_of
 from ._download import downloaded_set
 from ._manifest import CARD, MANIFEST, is_image_name, manifest_digest, manifest_of, read_manifest, recorded_accuracies
-from ._replace import check_target, remove_set
+from ._replace import check_place, check_target, remove_set
 
 
 def save_distilled(distiller, directory, X_test=None, y_test=None, *, accuracies=None, overwrite=False):
@@ -72,6 +72,7 @@ def save_distilled(distiller, directory, X_test=None, y_test=None, *, accuracies
     ((10, 36, 36, 3), [0, 1, 2], 'tf_efficientnet_lite0')
     """
     images = synthetic_images_of(distiller)
+    check_place(Path(directory))
     directory = Path(os.path.abspath(directory))
     check_target(directory, overwrite)
     measured = recorded_accuracies(distiller, X_test, y_test, accuracies)

@@ -1,12 +1,13 @@
 """Sets and probes on the Hugging Face hub: ``hf:OWNER/NAME``."""
 
+import glob
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from ._manifest import MANIFEST
+from ._manifest import MANIFEST, is_image_name, read_manifest
 
 PREFIX = "hf:"
 # Name of a probe in its repository.
@@ -53,11 +54,15 @@ def downloaded_set(directory: str | os.PathLike) -> Path:
     found = repository(directory)
     if found is None:
         return Path(directory)
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import hf_hub_download, snapshot_download
 
-    wanted = [MANIFEST, "*/*.png"]
-    with hub_errors(f"{os.fspath(directory)!r} could not be downloaded"):
-        return Path(snapshot_download(found.repo_id, repo_type="dataset", revision=found.revision, allow_patterns=wanted))
+    what = f"{os.fspath(directory)!r} could not be downloaded"
+    where: dict[str, Any] = {"repo_id": found.repo_id, "repo_type": "dataset", "revision": found.revision}
+    with hub_errors(what):
+        local = Path(hf_hub_download(filename=MANIFEST, **where))
+    listed = [entry["file"] for entry in read_manifest(local)[0]["images"] if is_image_name(entry["file"])]
+    with hub_errors(what):
+        return Path(snapshot_download(allow_patterns=[MANIFEST, *map(glob.escape, listed)], **where))
 
 
 @contextmanager

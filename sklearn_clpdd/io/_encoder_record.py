@@ -1,43 +1,34 @@
 """Which encoder a saved probe or set belongs to, and building it again."""
 
-import json
+from enum import Enum
 from typing import Any
-
-from torch import nn
 
 from ..encoder._encoder import FrozenEncoder, as_encoder
 
 # Parameters of `FrozenEncoder` that `provenance` of its extractor has, too.
 _PARAMETERS = ("pool", "layers", "l2_normalize", "image_size", "crop_pct", "mean", "std")
-# Parameters that it has not.
-_OTHERS = ("image_shape", "missing", "model_kwargs")
 # What two encoders have to share for the same features.
 _COMPARED = ("weights_sha256", *_PARAMETERS, "interpolation", "crop_mode")
 
 
 def record_of(encoder: FrozenEncoder) -> dict[str, Any]:
-    """Provenance of an encoder, and the parameters that are needed to build it again, as JSON-serialisable values.
-
-    Raises
-    ------
-    TypeError
-        If an option of the function that builds the network is of a type that JSON does not have.
-    """
+    """Provenance of an encoder, and the parameters that are needed to build it again, as JSON-serialisable values."""
     record = encoder.load().provenance()
-    record |= {name: getattr(encoder, name) for name in _OTHERS}
-    record["exact"] = encoder.dtype == "float32"
-    record["weights"] = encoder.weights if encoder.weights in ("auto", None) else "own"
-    if isinstance(encoder.model, nn.Module) or record["model"] != encoder.model:  # a module, or files of this machine
-        record["weights"] = "own"
-    try:
-        return json.loads(json.dumps(record))
-    except TypeError as error:
-        raise TypeError(
-            f"model_kwargs={encoder.model_kwargs!r} cannot be saved as JSON ({error}); save the probe alone, pipeline[-1]"
-        ) from error
+    model, weights = encoder.model, encoder.weights
+    if isinstance(model, str) and isinstance(weights, Enum) and "/" not in model:  # of torchvision
+        record["model"], model, weights = (f"{model}/{weights.name}",) * 2 + ("auto",)
+    # A module, files of this machine, and options, which could run code, are not recorded.
+    is_known = record["model"] == model and weights in ("auto", None) and not encoder.model_kwargs
+    shape = encoder.image_shape
+    return record | {
+        "weights": weights if is_known else "own",
+        "exact": encoder.dtype == "float32",
+        "missing": encoder.missing,
+        "image_shape": None if shape is None else [int(side) for side in shape],
+    }
 
 
-def encoder_from(record: dict[str, Any], given: Any, source: str) -> FrozenEncoder:
+def encoder_from(record: dict[str, Any], given: Any, source: str, how: str) -> FrozenEncoder:
     """The encoder of a record, or a given one, with the weights and the preprocessing that are recorded.
 
     Parameters
@@ -48,21 +39,20 @@ def encoder_from(record: dict[str, Any], given: Any, source: str) -> FrozenEncod
         None: the network is built by its recorded name.
     source : str
         What contains the record, for errors.
+    how : str
+        What to do about errors.
 
     Raises
     ------
     ValueError, OSError, ImportError
         If it cannot be built, or gives other features.
     """
-    how = f"pass encoder=, a FrozenEncoder of the network that {source} was saved with"
-    if given is None:
-        if record.get("weights", "auto") == "own":
-            raise ValueError(
-                f"the encoder of {source}, {record['model']!r}, was a module, or had weights of a local file, and neither is in "
-                f"it; {how}"
-            )
-        given = _built(record)
-    encoder = as_encoder(given, **{name: record[name] for name in _PARAMETERS})
+    if given is None and record.get("weights", "auto") == "own":
+        raise ValueError(
+            f"the encoder of {source}, {record['model']!r}, was a module, or had weights of a local file or options of its own, "
+            f"and none of these is in it; {how}"
+        )
+    encoder = recorded_encoder(record) if given is None else as_encoder(given, **{name: record[name] for name in _PARAMETERS})
     try:
         found = encoder.load().provenance()
     except ValueError as error:
@@ -74,11 +64,10 @@ def encoder_from(record: dict[str, Any], given: Any, source: str) -> FrozenEncod
     return encoder
 
 
-def _built(record: dict[str, Any]) -> FrozenEncoder:
-    """An encoder by its recorded name."""
-    parameters = {name: record[name] for name in (*_PARAMETERS, *_OTHERS) if name in record}
+def recorded_encoder(record: dict[str, Any], **changes) -> FrozenEncoder:
+    """An encoder with the recorded name and parameters, some of which may be changed."""
+    parameters = {name: record[name] for name in (*_PARAMETERS, "image_shape", "missing") if name in record}
     weights = record.get("weights", "auto")
-    if weights not in ("auto", None):
-        raise TypeError(f"weights are {weights!r}")
     dtype = "float32" if record.get("exact") else "auto"
-    return FrozenEncoder(record["model"], weights=weights, dtype=dtype, **parameters)
+    known = {"model": str(record["model"]), "weights": None if weights is None else "auto", "dtype": dtype}
+    return FrozenEncoder(**{**known, **parameters, **changes})

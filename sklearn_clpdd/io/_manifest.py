@@ -109,7 +109,7 @@ def recorded_accuracies(distiller, X_test, y_test, others) -> list[dict[str, Any
     check_samples_and_labels("X_test and y_test", X_test, y_test)
     if X_test is not None:
         accuracy = distiller.score(X_test, y_test)
-        recorded.append({"protocol": "closed-form probe, test samples", "accuracy": accuracy, "n_samples": len(y_test)})
+        recorded.append({"protocol": "closed-form probe, test samples", "accuracy": accuracy, "n_samples": np.shape(y_test)[0]})
     held_out = getattr(distiller, "val_accuracy_", None)
     if held_out is not None:
         recorded.append({"protocol": "closed-form probe, held-out training samples", "accuracy": held_out})

@@ -18,6 +18,7 @@ from ..utils._torch_modes import standard_torch_modes
 from ._download import PROBE_FILE, downloaded_file
 from ._encoder_record import encoder_from, record_of
 from ._manifest import recorded_accuracies
+from ._replace import check_place
 
 FORMAT = "sklearn-clpdd probe"
 VERSION = 1
@@ -88,6 +89,8 @@ def save_probe(probe, path, X_test=None, y_test=None, *, accuracies=None, overwr
     check_probe_target(path, overwrite)
     tensors, state = state_of(steps[-1][1])
     record = record_of(steps[0][1]) if len(steps) == 2 else None
+    if record is not None:
+        state["feature_names"] = None  # of an encoder with set_output
     info = {
         "format": FORMAT,
         "format_version": VERSION,
@@ -99,6 +102,7 @@ def save_probe(probe, path, X_test=None, y_test=None, *, accuracies=None, overwr
         "versions": {"python": platform.python_version(), "sklearn-clpdd": __version__},
     }
     path.parent.mkdir(parents=True, exist_ok=True)
+    check_probe_target(path, overwrite)  # it may have come into being in the meantime
     write_tensors(path, tensors, info)
     return path
 
@@ -153,7 +157,11 @@ def load_probe(path, *, encoder=None):
         if encoder is not None:
             raise ValueError(f"{path} is a probe without an encoder; put both into a pipeline: make_pipeline(encoder, probe)")
         return probe
-    return Pipeline(list(zip(names, [encoder_from(record, encoder, str(path)), probe], strict=True)))
+    how = f"pass encoder=, a FrozenEncoder of the network that {path} was saved with"
+    try:
+        return Pipeline(list(zip(names, [encoder_from(record, encoder, str(path), how), probe], strict=True)))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} does not name its encoder ({type(error).__name__}: {error}); get a fresh copy") from error
 
 
 def probe_info(path: Path) -> dict[str, Any]:
@@ -163,7 +171,7 @@ def probe_info(path: Path) -> dict[str, Any]:
 
 def _steps_of(probe) -> list[tuple[str, Any]]:
     """Names and estimators of a probe, or of a pipeline of an encoder and a probe."""
-    if isinstance(probe, ClosedFormProbe):
+    if type(probe) is ClosedFormProbe:  # a subclass may predict in another way
         return [("probe", probe)]
     steps = probe.steps if isinstance(probe, Pipeline) else []
     kinds = [type(step) for _, step in steps]
@@ -172,12 +180,13 @@ def _steps_of(probe) -> list[tuple[str, Any]]:
     seen = f"a pipeline of {', '.join(kind.__name__ for kind in kinds)}" if steps else f"a {type(probe).__name__}"
     raise TypeError(
         f"save_probe saves a ClosedFormProbe, or a pipeline of a FrozenEncoder and a ClosedFormProbe; got {seen}. Save other "
-        "estimators with skops; of a distiller, make_pipeline(distiller.encoder_, distiller.probe_)"
+        "estimators with skops; of a distiller for one encoder, make_pipeline(distiller.encoder_, distiller.probe_)"
     )
 
 
 def check_probe_target(path: Path, overwrite: bool) -> None:
     """Raise if a file may not be written."""
+    check_place(path)
     if not os.path.lexists(path):
         return
     try:

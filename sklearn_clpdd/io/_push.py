@@ -1,6 +1,5 @@
 """Uploading distilled sets and probes to the Hugging Face hub."""
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -8,11 +7,11 @@ from typing import Any
 from ._card import probe_card_of, with_metadata
 from ._distilled_set import load_distilled
 from ._download import PROBE_FILE, hub_errors, repository
-from ._manifest import CARD, MANIFEST, is_image_name
+from ._manifest import CARD, MANIFEST, is_image_name, read_manifest
 from ._probe_file import probe_info
 
 # What a new repository contains.
-_EMPTY = {".gitattributes", CARD}
+_EMPTY = {".gitattributes"}
 
 
 def push_to_hub(path, name, *, metadata=None, private=None, token=None, revision=None, message=None, overwrite=False):
@@ -50,7 +49,7 @@ def push_to_hub(path, name, *, metadata=None, private=None, token=None, revision
     FileNotFoundError, ValueError
         If the set or the probe is missing, was changed, or is of another version; if the name has another form.
     FileExistsError
-        If there is a set or a probe, and ``overwrite`` is not set; or if the repository contains other files only.
+        If there is a card, a set or a probe, and ``overwrite`` is not set; or if the repository contains other files only.
     OSError
         If the hub cannot be reached, or refuses.
 
@@ -75,12 +74,14 @@ def push_to_hub(path, name, *, metadata=None, private=None, token=None, revision
     where: dict[str, Any] = {"repo_id": repo_id, "repo_type": "dataset" if is_set else "model"}
     with hub_errors(f"{path} could not be uploaded to {repo_id!r}"):
         api.create_repo(**where, private=private, exist_ok=True)
-        there = set(api.list_repo_files(**where, revision=revision))
+        info: Any = api.repo_info(**where, revision=revision)
+        there = {one.rfilename for one in info.siblings or []}
         old = _replaced(api, where, there, revision, files, overwrite)
         operations: list[Any] = [CommitOperationAdd(file, content) for file, content in files.items()]
         operations += [CommitOperationDelete(file) for file in sorted(old - files.keys())]
         title = message or f"Upload {'distilled set' if is_set else 'linear probe'} with sklearn-clpdd"
-        done = api.create_commit(**where, operations=operations, commit_message=title, revision=revision)
+        # With its parent, so that what others commit in the meantime is an error and not lost.
+        done = api.create_commit(**where, operations=operations, commit_message=title, revision=revision, parent_commit=info.sha)
     return str(done.commit_url)
 
 
@@ -114,18 +115,28 @@ def _replaced(
     others = there - _EMPTY
     if not others:
         return set()
-    if main not in there:
+    listed = None
+    if main in there:
+        listed = _listed(Path(api.hf_hub_download(**where, filename=main, revision=revision)), is_set=main == MANIFEST)
+    if listed is None and others != {CARD}:
         raise FileExistsError(
-            f"{where['repo_id']} exists, and contains no {main} but {', '.join(sorted(others)[:5])}; pass the name "
-            "of a new repository"
+            f"{where['repo_id']} exists, and contains no {main} of this library but {', '.join(sorted(others)[:5])}; pass the "
+            "name of a new repository"
         )
     if not overwrite:
-        raise FileExistsError(f"{where['repo_id']} exists; overwrite=True replaces what is there, or pass another name")
-    if main != MANIFEST:
-        return set()
-    local = api.hf_hub_download(**where, filename=MANIFEST, revision=revision)
+        raise FileExistsError(
+            f"{where['repo_id']} exists, and contains {', '.join(sorted(others)[:5])}; overwrite=True replaces the card and what "
+            "else has the same name. Or pass another name"
+        )
+    return {name for name in listed or () if name in there and is_image_name(name)}
+
+
+def _listed(main: Path, *, is_set: bool) -> list[str] | None:
+    """The images of a set, or none of a probe; None for a file of another library."""
     try:
-        listed = {entry["file"] for entry in json.loads(Path(local).read_text(encoding="utf-8"))["images"]}
-    except (ValueError, KeyError, TypeError):
-        listed = set()
-    return {name for name in listed & there if is_image_name(name)}
+        if is_set:
+            return [entry["file"] for entry in read_manifest(main)[0]["images"]]
+        probe_info(main)
+        return []
+    except ValueError:
+        return None

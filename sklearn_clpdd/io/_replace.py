@@ -9,11 +9,31 @@ from ..utils._warnings import warn
 from ._manifest import CARD, FORMAT, MANIFEST, is_image_name, manifest_digest
 
 
+def check_place(path: Path) -> None:
+    """Raise if nothing can be written to a path, before any long work.
+
+    Raises
+    ------
+    ValueError
+        If it is a name on the hub.
+    OSError
+        If the nearest folder that exists is none, or cannot be written.
+    """
+    if str(path).startswith("hf:"):
+        raise ValueError(f"{path} is a name on the hub; save to a path of this machine, and upload that with push_to_hub")
+    parent = next(one for one in Path(os.path.abspath(path)).parents if os.path.lexists(one))
+    if not parent.is_dir():
+        raise NotADirectoryError(f"{path} cannot be written, because {parent} is no folder; pass another path")
+    if not os.access(parent, os.W_OK):
+        raise PermissionError(f"{path} cannot be written, because {parent} is read-only; pass another path")
+
+
 def check_target(directory: Path, overwrite: bool, shown_as: Path | None = None) -> dict[str, str]:
     """Return the files of the distilled set at a path, {} if the path is free; raise if it may not be replaced.
 
     The error calls the path ``shown_as``, if that is given.
     """
+    check_place(directory)
     if not os.path.lexists(directory) or (directory.is_dir() and not directory.is_symlink() and not any(directory.iterdir())):
         return {}
     listed = _listed_files(directory)

@@ -19,7 +19,8 @@ from ..utils._arrays import check_samples_and_labels, evenly_spaced
 from ..utils._labels import as_labels, label_text
 from ..utils._pictures import to_data_urls
 from ..utils._sklearn_compat import check_matplotlib_support
-from ._saved_set import reopened
+from ._replace import check_place
+from ._saved_set import SavedSet, reopened
 
 # What the template writes into the head of a page.
 _MARK = b'name="generator" content="sklearn-clpdd"'
@@ -109,12 +110,12 @@ def distillation_report(
     from ..evaluation._probes import load_encoders  # slow to import
 
     path = check_path(Path(path), overwrite)
-    distiller, images, provenance = _opened(distiller, X, y)
     check_scalar(n_draws, "n_draws", Integral, min_val=1)
     rng = check_random_state(random_state)
     y_test = as_labels(y_test, "y_test")
     check_consistent_length(X_test, y_test)
     check_samples_and_labels("X and y", X, y)
+    distiller, images, provenance = _opened(distiller, X, y)
     y = None if y is None else known_labels(distiller, y, "y")
     others = load_encoders({} if encoders is None else encoders)
 
@@ -145,8 +146,9 @@ def distillation_report(
 def _opened(distiller, X, y) -> tuple[Any, np.ndarray, dict[str, Any]]:
     """A fitted distiller, which may have been saved as a set, its images, and its provenance."""
     if isinstance(distiller, str | os.PathLike):
-        distiller, manifest = reopened(distiller, X, y)
-        return distiller, distiller.X_synthetic_, manifest
+        distiller = reopened(distiller, X, y)
+    if isinstance(distiller, SavedSet):
+        return distiller, distiller.X_synthetic_, distiller.manifest
     return distiller, synthetic_images_of(distiller), provenance_of(distiller)
 
 
@@ -162,13 +164,19 @@ def _transfer(distiller, X_test, y_test, encoders) -> dict[str, float]:
 
 def check_path(path: Path, overwrite: bool) -> Path:
     """The path, if a report may be written there; raise otherwise."""
+    check_place(path)
     if os.path.lexists(path):
-        is_report = path.is_file() and _MARK in path.read_bytes()[:1000]
+        is_report = path.is_file() and _MARK in _beginning(path)
         if not is_report:
             raise FileExistsError(f"{path} exists, and is no report; pass a path that does not exist yet")
         if not overwrite:
             raise FileExistsError(f"{path} exists; overwrite=True replaces it. Or pass a path that does not exist yet")
     return path
+
+
+def _beginning(path: Path) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(1000)
 
 
 def _write(path: Path, page: str) -> None:

@@ -8,6 +8,7 @@ import torch
 from sklearn.base import BaseEstimator
 from torch import Tensor
 
+from ..utils._array_api import to_numpy
 from ..utils._documented import DocumentedMixin
 from ..utils._sklearn_compat import Interval, StrOptions
 from ..utils._torch_modes import standard_torch_modes
@@ -256,8 +257,7 @@ class ClosedFormProbe(DocumentedMixin, PredictMixin, PartialFitMixin, ExportMixi
 
     def __getstate__(self):
         state = super().__getstate__()
-        prior = state["coef_prior"]
-        return state | {"coef_prior": prior.detach().cpu().numpy()} if isinstance(prior, Tensor) else state
+        return state | {"coef_prior": to_numpy(state["coef_prior"])}
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()

@@ -4,10 +4,10 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import torch
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
+from ..utils._array_api import to_numpy
 from ..utils._arrays import tensor_from_numpy
 from ..utils._labels import labels_from_json, labels_to_json
 from ._kernels import KERNELS
@@ -46,7 +46,7 @@ def state_of(probe: ClosedFormProbe) -> tuple[dict[str, Tensor], dict[str, Any]]
     tensors = {name: tensor_from_numpy(vars(probe)[name]) for name in _ARRAYS if name in vars(probe)}
     prior = parameters.pop("coef_prior")
     if prior is not None:
-        tensors["coef_prior"] = prior.detach().cpu() if isinstance(prior, Tensor) else torch.as_tensor(np.asarray(prior))
+        tensors["coef_prior"] = tensor_from_numpy(np.array(to_numpy(prior)))
     if not isinstance(parameters["alpha"], str | int | float):
         parameters["alpha"] = np.asarray(parameters["alpha"], dtype=float).tolist()
     if isinstance(parameters["class_weight"], dict):

@@ -6,6 +6,7 @@ one or the one before.
 
 import json
 import os
+import uuid
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -34,18 +35,20 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], info: dict[str, Any]) 
     OSError
         If it cannot be written; an existing file is then unchanged.
     """
-    part = path.with_name(path.name + ".part")
+    part = path.with_name(f".{path.name}-{uuid.uuid4().hex}.part")
     content = json.dumps(info)
     metadata = {_KEY: content, _DIGEST: _digest(content, tensors)}
-    part.touch()
-    mode = part.stat().st_mode  # that of the user's new files; safetensors' are private
     try:
+        part.touch()
+        mode = part.stat().st_mode  # that of the user's new files; safetensors' are private
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part, metadata=metadata)
+        part.chmod(mode)
+        _sync(part, os.O_RDWR)
+        os.replace(part, path)
     except SafetensorError as error:
-        raise OSError(f"{part}: {error}") from error
-    part.chmod(mode)
-    _sync(part, os.O_RDWR)
-    os.replace(part, path)
+        raise OSError(f"{path}: {error}") from error
+    finally:
+        part.unlink(missing_ok=True)
     if os.name == "posix":
         _sync(path.parent, os.O_RDONLY)
 

@@ -50,9 +50,10 @@ def local_files(name: str) -> tuple:
 
 def without_path(name: str) -> str:
     """A name; for one that stands for local files, their name without their place on this machine."""
-    if not local_files(name):
-        return name
-    return f"{name.partition(':')[0]}:…/{Path(name).name}"
+    prefix, _, rest = name.partition(":")
+    inner = rest.partition(":")[2] if rest.startswith("local-dir:") else rest.partition("/")[2]
+    path = {"local-dir": rest, "transformers": rest, "open_clip": inner}.get(prefix, "")
+    return f"{prefix}:…/{Path(path).name}" if path and Path(path).expanduser().exists() else name
 
 
 def source_of(module: nn.Module) -> Source | None:
