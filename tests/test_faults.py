@@ -113,14 +113,17 @@ def continued(folder):
 def test_killed_at_random(work, check, times, tmp_path, monkeypatch):
     monkeypatch.setattr(extractor_module, "_BLOCK", 8)
     encoder().load()
+    # After a backward pass of another test, a forked process has no threads for its own.
+    context = multiprocessing.get_context("spawn") if work is checkpoint else FORK
     for _ in range(times):
-        process = FORK.Process(target=work, args=(tmp_path,))
+        process = context.Process(target=work, args=(tmp_path,))
         process.start()
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline and not any(tmp_path.rglob("*.*")):
             time.sleep(0.01)
         time.sleep(random.uniform(0.1, 0.6))
         while not any((tmp_path / name).exists() for name in ("set", "report.html", "cache", "run")):
+            assert process.is_alive()
             time.sleep(0.01)
         os.kill(process.pid, signal.SIGKILL)
         process.join()
