@@ -56,9 +56,7 @@ def _by_pickle(module: nn.Module) -> nn.Module:
     memo: dict = {}
     shared = [_copied(one, memo) for one in pickler.apart]
     file.seek(0)
-    unpickler = pickle.Unpickler(file)
-    unpickler.persistent_load = lambda position: shared[position]  # type: ignore[method-assign]
-    return unpickler.load()
+    return _CopyUnpickler(file, shared).load()
 
 
 def _copied(one: Tensor | type, memo: dict):
@@ -98,6 +96,18 @@ def _without_deprecations() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"`torch\.jit", FutureWarning)
         yield
+
+
+class _CopyUnpickler(pickle.Unpickler):
+    """Inserts the objects that were kept apart."""
+
+    def __init__(self, file, apart: list):
+        super().__init__(file)
+        self._apart = apart
+
+    def persistent_load(self, position):
+        """The object at a position."""
+        return self._apart[position]
 
 
 class ApartFromTensors(_ModulePickler):
