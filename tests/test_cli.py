@@ -131,6 +131,7 @@ def test_what_exists_is_replaced_only_if_asked(folder, tmp_path, capsys, forbid_
         code, out, err = run(capsys, *arguments)
         assert (code, out) == (1, "")
         assert "exists" in err
+        assert "overwrite=True" not in err
         assert err.startswith("error: ")
     assert (tmp_path / "mine").read_text() == "mine"
 
@@ -245,6 +246,13 @@ def test_a_few_images(tmp_path, capsys, monkeypatch):
     assert code == 1
     assert "b of one has one image only" in err
     assert "--test-size 0" in err
+
+
+def test_training_images_are_no_test_images(split_folder, capsys, no_encoding):
+    for command in (["probe", "sets"], ["distill", "sets", "--out", "x"]):
+        code, _, err = run(capsys, *command, "--test", "sets/training")
+        assert code == 1
+        assert "40 of the 40 images of sets/training are training images" in err
 
 
 def test_a_report_is_of_the_same_images(folder, capsys, forbid_encoding):

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from networks import tiny_encoder
+from tqdm.auto import tqdm
 
 from sklearn_clpdd import (
     Checkpoint,
@@ -128,6 +129,30 @@ def test_killed_at_random(work, check, times, tmp_path, monkeypatch):
         os.kill(process.pid, signal.SIGKILL)
         process.join()
         check(tmp_path)
+
+
+def _hold_the_lock_of_tqdm():
+    tqdm.get_lock().acquire()
+    time.sleep(60)
+
+
+def _work_beside_a_killed_process():
+    tqdm.get_lock()  # created before the fork, and so shared
+    holder = FORK.Process(target=_hold_the_lock_of_tqdm)
+    holder.start()
+    time.sleep(0.5)
+    os.kill(holder.pid, signal.SIGKILL)
+    holder.join()
+    encoder().transform(IMAGES)
+
+
+def test_a_process_that_is_killed_within_tqdm_stops_no_other():
+    process = FORK.Process(target=_work_beside_a_killed_process)
+    process.start()
+    process.join(60)
+    if process.is_alive():
+        process.kill()
+    assert process.exitcode == 0
 
 
 def _in_child(function, *arguments):

@@ -95,7 +95,8 @@ def predict(options: Namespace) -> Result:
     pipeline = load_probe(path, encoder=recorded_encoder(probe_info(path)["encoder"], **changes) if changes else None)
     if isinstance(pipeline, ClosedFormProbe):
         raise ValueError(f"{options.probe} is a probe without an encoder, which classifies features, not images")
-    pipeline[0].set_params(n_jobs=options.n_jobs, device=options.device, verbose=options.verbose)
+    verbose = options.verbose if len(files) > pipeline[0].batch_size else 0
+    pipeline[0].set_params(n_jobs=options.n_jobs, device=options.device, verbose=verbose)
     probabilities = pipeline.predict_proba(files)
     labels = [label_text(label) for label in pipeline[-1].classes_]
     top = np.argsort(-probabilities, axis=1, kind="stable")[:, : options.top]

@@ -1,5 +1,6 @@
 """The images of a folder, for training and for the test."""
 
+import os
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,7 +86,13 @@ def _first_with_classes(folder: Path, names: list[str]) -> Images:
 
 
 def _checked(train: Images, test: Images) -> Images:
-    """The test images, if they have no other classes than the training images."""
+    """The test images, if they have no other classes than the training images, and are not these."""
+    known = set(map(os.path.realpath, train.X))
+    n_known = sum(os.path.realpath(path) in known for path in test.X)
+    if n_known:
+        raise ValueError(
+            f"{n_known:,} of the {len(test):,} images of {test.source} are training images, too; pass others as --test"
+        )
     others = np.setdiff1d(test.y, train.y)
     if len(others):
         raise ValueError(

@@ -37,7 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             result, lines = options.run(options)
         except _EXPECTED as error:
-            print(f"error: {error}", file=sys.stderr)
+            message = str(error).replace("overwrite=True", "--overwrite")
+            print(f"error: {message}", file=sys.stderr)
             return 1
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
@@ -127,12 +128,15 @@ def _add_held_out(command: ArgumentParser) -> None:
 def _add_method(command: ArgumentParser) -> None:
     command.add_argument("--images-per-class", type=_positive, default=1, metavar="N", help="(default: %(default)s)")
     limit = command.add_mutually_exclusive_group()
-    limit.add_argument("--seconds", type=_seconds, metavar="S", help="time of the steps")
+    limit.add_argument("--seconds", type=_seconds, metavar="S", help="time of the steps, without encoding and comparing")
     limit.add_argument("--steps", type=_positive, metavar="N", help="number of steps (default: 600)")
     command.add_argument("--init", choices=["kmeans", "real", "noise"], default="kmeans", help="(default: %(default)s)")
     command.add_argument("--no-views", action="store_true", help="no random crops and flips, for digits, letters and the like")
     command.add_argument("--checkpoint", type=Path, metavar="FILE", help="the same command goes on from this file")
-    command.add_argument("--report", type=Path, metavar="FILE", help="also write a page of HTML")
+    page = Path("report.html")
+    command.add_argument(
+        "--report", type=Path, nargs="?", const=page, metavar="FILE", help=f"also write a page of HTML (without a name: {page})"
+    )
 
 
 def _add_encoder(command: ArgumentParser) -> None:

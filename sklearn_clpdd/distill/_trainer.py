@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
+from ..utils._progress import progress_bar
 from ._checkpoint import CheckpointFile
 from ._state import State
 
@@ -158,7 +158,7 @@ class Trainer:
         interrupted, error = None, None
         done, total = self._state.step, self._limits.max_iter
         hidden = not self._verbose or self._ranks.rank > 0
-        bar = tqdm(initial=done, total=total, desc="distilling", unit="step", disable=hidden)
+        bar = progress_bar(initial=done, total=total, desc="distilling", unit="step", hidden=hidden)
         try:
             try:
                 for loss in steps:
@@ -245,7 +245,7 @@ class Trainer:
             self.history[-1] |= {"val_loss": self._best, "val_accuracy": self._best_accuracy}
         return Outcome(self.history, self._state.step, self._best_iter, best, interrupted, error)
 
-    def _read_losses(self, bar: tqdm) -> None:
+    def _read_losses(self, bar: Any) -> None:
         """Transfer the pending losses from the device, and score the present state if it is time to."""
         if not self._pending:
             return
@@ -288,7 +288,7 @@ class Trainer:
             finally:
                 self._best, self._best_accuracy, self._best_iter = loss, accuracy, int(record["step"])
 
-    def _show(self, bar: tqdm, records: list[dict[str, float]]) -> None:
+    def _show(self, bar: Any, records: list[dict[str, float]]) -> None:
         """Update the progress bar."""
         if bar.disable:
             return
@@ -303,7 +303,7 @@ class Trainer:
         bar.set_postfix(shown, refresh=False)
         bar.update(len(records))
 
-    def _finish(self, bar: tqdm) -> None:
+    def _finish(self, bar: Any) -> None:
         """Score the last state, write the last checkpoint, and restore the best state."""
         with suppress(StopIteration):  # the run is ending; these are losses that an interrupt has left
             self._read_losses(bar)

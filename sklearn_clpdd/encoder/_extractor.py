@@ -19,10 +19,10 @@ import torch
 import torch.nn.functional as F
 from sklearn.utils.validation import check_memory
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from .._version import __version__
 from ..utils._heap import reuse_freed_memory
+from ..utils._progress import progress_bar
 from ..utils._ranks import ALONE, Ranks
 from ..utils._torch_modes import standard_torch_modes
 from ._backbone import Backbone
@@ -145,7 +145,8 @@ class FeatureExtractor:
         blocks = _in_blocks(len(images), max(1, n_batches) * self.batch_size)
         if cache is not None and ranks.size == 1:
             Random().shuffle(blocks)  # so that processes encoding the same images concurrently share the work
-        with tqdm(total=len(images), desc="encoding", unit="img", disable=not self.verbose or ranks.rank > 0) as bar:
+        hidden = not self.verbose or ranks.rank > 0
+        with progress_bar(total=len(images), desc="encoding", unit="img", hidden=hidden) as bar:
             for start in range(0, len(blocks), ranks.size):
                 several = blocks[start : start + ranks.size]
                 Z = self._block(images, several[ranks.rank], cache, bar, findings) if ranks.rank < len(several) else None
@@ -173,7 +174,7 @@ class FeatureExtractor:
         parts = ranks.gather(own, ranks.size, longest).split(longest)
         return [part[: len(rows)].numpy() for part, rows in zip(parts[: len(blocks)], blocks, strict=True)]
 
-    def _block(self, images: Images, rows: range, cache: FeatureCache | None, bar: tqdm, findings: Findings) -> np.ndarray | None:
+    def _block(self, images: Images, rows: range, cache: FeatureCache | None, bar: Any, findings: Findings) -> np.ndarray | None:
         """Features of a block of images, from the cache as far as it has them; ``None`` if an image could not be decoded."""
         if cache is None:
             Z = self._encode(images, rows, bar, findings)
@@ -190,7 +191,7 @@ class FeatureExtractor:
                 cache.write(keys[~known], encoded)
         return Z if findings.clean else None
 
-    def _encode(self, images: Images, indices: Sequence[int], bar: tqdm, findings: Findings) -> np.ndarray:
+    def _encode(self, images: Images, indices: Sequence[int], bar: Any, findings: Findings) -> np.ndarray:
         """Features ``(len(indices), d)`` float32 of the images at these positions; incomplete if there are faults."""
         features = np.empty((len(indices), self.n_features), dtype=np.float32)
         done = 0

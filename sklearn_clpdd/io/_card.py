@@ -60,7 +60,7 @@ from sklearn_clpdd import ClosedFormProbe, FrozenEncoder, load_distilled
 from sklearn.pipeline import make_pipeline
 
 images, labels, manifest = load_distilled({name!r})  # or "hf:OWNER/NAME", from the hub
-encoder = {_encoder_call(manifest["encoders"][0])}
+encoder = {encoder_call(manifest["encoders"][0])}
 probe = make_pipeline(encoder, ClosedFormProbe(1.0, temperature=0.2)).fit(images, labels)
 ```
 
@@ -122,7 +122,7 @@ def _accuracy_table(accuracies: list[dict[str, Any]]) -> str:
     return f"\n\n| protocol | accuracy |\n| --- | --- |\n{rows}" if rows else ""
 
 
-def _encoder_call(entry: dict[str, Any]) -> str:
+def encoder_call(entry: dict[str, Any]) -> str:
     """How to build an encoder, as code; an ellipsis where its name is not known to others."""
     model = entry["model"]
     known = model[:1].islower() and "…" not in model  # and not the class of a module

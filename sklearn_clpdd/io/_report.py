@@ -19,6 +19,7 @@ from ..utils._arrays import check_samples_and_labels, evenly_spaced
 from ..utils._labels import as_labels, label_text
 from ..utils._pictures import to_data_urls
 from ..utils._sklearn_compat import check_matplotlib_support
+from ._card import encoder_call
 from ._replace import check_place
 from ._saved_set import SavedSet, reopened
 
@@ -190,7 +191,8 @@ def _write(path: Path, page: str) -> None:
         partial.unlink(missing_ok=True)
 
 
-def _render(**values) -> str:
+def _render(manifest: dict[str, Any], **values) -> str:
+    values |= {"manifest": manifest, "encoder": encoder_call(manifest["encoders"][0])}
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     source = files(__package__).joinpath("report.html.jinja").read_text(encoding="utf-8")
     return environment.from_string(source).render(**values)

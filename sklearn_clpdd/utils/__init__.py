@@ -12,6 +12,7 @@ file                    what it holds
 ``_heap.py``            glibc's allocator during long computations
 ``_fingerprint.py``     digests of parameters, networks and tensors
 ``_tensor_file.py``     files of tensors and JSON, replaced as a whole
+``_progress.py``        progress bars
 ``_pictures.py``        synthetic images as PNG files, in a grid, in HTML
 ``_transformer.py``     a transformer that checks its output container early
 ``_classifier.py``      a classifier whose score takes all accepted labels
