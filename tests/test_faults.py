@@ -4,15 +4,18 @@ import ctypes
 import errno
 import multiprocessing
 import os
+import pickle
 import random
 import resource
 import signal
+import subprocess
 import sys
 import tempfile
 import time
 import warnings
 from pathlib import Path
 
+import cloudpickle
 import numpy as np
 import pytest
 from networks import tiny_encoder
@@ -155,23 +158,46 @@ def test_a_process_that_is_killed_within_tqdm_stops_no_other():
     assert process.exitcode == 0
 
 
+def _outcome(function, arguments):
+    """What a function returns, or its error, and its warnings."""
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            return function(*arguments), [str(one.message) for one in caught]
+    except Exception as error:
+        return error, []
+
+
+_FRESH = """
+import os, pickle, sys
+sys.path[:0] = pickle.load(sys.stdin.buffer)
+import test_faults
+function, arguments = pickle.load(sys.stdin.buffer)
+os.write(int(sys.argv[1]), pickle.dumps(test_faults._outcome(function, arguments)))
+"""
+
+
+def _in_fresh_process(function, arguments):
+    """As in a forked process, but with its own threads of autograd."""
+    reading, writing = os.pipe()  # files of a process with a limit may not grow
+    content = pickle.dumps(sys.path) + cloudpickle.dumps((function, arguments))
+    command = [sys.executable, "-c", _FRESH, str(writing)]
+    subprocess.run(command, input=content, pass_fds=[writing], timeout=120, check=True)
+    os.close(writing)
+    with open(reading, "rb") as file:
+        return pickle.load(file)
+
+
 def _in_child(function, *arguments):
     """Run in a forked process, and return what it returns or raise what it raises."""
-
-    def target(queue):
-        try:
-            with warnings.catch_warnings(record=True) as caught:
-                warnings.simplefilter("always")
-                result = function(*arguments)
-            queue.put((result, [str(one.message) for one in caught]))
-        except Exception as error:
-            queue.put((error, []))
-
     queue = FORK.Queue()
-    process = FORK.Process(target=target, args=(queue,))
+    process = FORK.Process(target=lambda: queue.put(_outcome(function, arguments)))
     process.start()
     result, messages = queue.get(timeout=120)
     process.join()
+    if isinstance(result, RuntimeError) and "fork-based multiprocessing" in str(result):
+        # Another test of this process has started threads of autograd, which a fork does not have.
+        result, messages = _in_fresh_process(function, arguments)
     if isinstance(result, Exception):
         raise result
     return result, messages
