@@ -22,7 +22,7 @@ from ..datasets._folders import image_files
 from ..distill import CLPDistiller
 from ..encoder import FrozenEncoder
 from ..evaluation import compare_with_real
-from ..io import distillation_report, load_distilled, load_probe, save_distilled, save_probe
+from ..io import distillation_report, load_probe, save_distilled, save_probe
 from ..io._download import PROBE_FILE, downloaded_file
 from ..io._encoder_record import recorded_encoder
 from ..io._probe_file import check_probe_target, probe_info
@@ -163,7 +163,6 @@ def report(options: Namespace) -> Result:
     """Measure a saved set again, and write a page about it."""
     check_matplotlib_support("report")
     check_path(options.out, options.overwrite)
-    load_distilled(options.set)
     train, test = read_folder(options.folder, options.test, options.test_size, options.seed)
     _check_tested(test)
     machine = {"n_jobs": options.n_jobs, "device": options.device, "verbose": options.verbose}

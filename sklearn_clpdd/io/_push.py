@@ -6,7 +6,7 @@ from typing import Any
 
 from ._card import probe_card_of, with_metadata
 from ._distilled_set import load_distilled
-from ._download import PROBE_FILE, hub_errors, repository
+from ._download import PREFIX, PROBE_FILE, hub_errors, repository
 from ._manifest import CARD, MANIFEST, is_image_name, read_manifest
 from ._probe_file import probe_info
 
@@ -87,7 +87,7 @@ def push_to_hub(path, name, *, metadata=None, private=None, token=None, revision
 
 def _repo_id(name: str) -> str:
     given = os.fspath(name)
-    found = repository(given if given.startswith("hf:") else f"hf:{given}")
+    found = repository(given if given.startswith(PREFIX) else PREFIX + given)
     assert found is not None
     if found.revision:
         raise ValueError(f"{given!r} names a revision; pass the branch as revision=")

@@ -6,6 +6,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from ..utils._warnings import warn
+from ._download import PREFIX
 from ._manifest import CARD, FORMAT, MANIFEST, is_image_name, manifest_digest
 
 
@@ -19,7 +20,7 @@ def check_place(path: Path) -> None:
     OSError
         If the nearest folder that exists is none, or cannot be written.
     """
-    if str(path).startswith("hf:"):
+    if str(path).startswith(PREFIX):
         raise ValueError(f"{path} is a name on the hub; save to a path of this machine, and upload that with push_to_hub")
     parent = next(one for one in Path(os.path.abspath(path)).parents if os.path.lexists(one))
     if not parent.is_dir():

@@ -87,13 +87,6 @@ def has_full_float32_matmul() -> bool:
     return _matmul_precision() == "highest"
 
 
-def _autocasts(device_type: str) -> bool:
-    try:
-        return torch.is_autocast_enabled(device_type)
-    except RuntimeError:  # torch before 2.5 has no autocast on "mps"
-        return False
-
-
 @contextmanager
 def standard_torch_modes(device: torch.device | None = None) -> Iterator[None]:
     """Gradients on, inference mode and autocast off, float32 by default and in products, tensors on the CPU by default.
@@ -107,7 +100,7 @@ def standard_torch_modes(device: torch.device | None = None) -> Iterator[None]:
         if torch.get_default_device().type != "cpu":  # while it is set, every call of a torch function takes twice as long
             stack.enter_context(torch.device("cpu"))
         for name in ("cpu", "cuda", "mps"):
-            if _autocasts(name):
+            if torch.is_autocast_enabled(name):
                 stack.enter_context(torch.autocast(name, enabled=False))
         stack.callback(_dtype.exit, _dtype.enter(torch.float32))
         if device is None or device.type == "cpu":
